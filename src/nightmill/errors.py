@@ -1,0 +1,137 @@
+"""Every error nightmill raises on purpose.
+
+    NightmillError                 exit 1
+    ├── UsageError                 exit 2  a flag, a file or a setting is wrong
+    │   ├── InputError             exit 2  the rows are wrong
+    │   ├── TaskError              exit 2  the task or its template is wrong
+    │   ├── UnknownModel           exit 2
+    │   ├── UnknownPrice           exit 2  refuse rather than guess with money
+    │   └── CannotCarry            exit 2  the provider cannot carry what was asked
+    ├── OverBudget                 exit 4
+    ├── Conflict                   exit 2  the ledger holds something that contradicts the call
+    ├── LeaseLost                          another worker has the shard now; stop, touch nothing
+    ├── StoreError                 exit 1  disk full, folder unwritable, file not as the ledger says
+    └── ProviderError              exit 1
+        ├── NeverSent                      no connection was made: safe to repeat
+        ├── Uncertain                      sent, and no answer that can be trusted
+        ├── Limited                        asked to wait: 429, enqueued tokens
+        └── Refused                        the provider's own refusal, in its own error shape
+
+Each carries what went wrong, why, and what to do next, and a stable ``code`` for programs.
+A failure of a single request is never an exception: it is a `types.Failed` value.
+"""
+
+from __future__ import annotations
+
+
+class NightmillError(Exception):
+    """Something a user can be told: ``what`` happened, ``why``, and how to ``fix`` it."""
+
+    code = "error"
+    exit_code = 1
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.why, self.fix = what, why, fix
+
+
+class UsageError(NightmillError):
+    code = "usage"
+    exit_code = 2
+
+
+class InputError(UsageError):
+    code = "bad_input"
+
+
+class TaskError(UsageError):
+    code = "bad_task"
+
+
+class UnknownModel(UsageError):
+    code = "unknown_model"
+
+
+class UnknownPrice(UsageError):
+    code = "unknown_price"
+
+
+class CannotCarry(UsageError):
+    code = "cannot_carry"
+
+
+class OverBudget(NightmillError):
+    code = "over_budget"
+    exit_code = 4
+
+
+class Conflict(NightmillError):
+    code = "conflict"
+    exit_code = 2
+
+
+class LeaseLost(NightmillError):
+    code = "lease_lost"
+
+
+class StoreError(NightmillError):
+    code = "store"
+
+
+class ProviderError(NightmillError):
+    code = "provider"
+
+
+class NeverSent(ProviderError):
+    """No connection was made, or the upload failed: nothing can have run."""
+
+    code = "never_sent"
+
+
+class Uncertain(ProviderError):
+    """The request left us and no trustworthy answer came back: it may have been processed."""
+
+    code = "uncertain"
+
+
+class Limited(ProviderError):
+    """The provider asks to wait. ``after_s`` is its own word on how long, if it gave one."""
+
+    code = "limited"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str = "",
+        fix: str = "",
+        after_s: float | None = None,
+        enqueued_tokens_cap: int | None = None,
+    ) -> None:
+        super().__init__(what, why=why, fix=fix)
+        self.after_s, self.enqueued_tokens_cap = after_s, enqueued_tokens_cap
+
+
+class Refused(ProviderError):
+    """The provider refused, in its own error shape; nothing ran.
+
+    ``scope`` says what the refusal is about: ``"account"`` (key, quota, permission: no call of
+    this account will pass), ``"job"`` (model, endpoint), ``"line"`` (``line`` is 1-based),
+    ``"shard"`` (this file as a whole: too large, unexplained).
+    """
+
+    code = "refused"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str = "",
+        fix: str = "",
+        status: int = 0,
+        provider_code: str = "",
+        scope: str = "shard",
+        line: int | None = None,
+    ) -> None:
+        super().__init__(what, why=why, fix=fix)
+        self.status, self.provider_code, self.scope, self.line = status, provider_code, scope, line

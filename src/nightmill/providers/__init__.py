@@ -1,0 +1,197 @@
+"""Providers: one module per wire format, and the promises they all keep.
+
+A provider knows one wire format and decides nothing: lanes decide. Each is made by `resolve`
+for a model reference such as ``openai/gpt-5-mini``; what it can do shows in which protocol it
+satisfies (`BatchProvider`, `LiveProvider`), how much in its `Limits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from nightmill.types import Answer
+
+Request = Mapping[str, Any]  # canonical: an OpenAI chat-completions or embeddings body
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whose batches, limits and money these are. The key itself is never part of it."""
+
+    provider: str  # "openai"
+    base_url: str
+    organization: str = ""
+    project: str = ""
+    key_fingerprint: str = ""  # first 12 hex digits of blake2b(key)
+
+    @property
+    def id(self) -> str:
+        return "|".join(
+            (self.provider, self.base_url, self.organization, self.project, self.key_fingerprint)
+        )
+
+    @property
+    def host(self) -> str:
+        """The host of the base URL, for digests and fingerprints."""
+        return self.base_url.split("//", 1)[-1].split("/", 1)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one batch, and one live account, can take. Numbers, not flags."""
+
+    batch_requests: int = 0  # most requests in a batch; 0 = no batch lane
+    batch_bytes: int = 0  # most bytes in a batch file, newlines included
+    batch_inputs: int = 0  # most embedding inputs in a batch, summed over rows; 0 = no such limit
+    request_bytes: int = 0  # most bytes in one request; 0 = unknown
+    concurrency: int = 256  # most live requests in flight
+    window_s: int = 86_400  # how long a batch may take
+
+
+@dataclass(frozen=True, slots=True)
+class RateHint:
+    """What an answer's headers teach about the live quota. Unknown is None."""
+
+    limit_requests: int | None = None
+    limit_tokens: int | None = None
+    remaining_requests: int | None = None
+    remaining_tokens: int | None = None
+    reset_requests_s: float | None = None
+    reset_tokens_s: float | None = None
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LiveReply:
+    """What one live call brought back."""
+
+    status: int  # HTTP status, or its equal for models without HTTP
+    body: bytes  # untouched
+    hint: RateHint | None = None
+    request_id: str = ""
+    stop: bool = False  # quota or spend limit used up: pause the job, do not retry
+
+
+@dataclass(frozen=True, slots=True)
+class BatchView:
+    """A batch as the provider describes it at one moment."""
+
+    id: str
+    status: str  # the provider's own word
+    phase: str  # "running", "cancelling", "ended" or "failed" (validation failed: nothing ran)
+    created_at: float  # unix seconds, provider's clock
+    total: int | None = None  # the provider's own counts; None = it does not say
+    completed: int | None = None
+    failed: int | None = None
+    output_file: str | None = None
+    error_file: str | None = None
+    submission: str | None = None  # our "<shard tag>.<n>", where it could be attached
+    input_file: str | None = None
+    refusal: Exception | None = None  # for phase "failed": errors.Limited or errors.Refused
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A canonical request in the provider's own words."""
+
+    url: str  # the endpoint, "/v1/chat/completions"
+    body: bytes  # JSON, one line
+    notes: tuple[str, ...] = field(default=())  # defaults that were left out, and why
+
+
+class Provider(Protocol):
+    """What planning and collecting need."""
+
+    name: str
+    model: str
+    account: Account
+    limits: Limits
+
+    def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
+        """The body for ``request``.
+
+        Keys of ``request`` that are not in ``user_set`` and not essential are our defaults and
+        are left out, with a note, where the model does not take them.
+
+        Raises:
+            CannotCarry: the model or endpoint cannot carry something the user asked for.
+        """
+        ...
+
+    def line_pieces(self, url: str) -> tuple[bytes, bytes, bytes]:
+        """``(before, between, after)``: a shard line is before + JSON custom_id + between + body + after."""
+        ...
+
+    def decode(self, line: bytes) -> Answer:
+        """One line of an output or error file.
+
+        Raises:
+            ValueError: it is not a result line (malformed, truncated, no custom_id).
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+@runtime_checkable
+class BatchProvider(Provider, Protocol):
+    """What the batch lane needs. Every call is made once: nothing here retries."""
+
+    async def upload(self, file: Path, *, name: str) -> str:
+        """Upload a shard file; the provider's file id. Raises NeverSent, Limited, Refused."""
+        ...
+
+    async def create(self, file_id: str, *, url: str, submission: str) -> BatchView:
+        """Create the batch. Raises NeverSent, Limited, Refused, Uncertain."""
+        ...
+
+    async def find(self, submissions: frozenset[str], files: frozenset[str], *, since: float) -> list[BatchView]:
+        """Every batch of this account, made at or after ``since`` (unix seconds, provider's
+        clock), that carries one of ``submissions`` or was made from one of ``files``.
+
+        Reads every page; any page that is not a clean 200 raises, so a return is a complete look.
+        Raises ProviderError (any kind): this was no answer.
+        """
+        ...
+
+    async def find_files(self, name: str) -> list[str]:
+        """Ids of uploaded files with this name."""
+        ...
+
+    async def poll(self, batch_id: str) -> BatchView: ...
+
+    async def cancel(self, batch_id: str) -> BatchView: ...
+
+    async def fetch(self, file_id: str, to: Path) -> bool:
+        """Stream a result file to ``to``. False: the provider no longer has it (404)."""
+        ...
+
+    async def delete_file(self, file_id: str) -> None:
+        """Delete an uploaded file; one that is gone already is fine."""
+        ...
+
+    def clock_skew_s(self) -> float:
+        """Provider's clock minus ours, from the last ``Date`` header; 0.0 before any answer."""
+        ...
+
+
+@runtime_checkable
+class LiveProvider(Provider, Protocol):
+    """What the live lane needs."""
+
+    async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
+        """One request, one try. Raises NeverSent, Uncertain; every HTTP status is a reply."""
+        ...
+
+    def reply_line(self, custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
+        """``reply`` in the shape of this provider's result line plus ``duration_s``, newline included.
+
+        The body goes in as it came when it is JSON (CR and LF outside strings turned to spaces),
+        else as a JSON string; `decode` reads the line back.
+        """
+        ...
+

@@ -1,0 +1,115 @@
+"""One connection pool, one way to write: a verb opens a transaction and returns after its commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.exc import OperationalError
+
+from nightmill.errors import Conflict, StoreError
+from nightmill.killpoints import reach
+from nightmill.ledger import _sqlite, schema
+from nightmill.ledger.schema import meta
+
+
+class Database:
+    """The ledger's connection to SQLite; every verb is built on `_write` and `_read`.
+
+    Raises:
+        StoreError: the database cannot be opened or written (disk full, folder unwritable).
+        Conflict: it was made by a newer nightmill.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._engine = _sqlite.engine(path)
+        self._path = path
+        self.me = _sqlite.me()
+        self.copied = False  # this ledger was restored or copied: unsettled work is in doubt
+        self._prepare()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def moment(self) -> float:
+        """Now, in seconds on the clock that leases and due times are kept in."""
+        return _sqlite.moment()
+
+    def is_dead(self, owner: str) -> bool:
+        """True only when the process behind ``owner`` certainly no longer exists."""
+        return _sqlite.is_dead(owner)
+
+    @contextmanager
+    def _write(self, verb: str) -> Iterator[Connection]:
+        with self._explained(), self._engine.connect() as connection, connection.begin():
+            yield connection
+            reach(f"ledger.{verb}.committing")
+        reach(f"ledger.{verb}.committed")
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._explained(), self._engine.connect() as connection:
+            # one statement a read: no transaction to hold the writers up
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            raise StoreError(
+                f"cannot use the ledger {self._path}",
+                why=str(error.orig),
+                fix="free some space or make the folder writable, then run the same command again; nothing was lost",
+            ) from error
+
+    def _prepare(self) -> None:
+        with self._explained(), self._engine.connect() as connection, connection.begin():
+            schema.metadata.create_all(connection)
+            known = dict(connection.execute(select(meta.c.key, meta.c.value)).tuples().all())
+            if not known:
+                self._begin_ledger(connection)
+                return
+            if int(known["revision"]) > schema.REVISION:
+                raise Conflict(
+                    f"the ledger {self._path} was made by a newer nightmill",
+                    why=f"its revision is {known['revision']}; this program knows {schema.REVISION}",
+                    fix="upgrade nightmill, or point NIGHTMILL_HOME at another folder",
+                )
+            self.copied = known["incarnation"] != self._incarnation()
+            if known["boot"] != _sqlite.boot_id():
+                self._after_boot(connection)
+            if self.copied:
+                self._doubt_everything(connection)
+
+    def _begin_ledger(self, connection: Connection) -> None:
+        facts = {
+            "revision": str(schema.REVISION),
+            "incarnation": self._incarnation(),
+            "boot": _sqlite.boot_id(),
+            "created_at": str(time.time()),
+        }
+        connection.execute(insert(meta), [{"key": k, "value": v} for k, v in facts.items()])
+
+    def _incarnation(self) -> str:
+        """Marks this very database file on this very disk; a copy or a restore differs."""
+        return str(self._path.stat().st_ino)
+
+    def _after_boot(self, connection: Connection) -> None:
+        """Moments begin again at every boot: all leases are over, everything is due."""
+        over = {"lease_until": 0.0, "lease_was_until": 0.0, "owner": None}
+        connection.execute(update(schema.shards).values(due=0.0, **over))
+        connection.execute(update(schema.jobs).values(owner=None, lease_until=0.0))
+        connection.execute(update(schema.quotas).values(cool_until=0.0))
+        connection.execute(schema.workers.delete())
+        connection.execute(update(meta).where(meta.c.key == "boot").values(value=_sqlite.boot_id()))
+
+    def _doubt_everything(self, connection: Connection) -> None:
+        """A restored ledger may be behind the world: whatever could have been sent since is in doubt."""
+        from nightmill.ledger.shards import doubt_after_restore
+
+        doubt_after_restore(connection)
+        connection.execute(update(meta).where(meta.c.key == "incarnation").values(value=self._incarnation()))

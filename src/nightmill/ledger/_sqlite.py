@@ -1,0 +1,85 @@
+"""Everything that is true of SQLite alone: pragmas, the transaction, the clock, who is alive."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+
+BUSY_TIMEOUT_MS = 60_000
+
+
+def engine(path: Path) -> Engine:
+    """An engine whose every commit is on disk and whose every write transaction is immediate."""
+    made = create_engine(f"sqlite:///{path}")
+
+    @event.listens_for(made, "connect")
+    def _connect(dbapi: Any, _record: Any) -> None:
+        dbapi.isolation_level = None  # SQLAlchemy says BEGIN itself, below
+        dbapi.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        dbapi.execute("PRAGMA journal_mode = WAL")
+        dbapi.execute("PRAGMA synchronous = FULL")
+
+    @event.listens_for(made, "begin")
+    def _begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return made
+
+
+def moment() -> float:
+    """Seconds since boot, suspended time included: no jump of the wall clock moves it."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+def boot_id() -> str:
+    """Changes with every boot, when moments begin again from zero."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux: the boot's time, to ten minutes, serves
+        return f"boot-{round((time.time() - time.monotonic()) / 600)}"
+
+
+def me() -> str:
+    """This process, so that another on the same host can tell whether it still exists."""
+    return "/".join((boot_id(), _pid_namespace(), str(os.getpid()), _start_time(os.getpid())))
+
+
+def is_dead(owner: str) -> bool:
+    """True only when the process certainly no longer exists; a stopped process is alive."""
+    boot, namespace, pid, started = owner.split("/")
+    if boot != boot_id():
+        return True
+    if namespace != _pid_namespace():
+        return False  # another container: its lease has to run out
+    return _start_time(int(pid)) != started
+
+
+def _start_time(pid: int) -> str:
+    """The start time of a live process in clock ticks; empty when there is none."""
+    if sys.platform == "linux":
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return ""
+        return "" if fields[0] in "ZX" else fields[19]
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        return "alive"
+    return "alive"
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    except OSError:
+        return "0"

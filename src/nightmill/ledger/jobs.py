@@ -1,0 +1,306 @@
+"""A job's life in verbs, from a plan in the making to its last row."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from nightmill.errors import Conflict
+from nightmill.ledger._database import Database
+from nightmill.ledger.records import Counts, Job, NewShard, StoredFile, Tally
+from nightmill.ledger.schema import alerts, files, jobs, limits, shards, submissions
+from nightmill.ledger.shards import insert_files, insert_shards, stored_file
+from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState
+
+_OPEN = tuple(UNFINISHED)
+
+
+def _job(row: Any) -> Job:
+    r = row._mapping
+    plain = ("id", "name", "reason", "stopped", "model", "rows", "invalid", "duplicates", "cached",
+             "created_at", "started_at", "finished_at", "epoch")  # fmt: skip
+    return Job(
+        state=JobState(r["state"]), lane=Lane(r["lane"]), fingerprint=r["fingerprint"] or "",
+        spec=json.loads(r["spec"]), quote=msgspec.json.decode(r["quote"], type=Quote) if r["quote"] else None,
+        counts=json.loads(r["counts"]) if r["counts"] else None, cancel_requested=bool(r["cancel_requested"]),
+        **{name: r[name] for name in plain},
+    )  # fmt: skip
+
+
+class JobVerbs(Database):
+    """Planning, finding, pausing, cancelling, finishing jobs."""
+
+    # -- planning ------------------------------------------------------------------------------
+
+    def begin_plan(self, job_id: str, *, model: str, lane: Lane) -> list[str]:
+        """A plan is in the making under a lease that ends with this process.
+
+        Returns the ids of plans whose planner died: they are dropped here, and their folders may go.
+        """
+        with self._write("begin_plan") as connection:
+            planning = select(jobs.c.id, jobs.c.owner).where(jobs.c.state == JobState.PLANNING)
+            dead = [i for i, owner in connection.execute(planning).tuples() if self.is_dead(owner)]
+            connection.execute(delete(jobs).where(jobs.c.id.in_(dead)))
+            connection.execute(
+                insert(jobs).values(id=job_id, state=JobState.PLANNING, model=model, lane=lane, spec="{}",
+                                    created_at=time.time(), owner=self.me)
+            )  # fmt: skip
+        return dead
+
+    def abandon_plan(self, job_id: str) -> None:
+        """The plan came to nothing; no trace stays."""
+        with self._write("abandon_plan") as connection:
+            connection.execute(delete(jobs).where(jobs.c.id == job_id, jobs.c.state == JobState.PLANNING))
+
+    def publish_plan(
+        self,
+        job_id: str,
+        *,
+        name: str | None,
+        fingerprint: str,
+        spec: dict[str, Any],
+        quote: Quote,
+        rows: int,
+        duplicates: int,
+        cached: int,
+        shards: Sequence[NewShard],
+        files: Sequence[StoredFile],
+        budget_nanos: int | None = None,
+    ) -> Job:
+        """The plan becomes a job, whole, in one transaction.
+
+        Raises:
+            Conflict: an unfinished job has this fingerprint (`find_unfinished` tells which) or name.
+        """
+        state = JobState.PENDING
+        try:
+            with self._write("publish_plan") as connection:
+                connection.execute(
+                    update(jobs).where(jobs.c.id == job_id).values(
+                        state=state, name=name, fingerprint=fingerprint, spec=json.dumps(spec),
+                        quote=msgspec.json.encode(quote).decode(), rows=rows, duplicates=duplicates, cached=cached,
+                        next_seq=max((s.seq for s in shards), default=-1) + 1, owner=None,
+                    )
+                )  # fmt: skip
+                insert_shards(connection, job_id, shards, self.moment())
+                insert_files(connection, job_id, files)
+                if budget_nanos is not None:
+                    connection.execute(insert(limits).values(scope=f"job:{job_id}", cap_nanos=budget_nanos))
+        except IntegrityError as error:
+            raise Conflict(
+                "a job like this one is unfinished already",
+                why="its name or its fingerprint (rows, task, model, options) is that of an unfinished job",
+                fix="run the same command again to go on with it, or give another --name, or --new",
+            ) from error
+        found = self.job(job_id)
+        assert found is not None
+        return found
+
+    def extend(
+        self, job: Job, new: Sequence[NewShard], stored: Sequence[StoredFile], *, spec: dict[str, Any] | None = None
+    ) -> None:
+        """More shards for a finished or running job (a retry); a finished one is running again."""
+        values: dict[str, Any] = {"state": JobState.RUNNING, "finished_at": None, "counts": None, "stopped": None,
+                                  "reason": None, "cancel_requested": 0}  # fmt: skip
+        if spec is not None:
+            values["spec"] = json.dumps(spec)
+        with self._write("extend") as connection:
+            taken = update(jobs).where(jobs.c.id == job.id, jobs.c.epoch == job.epoch).values(**values)
+            if connection.execute(taken.returning(jobs.c.id)).first() is None:
+                raise Conflict("the job changed meanwhile", why="another command works on it", fix="try again")
+            insert_shards(connection, job.id, new, self.moment())
+            insert_files(connection, job.id, stored)
+
+    def take_seqs(self, job_id: str, count: int) -> int:
+        """Reserve ``count`` shard numbers; the first of them. A number is never given twice."""
+        with self._write("take_seqs") as connection:
+            last: int = connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job_id)
+                .values(next_seq=jobs.c.next_seq + count)
+                .returning(jobs.c.next_seq)
+            ).scalar_one()
+        return last - count
+
+    # -- finding -------------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job | None:
+        with self._read() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).first()
+        return _job(row) if row else None
+
+    def jobs(self, *, states: Collection[JobState] | None = None, limit: int | None = None) -> list[Job]:
+        """Visible jobs, newest first."""
+        which = jobs.c.state != JobState.PLANNING
+        if states is not None:
+            which = and_(which, jobs.c.state.in_(list(states)))
+        with self._read() as connection:
+            rows = connection.execute(select(jobs).where(which).order_by(jobs.c.id.desc()).limit(limit)).all()
+        return [_job(row) for row in rows]
+
+    def find_job(self, text: str) -> Job:
+        """By id, name, unambiguous prefix of an id (4 or more), or ``@last``.
+
+        Raises:
+            Conflict: nothing, or more than one, goes by ``text``.
+        """
+        visible = jobs.c.state != JobState.PLANNING
+        like = jobs.c.id.startswith(text, autoescape=True) if len(text) >= 4 else jobs.c.id == text
+        which = visible if text == "@last" else and_(visible, or_(like, jobs.c.name == text))
+        with self._read() as connection:
+            rows = connection.execute(select(jobs).where(which).order_by(jobs.c.id.desc()).limit(50)).all()
+        found = [_job(row) for row in rows]
+        exact = [j for j in found if j.id == text] or [j for j in found if j.name == text]
+        if text == "@last" or exact:
+            found = (exact or found)[:1]
+        if len(found) == 1:
+            return found[0]
+        raise Conflict(
+            f"no job goes by {text!r}" if not found else f"{len(found)} jobs begin with {text!r}",
+            why="a job is named by its id, an unambiguous prefix of it, its name, or @last",
+            fix="nightmill jobs lists them",
+        )
+
+    def find_unfinished(self, fingerprint: str) -> Job | None:
+        with self._read() as connection:
+            which = and_(jobs.c.fingerprint == fingerprint, jobs.c.state.in_(_OPEN))
+            row = connection.execute(select(jobs).where(which)).first()
+        return _job(row) if row else None
+
+    def find_unfinished_name(self, name: str) -> Job | None:
+        with self._read() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.name == name, jobs.c.state.in_(_OPEN))).first()
+        return _job(row) if row else None
+
+    def files_of(self, job_id: str, *kinds: str) -> list[StoredFile]:
+        """Files the ledger holds for a job, by first row, then shard, submission and read."""
+        order = (files.c.first, files.c.tag, files.c.n, files.c.read, files.c.path)
+        with self._read() as connection:
+            which = and_(files.c.job_id == job_id, files.c.kind.in_(kinds))
+            return [stored_file(row) for row in connection.execute(select(files).where(which).order_by(*order))]
+
+    def alerts_of(self, job_id: str) -> list[tuple[str, str | None, str]]:
+        """``(kind, shard tag, text)`` of what should be looked at by a person, oldest first."""
+        columns = (alerts.c.kind, alerts.c.tag, alerts.c.text)
+        with self._read() as connection:
+            rows = connection.execute(select(*columns).where(alerts.c.job_id == job_id).order_by(alerts.c.id))
+            return [tuple(row) for row in rows.tuples()]
+
+    # -- steering ------------------------------------------------------------------------------
+
+    def pause(self, job_id: str, reason: str, *, stopped: str | None = None) -> None:
+        """Nothing new is sent until `resume`; what is in flight is still collected."""
+        with self._write("pause") as connection:
+            open_ = jobs.c.state.in_((JobState.PENDING, JobState.RUNNING))
+            connection.execute(
+                update(jobs).where(jobs.c.id == job_id, open_)
+                .values(state=JobState.PAUSED, reason=reason, stopped=stopped)
+            )  # fmt: skip
+
+    def resume(self, job_id: str) -> None:
+        """A paused job goes on; its waiting shards are due at once."""
+        with self._write("resume") as connection:
+            paused = and_(jobs.c.id == job_id, jobs.c.state == JobState.PAUSED)
+            connection.execute(update(jobs).where(paused).values(state=JobState.RUNNING, reason=None, stopped=None))
+            waiting = shards.c.state.in_((ShardState.PLANNED, ShardState.SENDING))
+            connection.execute(update(shards).where(shards.c.job_id == job_id, waiting).values(due=0.0))
+
+    def request_cancel(self, job_id: str, *, stopped: str = "cancelled") -> None:
+        """Claim nothing more; open batches are cancelled, then collected."""
+        with self._write("request_cancel") as connection:
+            open_ = and_(jobs.c.id == job_id, jobs.c.state.in_(_OPEN))
+            connection.execute(update(jobs).where(open_).values(cancel_requested=1, stopped=stopped))
+            connection.execute(update(shards).where(shards.c.job_id == job_id).values(due=0.0))
+
+    # -- finishing -----------------------------------------------------------------------------
+
+    def claim_finish(self, job_id: str, lease_s: float) -> Job | None:
+        """The right to build the results of a job whose shards are all settled, for one worker."""
+        now = self.moment()
+        unsettled = select(shards.c.tag).where(shards.c.job_id == job_id, shards.c.state != ShardState.SETTLED)
+        ripe = and_(jobs.c.id == job_id, jobs.c.state.in_(_OPEN), ~unsettled.exists())
+        with self._read() as connection:
+            owner = connection.execute(select(jobs.c.owner, jobs.c.lease_until).where(ripe)).first()
+        if owner is None or (owner.lease_until > now and not (owner.owner == self.me or self.is_dead(owner.owner))):
+            return None
+        with self._write("claim_finish") as connection:
+            free = or_(jobs.c.lease_until <= now, jobs.c.owner == owner.owner)
+            taken = (
+                update(jobs).where(ripe, free).values(owner=self.me, epoch=jobs.c.epoch + 1, lease_until=now + lease_s)
+            )
+            if connection.execute(taken.returning(jobs.c.id)).first() is None:
+                return None
+            return _job(connection.execute(select(jobs).where(jobs.c.id == job_id)).one())
+
+    def finish(self, job: Job, state: JobState, *, counts: dict[str, int], results: Sequence[StoredFile]) -> bool:
+        """The job is over: its results are switched to, its final row counts are stored.
+
+        False when another worker has the job now.
+        """
+        with self._write("finish") as connection:
+            over = (
+                update(jobs)
+                .where(jobs.c.id == job.id, jobs.c.epoch == job.epoch, jobs.c.state.in_(_OPEN))
+                .values(state=state, counts=json.dumps(counts), finished_at=time.time(), owner=None, lease_until=0.0,
+                        reason=None)
+                .returning(jobs.c.id)
+            )  # fmt: skip
+            if connection.execute(over).first() is None:
+                return False
+            self._switch_results(connection, job.id, results)
+        return True
+
+    def _switch_results(self, connection: Connection, job_id: str, results: Sequence[StoredFile]) -> None:
+        firsts = [f.first for f in results]
+        old = and_(files.c.job_id == job_id, files.c.kind == "results", files.c.first.in_(firsts))
+        connection.execute(delete(files).where(old))
+        insert_files(connection, job_id, results)
+
+    # -- counting ------------------------------------------------------------------------------
+
+    def tally(self, job_id: str) -> Tally:
+        """The job in numbers, from the sums of its shards: no file is read."""
+        mine = shards.c.job_id == job_id
+        sums = ("succeeded", "failed", "missing", "expired", "cancelled", "resent_failed", "resent_missing",
+                "resent_expired", "extra_answers", "unknown_ids", "tokens_in", "tokens_out", "tokens_cached",
+                "list_nanos")  # fmt: skip
+        with self._read() as connection:
+            total = (
+                connection.execute(
+                    select(*(func.coalesce(func.sum(shards.c[name]), 0).label(name) for name in sums)).where(mine)
+                )
+                .one()
+                ._mapping
+            )
+            states = connection.execute(
+                select(shards.c.state, func.count(), func.sum(shards.c["count"])).where(mine).group_by(shards.c.state)
+            ).all()
+            paid = connection.execute(
+                select(*(func.coalesce(func.sum(submissions.c[n]), 0)
+                         for n in ("spent_nanos", "unproven_nanos", "hold_nanos"))).where(submissions.c.job_id == job_id)
+            ).one()  # fmt: skip
+            handed = connection.execute(
+                select(func.coalesce(func.sum(shards.c["count"]), 0)).where(
+                    mine, shards.c.attempt == 1, shards.c.expiries == 0, shards.c.missings == 0, shards.c.splits == 0,
+                    or_(shards.c.state != ShardState.PLANNED), shards.c.submission > 0)
+            ).scalar_one()  # fmt: skip
+            failures: dict[str, int] = {}
+            for (text,) in connection.execute(select(shards.c.failures).where(mine, shards.c.failures.is_not(None))):
+                for kind, count in json.loads(text).items():
+                    failures[kind] = failures.get(kind, 0) + count
+        t = {name: int(total[name]) for name in sums}
+        final = Counts(t["succeeded"], t["failed"] - t["resent_failed"], t["missing"] - t["resent_missing"],
+                       t["expired"] - t["resent_expired"], t["cancelled"])  # fmt: skip
+        return Tally(
+            counts=final, sent=int(handed), open=sum(int(n) for state, _, n in states if state != ShardState.SETTLED),
+            extra_answers=t["extra_answers"], unknown_ids=t["unknown_ids"], tokens_in=t["tokens_in"],
+            tokens_out=t["tokens_out"], tokens_cached=t["tokens_cached"], spent_nanos=int(paid[0]),
+            unproven_nanos=int(paid[1]), held_nanos=int(paid[2]), list_nanos=t["list_nanos"], failures=failures,
+            states={state: int(n) for state, n, _ in states},
+        )  # fmt: skip

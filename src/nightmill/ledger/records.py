@@ -1,0 +1,234 @@
+"""What the ledger hands out: frozen copies of its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from nightmill.types import FileRef, JobState, Lane, Quote, ShardState
+
+
+class SubmissionState(StrEnum):
+    OPEN = "open"  # intended; whether the provider has it is not known yet
+    CREATED = "created"  # it has a batch id (batch), or requests may have gone out (live)
+    GONE = "gone"  # proven not to be at the provider; nothing was spent
+    ABSENT = "absent"  # looked for and not found; looked for once more before the shard settles
+    BOOKED = "booked"  # collected, every cent booked
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One try to hand a shard over: ``<shard tag>.<n>``."""
+
+    tag: str
+    n: int
+    state: SubmissionState
+    account: str
+    hold_nanos: int
+    spent_nanos: int
+    unproven_nanos: int
+    intent_at: float  # unix seconds, provider's clock
+    file_id: str | None = None
+    batch_id: str | None = None
+    batch_model: str | None = None
+    status: str | None = None
+    ended: bool = False
+    cancel_asked: bool = False
+    total: int | None = None
+    completed: int | None = None
+    failed: int | None = None
+    output_file: str | None = None
+    error_file: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.tag}.{self.n}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a job, as the ledger holds it."""
+
+    ref: FileRef
+    kind: str
+    tag: str | None = None
+    n: int = 0
+    read: int = 0
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A run of requests sent together in one lane."""
+
+    tag: str
+    job_id: str
+    seq: int
+    lane: Lane
+    state: ShardState
+    attempt: int
+    expiries: int
+    missings: int
+    splits: int
+    first: int  # smallest row index
+    last: int  # largest row index
+    count: int
+    content_bytes: int
+    cap_tokens: int
+    input_tokens: int
+    file: FileRef
+    due: float
+    lease_until: float
+    lease_was_until: float
+    epoch: int
+    submission: int
+    looks: int
+    fenced: bool
+    reads: int
+    refusals: int
+    waits: int
+    price: str | None
+    reason: str | None
+    job_state: JobState
+    cancel_requested: bool  # of the job: cancelled or stopped; claim nothing new
+    submissions: tuple[Submission, ...] = ()
+    files: tuple[StoredFile, ...] = ()
+
+    @property
+    def current(self) -> Submission:
+        return next(s for s in self.submissions if s.n == self.submission)
+
+
+@dataclass(frozen=True, slots=True)
+class NewShard:
+    """A shard to be: its file is written and synced, the ledger does not know it yet."""
+
+    tag: str
+    seq: int
+    lane: Lane
+    first: int
+    last: int
+    count: int
+    content_bytes: int
+    cap_tokens: int
+    input_tokens: int
+    file: FileRef
+    attempt: int = 1
+    expiries: int = 0
+    missings: int = 0
+    splits: int = 0
+    due_in_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How the requests of one or more shards ended; the first five sum up to what was sent."""
+
+    succeeded: int = 0
+    failed: int = 0
+    missing: int = 0
+    expired: int = 0
+    cancelled: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.succeeded + self.failed + self.missing + self.expired + self.cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """What one submission turned out to cost; ``unproven_nanos`` is part of ``spent_nanos``."""
+
+    n: int
+    spent_nanos: int
+    unproven_nanos: int
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Everything that is known when a shard is done; written in one transaction."""
+
+    counts: Counts
+    bookings: tuple[Booking, ...]
+    resent: Counts = Counts()  # of those, moved into new shards (failed, missing, expired)
+    extra_answers: int = 0
+    unknown_ids: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cached: int = 0
+    list_nanos: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    leftovers: tuple[NewShard, ...] = ()
+    files: tuple[StoredFile, ...] = ()
+    alerts: tuple[tuple[str, str], ...] = ()  # (kind, text)
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """A hold that a limit refused; nothing was changed."""
+
+    scope: str
+    needed_nanos: int
+    free_nanos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    scope: str
+    cap_nanos: int | None
+    spent_nanos: int
+    held_nanos: int
+
+    @property
+    def free_nanos(self) -> int | None:
+        return None if self.cap_nanos is None else self.cap_nanos - self.spent_nanos - self.held_nanos
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One user submission. ``spec`` is everything needed to go on without the caller."""
+
+    id: str
+    name: str | None
+    state: JobState
+    reason: str | None
+    stopped: str | None
+    fingerprint: str
+    model: str
+    lane: Lane
+    spec: dict[str, Any]
+    quote: Quote | None
+    rows: int
+    invalid: int
+    duplicates: int
+    cached: int
+    counts: dict[str, int] | None
+    cancel_requested: bool
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A job in numbers, from its shards; money in nano-dollars."""
+
+    counts: Counts  # final outcomes of distinct requests, answered from the cache included
+    sent: int  # distinct requests handed to a provider
+    open: int  # requests without a final outcome
+    extra_answers: int
+    unknown_ids: int
+    tokens_in: int
+    tokens_out: int
+    tokens_cached: int
+    spent_nanos: int
+    unproven_nanos: int
+    held_nanos: int
+    list_nanos: int
+    failures: dict[str, int]
+    states: dict[str, int]  # shards by state

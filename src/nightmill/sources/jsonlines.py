@@ -1,0 +1,250 @@
+"""JSON lines: one object a line. Read twice: once to check every line and learn the columns, once to convert.
+
+Blocks of lines are decoded in one call where their outline proves that each line is one object;
+only other blocks, and blocks with an error, are looked at line by line.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from nightmill.errors import InputError
+
+_BLOCK_BYTES = 1 << 20
+_SHOWN = 5
+_JSON_MARK = {b"nightmill": b"json"}
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_EXACT_FLOAT = 2**53  # whole numbers beyond this lose digits as a float
+
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+_encode = msgspec.json.Encoder().encode
+
+Row = dict[str, Any]
+
+
+class _BadLines(Exception):
+    """Lines of a block that are no rows: ``(line number, reason)`` each."""
+
+    def __init__(self, lines: list[tuple[int, str]]) -> None:
+        super().__init__()
+        self.lines = lines
+
+
+def is_json(column: pa.Field) -> bool:
+    """Whether cells of the column hold JSON text of what was in the input."""
+    return bool(column.metadata) and column.metadata.get(b"nightmill") == b"json"
+
+
+@dataclass(frozen=True, slots=True)
+class JsonlPart:
+    path: Path
+    name: str
+    schema: pa.Schema
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        for first_line, block in _blocks(self.path):
+            try:
+                rows = _rows(first_line, block)
+            except _BadLines as bad:
+                raise _refusal(self.name, bad.lines) from None
+            if rows:
+                yield self._convert(rows)
+
+    def _convert(self, rows: list[Row]) -> pa.RecordBatch:
+        return pa.record_batch([_column(rows, column) for column in self.schema], schema=self.schema)
+
+
+@dataclass(slots=True)
+class _Learned:
+    """What has been seen of one column."""
+
+    types: set[type] = field(default_factory=set)
+    least: int = 0
+    most: int = 0
+
+    def arrow(self, name: str) -> pa.Field:
+        match self.types - {type(None)}:
+            case kinds if kinds <= {str}:
+                return pa.field(name, pa.string())
+            case kinds if kinds == {bool}:
+                return pa.field(name, pa.bool_())
+            case kinds if kinds == {int} and self.least >= _INT64_MIN and self.most <= _INT64_MAX:
+                return pa.field(name, pa.int64())
+            case kinds if kinds == {float} or (kinds == {int, float} and max(-self.least, self.most) <= _EXACT_FLOAT):
+                return pa.field(name, pa.float64())
+        return pa.field(name, pa.string(), metadata=_JSON_MARK)
+
+
+def open_jsonl(files: Sequence[tuple[Path, str]], limit: int | None) -> list[JsonlPart]:
+    """Check every line (up to ``limit`` rows over all files) and learn one schema for all files.
+
+    Raises:
+        InputError: lines that are no JSON objects, the first five by file and line; files with
+            other columns than the first; no rows.
+    """
+    learned: dict[str, _Learned] = {}
+    left = limit
+    parts: list[tuple[Path, str]] = []
+    for path, name in files:
+        if left is not None and left <= 0:
+            break
+        seen: dict[str, _Learned] = {}
+        count = _learn_file(path, name, seen, left)
+        if count == 0:
+            raise InputError(f"{name} holds no rows", why="every line is blank", fix="check what wrote it")
+        if parts and seen.keys() != learned.keys():
+            raise _unlike(name, parts[0][1], seen, learned)
+        for column, new in seen.items():
+            have = learned.setdefault(column, _Learned())
+            have.types |= new.types
+            have.least, have.most = min(have.least, new.least), max(have.most, new.most)
+        left = None if left is None else left - count
+        parts.append((path, name))
+    if not learned:
+        raise InputError(f"{files[0][1]} has no columns", why="every object is empty", fix="check what wrote it")
+    schema = pa.schema([column.arrow(name) for name, column in learned.items()])
+    # Files past the limit are never read, so they take the columns of those that are.
+    return [JsonlPart(path, name, schema) for path, name in files]
+
+
+def _learn_file(path: Path, name: str, learned: dict[str, _Learned], left: int | None) -> int:
+    count, bad = 0, list[tuple[int, str]]()
+    for first_line, block in _blocks(path):
+        try:
+            rows = _rows(first_line, block)
+        except _BadLines as found:
+            bad.extend(found.lines)
+            if len(bad) >= _SHOWN:
+                break
+            continue
+        rows = rows if left is None else rows[: left - count]
+        _learn(rows, learned)
+        count += len(rows)
+        if left is not None and count >= left:
+            break
+    if bad:
+        raise _refusal(name, bad)
+    return count
+
+
+def _learn(rows: list[Row], learned: dict[str, _Learned]) -> None:
+    # A signature for every row, each distinct one looked at once: rows mostly look alike.
+    for names, types in dict.fromkeys((tuple(row), tuple(map(type, row.values()))) for row in rows):
+        for name, kind in zip(names, types, strict=True):
+            learned.setdefault(name, _Learned()).types.add(kind)
+    for name, column in learned.items():
+        if int in column.types:
+            numbers = [value for row in rows if type(value := row.get(name)) is int]
+            column.least = min(column.least, min(numbers, default=0))
+            column.most = max(column.most, max(numbers, default=0))
+
+
+def _column(rows: list[Row], column: pa.Field) -> pa.Array:
+    name = column.name
+    values = [row.get(name) for row in rows]
+    if is_json(column):
+        values = [None if value is None else _encode(value).decode() for value in values]
+    return pa.array(values, column.type)
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Blocks of whole lines, each with the number of its first line."""
+    with path.open("rb") as file:
+        if file.read(3) != codecs.BOM_UTF8:
+            file.seek(0)
+        first_line = 1
+        while block := file.read(_BLOCK_BYTES):
+            block += file.readline()
+            yield first_line, block
+            first_line += block.count(b"\n")
+
+
+def _rows(first_line: int, block: bytes) -> list[Row]:
+    text = block.strip(b" \t\r\n")
+    leading = block[: len(block) - len(block.lstrip(b" \t\r\n"))].count(b"\n") if text else 0
+    # Inside one JSON value a "}" is never followed by a "{", so when every line ends and begins
+    # like that, no object spans lines, and as many objects as lines means one in each.
+    lines = text.count(b"\n") + 1
+    joints = text.count(b"}\n{") + text.count(b"}\r\n{")
+    if text.startswith(b"{") and text.endswith(b"}") and joints == lines - 1:
+        try:
+            rows: list[Row] = _decoder.decode_lines(text)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            rows = []
+        if len(rows) == lines:
+            return rows
+    return _rows_one_by_one(first_line + leading, text)
+
+
+def _rows_one_by_one(first_line: int, text: bytes) -> list[Row]:
+    rows: list[Row] = []
+    bad: list[tuple[int, str]] = []
+    for number, line in enumerate(text.split(b"\n"), first_line):
+        if not line.strip():
+            continue
+        row = _row(line)
+        if isinstance(row, dict):
+            rows.append(row)
+        elif len(bad) < _SHOWN:
+            bad.append((number, row))
+    if bad:
+        raise _BadLines(bad)
+    return rows
+
+
+def _row(line: bytes) -> Row | str:
+    """The row, or the reason why there is none."""
+    try:
+        value = _decoder.decode(line)
+    except UnicodeDecodeError as error:
+        return f"not UTF-8: byte 0x{error.object[error.start]:02x} ({error.reason}); only UTF-8 is read"
+    except RecursionError:
+        return "nested too deeply"
+    except msgspec.DecodeError as error:
+        return _lone_surrogate(line) or str(error)
+    return value if isinstance(value, dict) else f"a JSON {_json_word(value)}, not an object"
+
+
+def _lone_surrogate(line: bytes) -> str:
+    if b"\\ud" not in line and b"\\uD" not in line:
+        return ""
+    import json  # the standard library's decoder takes what ours refuses, and so can tell why
+
+    try:
+        json.dumps(json.loads(line), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "a lone surrogate (half a character, as \\ud800), which no UTF-8 text can hold"
+    except ValueError:
+        pass
+    return ""
+
+
+def _json_word(value: object) -> str:
+    words = {list: "array", str: "string", int: "number", float: "number", bool: "boolean"}
+    return words.get(type(value), "null")
+
+
+def _refusal(name: str, bad: list[tuple[int, str]]) -> InputError:
+    shown = "; ".join(f"{name}:{line}: {reason}" for line, reason in bad[:_SHOWN])
+    return InputError(
+        f"{name}: lines that are no JSON objects", why=shown, fix="write one JSON object on each line, in UTF-8"
+    )
+
+
+def _unlike(name: str, first: str, seen: dict[str, _Learned], learned: dict[str, _Learned]) -> InputError:
+    missing = [column for column in learned if column not in seen]
+    extra = [column for column in seen if column not in learned]
+    why = [f"it lacks {', '.join(missing)}"] if missing else []
+    why += [f"it adds {', '.join(extra)}"] if extra else []
+    return InputError(
+        f"{name} has other columns than {first}",
+        why="; ".join(why),
+        fix="run them one by one, or give them the same columns",
+    )

@@ -1,0 +1,120 @@
+"""The provider's file store: records in memory, contents in a folder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nightmill.simulator.wire import ApiError, new_id
+
+THIRTY_DAYS_S = 30 * 86_400
+_FLUSH_BYTES = 1 << 20
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One stored file. ``scope`` is the organisation and project it belongs to."""
+
+    id: str
+    filename: str
+    purpose: str
+    size_bytes: int
+    created_at: int
+    expires_at: int | None
+    path: Path
+    scope: str
+
+    def view(self) -> dict[str, Any]:
+        """The file object of the wire."""
+        return {
+            "id": self.id,
+            "object": "file",
+            "bytes": self.size_bytes,
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+            "filename": self.filename,
+            "purpose": self.purpose,
+            "status": "processed",
+            "status_details": None,
+        }
+
+
+class FileStore:
+    """Every file of the provider, oldest first."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._records: dict[str, FileRecord] = {}
+
+    def scratch(self) -> Path:
+        """A path for a file that `add` may take over; nothing is there yet."""
+        return self._folder / new_id("new-")
+
+    def add(
+        self, source: Path, *, filename: str, purpose: str, created_at: int, keep_s: int | None, scope: str
+    ) -> FileRecord:
+        """Make the file at ``source`` one of the store's; it is moved."""
+        file_id = new_id("file-")
+        path = source.rename(self._folder / file_id)
+        record = FileRecord(
+            id=file_id,
+            filename=filename,
+            purpose=purpose,
+            size_bytes=path.stat().st_size,
+            created_at=created_at,
+            expires_at=None if keep_s is None else created_at + keep_s,
+            path=path,
+            scope=scope,
+        )
+        self._records[file_id] = record
+        return record
+
+    def hold(self, record: FileRecord) -> Path:
+        """A second path to a file's content, which outlives its deletion; the caller unlinks it."""
+        path = self.scratch()
+        path.hardlink_to(record.path)
+        return path
+
+    def find(self, file_id: str, scope: str) -> FileRecord | None:
+        """The file, if it exists and is this account's."""
+        record = self._records.get(file_id)
+        return record if record is not None and record.scope == scope else None
+
+    def get(self, file_id: str, scope: str) -> FileRecord:
+        """Like `find`, but raises the 404 of the wire."""
+        record = self.find(file_id, scope)
+        if record is None:
+            raise ApiError(404, f"No such File object: {file_id}", param="id")
+        return record
+
+    def delete(self, file_id: str, scope: str) -> None:
+        """Forget a file and its content; 404 when it is not there."""
+        record = self.get(file_id, scope)
+        del self._records[file_id]
+        record.path.unlink(missing_ok=True)
+
+    def all(self, scope: str, purpose: str | None) -> list[FileRecord]:
+        """This account's files, oldest first."""
+        return [r for r in self._records.values() if r.scope == scope and purpose in (None, r.purpose)]
+
+
+async def spool(chunks: AsyncIterator[bytes], to: Path, max_bytes: int) -> int:
+    """Write a stream to ``to``; how many bytes came. What is beyond ``max_bytes`` is read and not kept."""
+    size, pending = 0, bytearray()
+    with await asyncio.to_thread(to.open, "wb") as out:
+        async for chunk in chunks:
+            size += len(chunk)
+            if size > max_bytes:
+                pending.clear()
+                continue
+            pending += chunk
+            if len(pending) >= _FLUSH_BYTES:
+                await asyncio.to_thread(out.write, bytes(pending))
+                pending.clear()
+        out.write(pending)
+    return size

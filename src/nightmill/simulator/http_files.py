@@ -1,0 +1,166 @@
+"""``/v1/files``"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from aiohttp import BodyPartReader, web
+
+from nightmill.simulator.files import PURPOSES, THIRTY_DAYS_S, FileRecord, spool
+from nightmill.simulator.http_common import PROVIDER, json_reply, scope_of, whole_number
+from nightmill.simulator.wire import ApiError, page, server_error
+
+_CHUNK_BYTES = 1 << 18
+_GENERAL_BYTES = 512 * 1024 * 1024
+_SERVED_WHOLE = ("short_body", "slow_bodies", "truncated_last_line", "pretty_printed_bodies")
+
+
+async def upload(request: web.Request) -> web.StreamResponse:
+    """POST /v1/files"""
+    provider = request.app[PROVIDER]
+    if not request.content_type.startswith("multipart/"):
+        raise ApiError(400, "Could not parse multipart form. Send the file as multipart/form-data.")
+    scratch = provider.files.scratch()
+    try:
+        fields, filename, size = await _read_form(request, scratch, provider.config.max_bytes)
+        _check_upload(fields, filename, size, provider.config.max_bytes)
+        if provider.faults.take("upload_500", "upload") is not None:
+            raise server_error()
+        record = provider.files.add(
+            scratch,
+            filename=filename or "upload",
+            purpose=fields["purpose"],
+            created_at=provider.clock.stamp(),
+            keep_s=_keep_s(fields),
+            scope=scope_of(request),
+        )
+    except ApiError as refusal:
+        provider.note("upload", refusal.status)
+        raise
+    finally:
+        scratch.unlink(missing_ok=True)
+    provider.note("upload", 200, file_id=record.id, filename=record.filename, size_bytes=record.size_bytes)
+    return json_reply(record.view())
+
+
+async def _read_form(request: web.Request, scratch: Path, max_bytes: int) -> tuple[dict[str, str], str | None, int]:
+    """The form's text fields, the file's name (None: there was no file) and its size; the file is at ``scratch``."""
+    fields: dict[str, str] = {}
+    filename: str | None = None
+    size = 0
+    try:
+        async for part in await request.multipart():
+            if not isinstance(part, BodyPartReader):
+                raise ApiError(400, "Nested multipart bodies are not supported.")
+            if part.name == "file":
+                filename = part.filename or ""
+                size = await spool(_chunks(part), scratch, max(max_bytes, _GENERAL_BYTES))
+            elif part.name:
+                fields[part.name] = await part.text()
+    except ValueError as broken:
+        raise ApiError(400, f"Could not parse multipart form: {broken}") from None
+    return fields, filename, size
+
+
+async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
+    while chunk := await part.read_chunk(_CHUNK_BYTES):
+        yield bytes(chunk)
+
+
+def _check_upload(fields: dict[str, str], filename: str | None, size: int, max_bytes: int) -> None:
+    if filename is None:
+        raise ApiError(400, "'file' is a required property", param="file")
+    purpose = fields.get("purpose")
+    if purpose is None:
+        raise ApiError(400, "'purpose' is a required property", param="purpose")
+    if purpose not in PURPOSES:
+        message = f"'{purpose}' is not one of {list(PURPOSES)!r} - 'purpose'"
+        raise ApiError(400, message, param="purpose")
+    if purpose == "batch" and size > max_bytes:
+        raise ApiError(413, f"The batch input file is larger than the {max_bytes} maximum for the Batch API.")
+    if size > max(max_bytes, _GENERAL_BYTES):
+        raise ApiError(413, f"The file is larger than the {_GENERAL_BYTES} maximum.")
+
+
+def _keep_s(fields: dict[str, str]) -> int | None:
+    given = fields.get("expires_after[seconds]")
+    if given is None:
+        return THIRTY_DAYS_S if fields["purpose"] == "batch" else None
+    if fields.get("expires_after[anchor]") != "created_at":
+        raise ApiError(400, "'expires_after.anchor' must be 'created_at'.", param="expires_after.anchor")
+    if not given.isdigit() or not 3600 <= int(given) <= THIRTY_DAYS_S:
+        message = f"'expires_after.seconds' must be between 3600 and {THIRTY_DAYS_S}."
+        raise ApiError(400, message, param="expires_after.seconds")
+    return int(given)
+
+
+async def list_files(request: web.Request) -> web.StreamResponse:
+    """GET /v1/files"""
+    provider = request.app[PROVIDER]
+    limit = whole_number(request, "limit", 10_000, 10_000)
+    order = request.query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise ApiError(400, f"Invalid value: '{order}'. Supported values are: 'asc' and 'desc'.", param="order")
+    records = provider.files.all(scope_of(request), request.query.get("purpose"))
+    if order == "desc":
+        records.reverse()
+    after = request.query.get("after")
+    return json_reply(_page_after([record.view() for record in records], after, limit))
+
+
+def _page_after(items: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
+    start = 0
+    if after is not None:
+        places = [i for i, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise ApiError(400, f"No such File object: {after}", param="after")
+        start = places[0] + 1
+    return page(items[start : start + limit], start + limit < len(items))
+
+
+def _record(request: web.Request) -> FileRecord:
+    return request.app[PROVIDER].files.get(request.match_info["file_id"], scope_of(request))
+
+
+async def get_file(request: web.Request) -> web.StreamResponse:
+    """GET /v1/files/{id}"""
+    return json_reply(_record(request).view())
+
+
+async def delete_file(request: web.Request) -> web.StreamResponse:
+    """DELETE /v1/files/{id}"""
+    provider, file_id = request.app[PROVIDER], request.match_info["file_id"]
+    try:
+        provider.files.delete(file_id, scope_of(request))
+    except ApiError as refusal:
+        provider.note("delete", refusal.status, file_id=file_id)
+        raise
+    provider.note("delete", 200, file_id=file_id)
+    return json_reply({"id": file_id, "object": "file", "deleted": True})
+
+
+async def get_content(request: web.Request) -> web.StreamResponse:
+    """GET /v1/files/{id}/content"""
+    provider = request.app[PROVIDER]
+    record = _record(request)
+    if provider.faults.take("retention_404", "content") is not None:
+        raise ApiError(404, f"No such File object: {record.id}", param="id")
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Content-Disposition": f'attachment; filename="{record.id}.jsonl"',
+    }
+    if not provider.faults.concerns(_SERVED_WHOLE, "content"):
+        return web.FileResponse(record.path, chunk_size=_CHUNK_BYTES, headers=headers)
+    body = await asyncio.to_thread(record.path.read_bytes)
+    if provider.faults.take("truncated_last_line", "content") is not None:
+        body = _cut_last_line(body)
+    return web.Response(body=body, headers=headers)
+
+
+def _cut_last_line(body: bytes) -> bytes:
+    """``body`` without the second half of its last line."""
+    start = body.rstrip(b"\n").rfind(b"\n") + 1
+    return body[: start + (len(body) - start) // 2]

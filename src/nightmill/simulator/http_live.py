@@ -1,0 +1,163 @@
+"""``/v1/chat/completions``, ``/v1/embeddings`` and ``/v1/models``"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from nightmill.simulator.answering import Reply
+from nightmill.simulator.billing import FREE
+from nightmill.simulator.http_common import PROVIDER, api_key, hang_up, hold_s, json_reply, refuse_without_quota
+from nightmill.simulator.provider import Provider
+from nightmill.simulator.wire import CHAT_URL, EMBEDDINGS_URL, ApiError, encode, unknown_model
+
+_MODELS_CREATED = 1_750_000_000
+
+
+class _Stream(msgspec.Struct):
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions"""
+    return await _live(request, CHAT_URL)
+
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    """POST /v1/embeddings"""
+    return await _live(request, EMBEDDINGS_URL)
+
+
+async def _live(request: web.Request, url: str) -> web.StreamResponse:
+    provider = request.app[PROVIDER]
+    refuse_without_quota(request)
+    body = await request.read()
+    await _faults_before(request, provider)
+    _admit(provider)
+    held = provider.faults.take("live_timeout", "live")
+    reply = provider.model.answer(
+        url, body, created=provider.clock.stamp(), twists=provider.faults.take_for_answer()
+    )
+    if reply.status == 200:
+        _bill(provider, reply)
+    if held is not None:
+        provider.note("live", None, dropped=True, digest=reply.digest.hex())
+        await hang_up(request, hold_s(held))
+    if provider.config.latency_s > 0:
+        await provider.clock.sleep(provider.config.latency_s)
+    if url == CHAT_URL and reply.status == 200 and b'"stream"' in body:
+        wanted = msgspec.json.decode(body, type=_Stream)
+        if wanted.stream:
+            return await _stream(request, reply, bool((wanted.stream_options or {}).get("include_usage")))
+    answer = json_reply(reply.body, reply.status)
+    answer.headers.update(rate_headers(provider))
+    return answer
+
+
+async def _faults_before(request: web.Request, provider: Provider) -> None:
+    """What goes wrong before anything is run or billed."""
+    faults = provider.faults
+    if faults.take("live_close_before", "live") is not None:
+        await hang_up(request)
+    told = faults.take("live_429", "live")
+    if told is not None:
+        headers = {"retry-after": str(told["retry_after"])} if "retry_after" in told else {}
+        if "retry_after_ms" in told:
+            headers["retry-after-ms"] = str(told["retry_after_ms"])
+        raise _rate_limited(provider, headers)
+    told = faults.take("live_500", "live")
+    if told is not None:
+        message = "The server had an error processing your request. Sorry about that!"
+        raise ApiError(int(told.get("status", 500)), message, kind="server_error", headers=rate_headers(provider))
+
+
+def _admit(provider: Provider) -> None:
+    """Spend one request of the quota, or answer 429."""
+    wait_s = max(provider.requests.wait_s(1), provider.tokens.wait_s(1))
+    if wait_s > 0:
+        real_s = provider.clock.real_s(wait_s)
+        raise _rate_limited(
+            provider, {"retry-after": str(max(1, round(real_s))), "retry-after-ms": str(max(1, round(real_s * 1000)))}
+        )
+    provider.requests.spend(1)
+
+
+def _rate_limited(provider: Provider, headers: dict[str, str]) -> ApiError:
+    message = "Rate limit reached for requests. Please try again later."
+    headers = rate_headers(provider) | headers
+    return ApiError(429, message, kind="requests", code="rate_limit_exceeded", headers=headers)
+
+
+def _bill(provider: Provider, reply: Reply) -> None:
+    card = provider.catalogue.card(reply.model, batch=False) or FREE
+    provider.invoice.book_live(card.nanos(reply.input_tokens, reply.output_tokens), reply.digest)
+    provider.tokens.spend(reply.input_tokens + reply.output_tokens)
+
+
+def rate_headers(provider: Provider) -> dict[str, str]:
+    """The x-ratelimit headers of this moment."""
+    made: dict[str, str] = {}
+    for word, quota in (("requests", provider.requests), ("tokens", provider.tokens)):
+        made[f"x-ratelimit-limit-{word}"] = str(quota.limit)
+        made[f"x-ratelimit-remaining-{word}"] = str(max(0, quota.remaining()))
+        made[f"x-ratelimit-reset-{word}"] = duration(provider.clock.real_s(quota.reset_s()))
+    return made
+
+
+def duration(seconds: float) -> str:
+    """A wait as OpenAI's headers write it: ``14ms``, ``8.64s``, ``6m0s``."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    if seconds < 60:
+        return f"{seconds:.2f}".rstrip("0").rstrip(".") + "s"
+    whole = round(seconds)
+    return f"{whole // 60}m{whole % 60}s"
+
+
+async def _stream(request: web.Request, reply: Reply, with_usage: bool) -> web.StreamResponse:
+    """The same answer as server-sent events: role, text in pieces, the end."""
+    whole = msgspec.json.decode(reply.body)
+    head = {k: whole[k] for k in ("id", "created", "model", "service_tier", "system_fingerprint")}
+    head["object"] = "chat.completion.chunk"
+    stream = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    stream.headers.update(rate_headers(request.app[PROVIDER]))
+    await stream.prepare(request)
+
+    async def send(choices: list[dict[str, Any]], **more: Any) -> None:
+        await stream.write(b"data: " + encode({**head, "choices": choices, **more}) + b"\n\n")
+
+    for choice in whole["choices"]:
+        index, text = choice["index"], choice["message"]["content"] or ""
+        first = {"role": "assistant", "content": "", "refusal": choice["message"]["refusal"]}
+        await send([{"index": index, "delta": first, "logprobs": None, "finish_reason": None}])
+        for at in range(0, len(text), 40):
+            piece = {"content": text[at : at + 40]}
+            await send([{"index": index, "delta": piece, "logprobs": None, "finish_reason": None}])
+        await send([{"index": index, "delta": {}, "logprobs": None, "finish_reason": choice["finish_reason"]}])
+    if with_usage:
+        await send([], usage=whole.get("usage"))
+    await stream.write(b"data: [DONE]\n\n")
+    await stream.write_eof()
+    return stream
+
+
+async def list_models(request: web.Request) -> web.StreamResponse:
+    """GET /v1/models"""
+    names = request.app[PROVIDER].catalogue.names()
+    return json_reply({"object": "list", "data": [_model(name) for name in names]})
+
+
+async def get_model(request: web.Request) -> web.StreamResponse:
+    """GET /v1/models/{id}"""
+    api_key(request)
+    name = request.match_info["model"]
+    if not request.app[PROVIDER].catalogue.knows(name):
+        raise unknown_model(name)
+    return json_reply(_model(name))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": _MODELS_CREATED, "owned_by": "openai"}

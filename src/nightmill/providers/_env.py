@@ -1,0 +1,33 @@
+"""What providers read from the environment, checked before it can do harm."""
+
+from __future__ import annotations
+
+from nightmill.errors import UsageError
+
+
+class NoKey(UsageError):
+    code = "no_key"
+
+
+def no_key(provider: str, variable: str) -> NoKey:
+    """The error for a key that is not set; it names the variable and the way without a key."""
+    return NoKey(
+        f"no key for {provider}",
+        why=f"{variable} is not set",
+        fix=f"set {variable} in the environment or in .env; local/ models and python: functions need no key",
+    )
+
+
+def sendable(variable: str, value: str) -> str:
+    """``value`` if it can go into a header or a URL as it is.
+
+    Raises:
+        UsageError: it holds white space or characters outside ASCII. The value is not repeated.
+    """
+    if all("!" <= character <= "~" for character in value):
+        return value
+    raise UsageError(
+        f"{variable} holds a character that cannot be sent",
+        why="white space, a line break or a character outside ASCII",
+        fix=f"set {variable} again, without quotes or line breaks",
+    )

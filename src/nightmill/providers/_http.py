@@ -1,0 +1,392 @@
+"""HTTP for providers: one request, one try, and a plain answer to "can it have been processed?".
+
+Nothing here retries. What fails raises `NeverSent` when no connection was made, so that nothing can
+have run, and `Uncertain` in every other case; an answer, of whatever status, is a `Reply`.
+aiohttp is imported with the first request: planning and decoding do not pay for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies, proxy_bypass
+
+from nightmill.errors import NeverSent, StoreError, Uncertain
+from nightmill.killpoints import reach
+
+if TYPE_CHECKING:
+    import aiohttp
+
+MAX_BODY_BYTES = 64 * 1024 * 1024  # an answer held in memory
+MAX_ERROR_BYTES = 1024 * 1024  # of the body of a refused download
+_CHUNK_BYTES = 1 << 18
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer. Header names are lower-case; of a repeated header the last one counts."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes  # empty for a download that reached its file
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One request on its way. ``left`` turns true just before its first byte can leave."""
+
+    op: str
+    left: bool = False
+
+    def leave(self) -> None:
+        self.left = True
+        reach(f"http.{self.op}.sending")
+
+
+class Http:
+    """A client for one provider. Bound to the event loop of its first request until `close`.
+
+    Args:
+        secrets: texts that no message may contain, such as the key.
+        connect_s: most seconds to make a connection, TLS included; always less than the total.
+        clock: unix seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        secrets: tuple[str, ...] = (),
+        connect_s: float = 10.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._secrets = tuple(secret for secret in secrets if secret)
+        self._connect_s = connect_s
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pooled: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+        self._proxies: dict[str, str | None] = {}
+        self._last_date = ""
+        self._skew_s = 0.0
+
+    def clock_skew_s(self) -> float:
+        """The server's clock minus ours, from the last ``Date`` header; 0.0 before any answer."""
+        return self._skew_s
+
+    async def request(
+        self,
+        op: str,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float = 60.0,
+        fresh: bool = False,
+    ) -> Reply:
+        """Send one request and read its whole answer.
+
+        Args:
+            op: names the kill points, ``http.{op}.sending`` and ``http.{op}.answered``.
+            timeout_s: for everything, from name lookup to the last byte of the answer.
+            fresh: on a connection of its own. A kept one may have been closed by the server
+                unseen, which would leave a request in doubt for nothing.
+
+        Raises:
+            NeverSent: no connection was made.
+            Uncertain: sent, and no whole answer came back.
+        """
+        return await self._exchange(op, method, url, headers, body, timeout_s, fresh=fresh)
+
+    async def upload(
+        self,
+        op: str,
+        url: str,
+        file: Path,
+        *,
+        headers: Mapping[str, str],
+        name: str,
+        fields: Mapping[str, str],
+        timeout_s: float = 900.0,
+    ) -> Reply:
+        """POST ``file`` as the part ``file`` of a multipart form, streamed from disk.
+
+        Raises:
+            NeverSent, Uncertain: as `request`.
+            StoreError: ``file`` cannot be read.
+        """
+        import aiohttp
+
+        form = aiohttp.FormData()
+        for field, value in fields.items():
+            form.add_field(field, value)
+        try:
+            opened = file.open("rb")
+        except OSError as exc:
+            raise StoreError(f"cannot read {file}", why=str(exc)) from exc
+        with opened:
+            form.add_field("file", opened, filename=name, content_type="application/jsonl")
+            return await self._exchange(op, "POST", url, headers, form, timeout_s, fresh=True)
+
+    async def download(
+        self,
+        op: str,
+        url: str,
+        to: Path,
+        *,
+        headers: Mapping[str, str],
+        timeout_s: float = 900.0,
+    ) -> Reply:
+        """GET ``url`` into the file ``to``, which appears only whole and synced to disk.
+
+        An answer other than 200 is returned with its body, and ``to`` is left alone.
+
+        Raises:
+            NeverSent, Uncertain: as `request`; a body that ends early, or that does not say
+                where it ends, is uncertain.
+            StoreError: ``to`` cannot be written.
+        """
+        plain = {**headers, "Accept-Encoding": "identity"}
+        return await self._exchange(op, "GET", url, plain, None, timeout_s, fresh=False, to=to)
+
+    async def close(self) -> None:
+        """Close every connection; the next request opens anew, in whatever loop runs then."""
+        sessions, self._pooled, self._fresh, self._loop = (self._pooled, self._fresh), None, None, None
+        for session in sessions:
+            if session is not None:
+                await session.close()
+
+    def redact(self, text: str) -> str:
+        """``text`` without the secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    async def _exchange(
+        self,
+        op: str,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        data: Any,
+        timeout_s: float,
+        *,
+        fresh: bool,
+        to: Path | None = None,
+    ) -> Reply:
+        import aiohttp
+
+        exchange = _Exchange(op)
+        try:
+            # One session stands for all requests of a kind; entering a request, not the session.
+            async with self._session(fresh=fresh).request(
+                method,
+                url,
+                headers=headers,
+                data=data,
+                allow_redirects=False,
+                proxy=self._proxy(url),
+                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(self._connect_s, timeout_s / 2)),
+                trace_request_ctx=exchange,
+            ) as response:
+                reply = await self._read(response, to)
+        except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError, ValueError) as exc:
+            # Built-in TimeoutError is an OSError; ValueError is aiohttp's for URLs and headers.
+            raise self._failure(exchange, url, exc, timeout_s) from None
+        self._note_date(reply.headers.get("date", ""))
+        reach(f"http.{op}.answered")
+        return reply
+
+    async def _read(self, response: aiohttp.ClientResponse, to: Path | None) -> Reply:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        if to is None:
+            body = await _bounded(response, MAX_BODY_BYTES)
+        elif response.status == 200:
+            body = b""
+            _check_ends(response, headers)
+            await _save(response, to)
+        else:
+            body = await _bounded(response, MAX_ERROR_BYTES)
+        return Reply(response.status, headers, body)
+
+    def _failure(self, exchange: _Exchange, url: str, exc: Exception, timeout_s: float) -> NeverSent | Uncertain:
+        host = url.split("//", 1)[-1].split("/", 1)[0].rpartition("@")[2]
+        said = shorten(self.redact(str(exc)), 200)
+        why = f"{type(exc).__name__}: {said}" if said else type(exc).__name__
+        if isinstance(exc, TimeoutError):
+            why += f" (the limit was {timeout_s:g} s)"
+        if exchange.left:
+            return Uncertain(f"{exchange.op}: no whole answer from {host}", why=why)
+        return NeverSent(
+            f"{exchange.op}: no connection to {host}",
+            why=why,
+            fix="check the network and the base URL",
+        )
+
+    def _session(self, *, fresh: bool) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise RuntimeError("this client belongs to another event loop: close it there first")
+        if fresh:
+            if self._fresh is None:
+                self._fresh = _open(keep=False)
+            return self._fresh
+        if self._pooled is None:
+            self._pooled = _open(keep=True)
+        return self._pooled
+
+    def _proxy(self, url: str) -> str | None:
+        # aiohttp's trust_env asks the environment and ~/.netrc anew in two threads for each
+        # request, and a netrc entry for the host then clashes with our own key.
+        scheme, _, rest = url.partition("://")
+        host = rest.split("/", 1)[0]
+        origin = f"{scheme}://{host}"
+        if origin not in self._proxies:
+            bypassed = proxy_bypass(host.rpartition("@")[2])
+            self._proxies[origin] = None if bypassed else getproxies().get(scheme)
+        return self._proxies[origin]
+
+    def _note_date(self, date: str) -> None:
+        if not date or date == self._last_date:
+            return
+        with contextlib.suppress(ValueError):
+            self._skew_s = parsedate_to_datetime(date).timestamp() - self._clock()
+            self._last_date = date
+
+
+def shorten(text: str, limit: int = 300) -> str:
+    """``text`` on one line, without control characters, at most ``limit`` characters long."""
+    text = _CONTROL.sub(" ", text[: limit * 4]).strip()
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds the server asks to wait, from ``retry-after-ms`` or ``retry-after``; None if it does not.
+
+    A date is counted from the answer's own ``Date``, or from ``now`` (unix seconds).
+    """
+    ms = _seconds(headers.get("retry-after-ms", ""))
+    if ms is not None:
+        return ms / 1000
+    text = headers.get("retry-after", "")
+    plain = _seconds(text)
+    if plain is not None or not text:
+        return plain
+    try:
+        due = parsedate_to_datetime(text).timestamp()
+    except ValueError:
+        return None
+    with contextlib.suppress(ValueError):
+        now = parsedate_to_datetime(headers.get("date", "")).timestamp()
+    return max(0.0, due - now)
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < 1e9 else None
+
+
+def _open(*, keep: bool) -> aiohttp.ClientSession:
+    """A session that neither retries nor limits how many requests are in flight."""
+    import aiohttp
+
+    trace = aiohttp.TraceConfig()
+
+    async def leave(_session: object, context: Any, _params: object) -> None:
+        # Fired once the connection stands, proxy and TLS included, before anything is written.
+        context.trace_request_ctx.leave()
+
+    trace.on_connection_create_end.append(leave)
+    trace.on_connection_reuseconn.append(leave)
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, force_close=not keep),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": "nightmill"},
+        trace_configs=[trace],
+    )
+    # aiohttp repeats a GET, PUT or DELETE whose kept connection was dropped, and offers no setting.
+    session._retry_connection = False
+    return session
+
+
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        yield chunk
+
+
+async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    size = response.content_length
+    if size is not None and size <= limit and "Content-Encoding" not in response.headers:
+        return await response.read()
+    parts, total = [], 0
+    async for chunk in _chunks(response):
+        total += len(chunk)
+        if total > limit:
+            raise ValueError(f"the answer is larger than {limit} bytes")
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _check_ends(response: aiohttp.ClientResponse, headers: Mapping[str, str]) -> None:
+    """Refuse a body of which nobody could say whether it is whole."""
+    if response.content_length is None and "chunked" not in headers.get("transfer-encoding", ""):
+        raise ValueError("the answer has neither a Content-Length nor chunks: it may be cut")
+
+
+async def _save(response: aiohttp.ClientResponse, to: Path) -> None:
+    part = to.with_name(to.name + ".part")
+    written = 0
+    try:
+        with _writing(part), part.open("wb") as file:
+            async for chunk in _chunks(response):
+                written += file.write(chunk)
+            _check_length(response, written)
+            file.flush()
+            await asyncio.to_thread(os.fsync, file.fileno())
+        with _writing(to):
+            part.replace(to)
+            _sync_folder(to.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check_length(response: aiohttp.ClientResponse, written: int) -> None:
+    size = response.content_length
+    if size is not None and size != written and "Content-Encoding" not in response.headers:
+        raise ValueError(f"{written} bytes came, {size} were announced")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Any:
+    """Turn failures of our own disk into `StoreError`, and leave those of the network alone."""
+    import aiohttp
+
+    try:
+        yield
+    except (aiohttp.ClientError, TimeoutError):
+        raise
+    except OSError as exc:
+        raise StoreError(f"cannot write {path}", why=str(exc), fix="free disk space, then resume") from exc
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

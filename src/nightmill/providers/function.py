@@ -1,0 +1,208 @@
+"""Any Python callable as a model: ``python:module.function``, sync or async."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from typing import Any
+
+import msgspec
+
+from nightmill.errors import CannotCarry, Uncertain, UsageError
+from nightmill.providers import Account, Encoded, Limits, LiveReply, Request
+from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, carried, error_body, json_line, scrub
+
+CHAT_URL = "/v1/chat/completions"
+_ALWAYS = frozenset({"model", "messages"})
+
+
+class Function(OpenAILines):
+    """A callable ``f(messages, **params)``; a `LiveProvider`.
+
+    ``messages`` is the list of OpenAI-shaped messages. ``params`` are the other keys of the request
+    that the callable has parameters for, or all of them if it takes ``**kwargs``. It returns the
+    text, or an OpenAI-shaped answer as a mapping or an object with ``model_dump``.
+    """
+
+    name = "python"
+    limits = Limits(concurrency=32)
+
+    def __init__(self, model: str, call: Callable[..., Any]) -> None:
+        self.model = model
+        self.account = Account(self.name, f"python:{model}")
+        self._call = call
+        self._takes = _parameters(call)
+
+    def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
+        """See `Provider.encode`. What the callable has no parameter for stays in the body, unused."""
+        body = carried(self.name, self.model, request, user_set)
+        notes: list[str] = []
+        if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
+            raise CannotCarry("the request has no messages", why=f"{self.model} is called with messages")
+        for key in sorted(body.keys() - _ALWAYS):
+            if self._passes(key):
+                continue
+            if key in user_set:
+                raise CannotCarry(
+                    f"{self.model} takes no {key}",
+                    why="it has neither a parameter of that name nor **kwargs",
+                    fix=f"give {self.model} a parameter {key}, or leave it out",
+                )
+            notes.append(f"{key} is not passed on: {self.model} has no such parameter")
+        return Encoded(CHAT_URL, json_line(body), tuple(notes))
+
+    async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
+        """Call the function once. What it raises is an answer of status 500.
+
+        Raises:
+            Uncertain: no answer in time; a function that runs in a thread goes on unheard.
+        """
+        request = msgspec.json.decode(body)
+        messages = request.pop("messages")
+        params = {key: value for key, value in request.items() if self._passes(key)}
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                answer = await self._answer(messages, params)
+        except TimeoutError as exc:
+            if limit.expired():
+                raise Uncertain(f"{self.model}: no answer", why=f"the limit was {timeout_s:g} s") from exc
+            return _raised(exc)
+        except (Exception, SystemExit) as exc:  # whatever users' code raises is this row's failure
+            return _raised(exc)
+        return _reply(self.model, answer)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    def _passes(self, key: str) -> bool:
+        if self._takes is None:
+            return key != "model"
+        return key in self._takes
+
+    async def _answer(self, messages: Any, params: Mapping[str, Any]) -> Any:
+        if inspect.iscoroutinefunction(self._call):
+            return await self._call(messages, **params)
+        answer = await _in_thread(lambda: self._call(messages, **params))
+        return await answer if inspect.isawaitable(answer) else answer
+
+
+def connect(model: str, _env: Mapping[str, str]) -> Function:
+    """The callable that ``model``, ``package.module.function``, names; the working folder comes first.
+
+    Raises:
+        UsageError: no such module or attribute, or it is not callable.
+    """
+    module_name, _, attribute = model.rpartition(".")
+    if not module_name:
+        raise UsageError(
+            f"python:{model} names no function", why="a module and a function are needed", fix="python:module.function"
+        )
+    call = getattr(_module(module_name), attribute, None)
+    if call is None:
+        raise UsageError(f"module {module_name} has no {attribute}", fix="check the name after the last dot")
+    if not callable(call):
+        raise UsageError(f"python:{model} is not callable", why=f"it is a {type(call).__name__}")
+    return Function(model, call)
+
+
+def _module(name: str) -> Any:
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    except Exception as exc:  # importing runs users' code, which may raise anything
+        raise UsageError(
+            f"cannot import {name}",
+            why=f"{type(exc).__name__}: {exc}",
+            fix="start in the folder that holds the module, or install it",
+        ) from exc
+    finally:
+        sys.path.remove(folder)
+
+
+def _parameters(call: Callable[..., Any]) -> frozenset[str] | None:
+    """Names that may be passed by keyword besides the messages; None = any."""
+    try:
+        parameters = list(inspect.signature(call).parameters.values())
+    except (TypeError, ValueError):  # some builtins have no signature
+        return frozenset()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(p.name for p in parameters[1:] if p.kind in by_name)
+
+
+async def _in_thread(work: Callable[[], Any]) -> Any:
+    # A daemon thread, not the default pool: a call that never returns must not keep us from exiting.
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = work()
+        except StopIteration as exc:
+            error = RuntimeError(f"StopIteration: {exc}")  # a future cannot carry it
+        except BaseException as exc:  # carried to the caller, whatever it is
+            error = exc
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, error)
+
+    context = copy_context()
+    threading.Thread(target=context.run, args=(run,), name="nightmill-function", daemon=True).start()
+    return await done
+
+
+def _raised(exc: BaseException) -> LiveReply:
+    message = f"{type(exc).__name__}: {exc}".rstrip(": ")
+    return LiveReply(500, error_body(message, kind="exception", code=MODEL_ERROR))
+
+
+def _reply(model: str, answer: Any) -> LiveReply:
+    if isinstance(answer, str):
+        return LiveReply(200, _chat_body(model, answer))
+    dump = getattr(answer, "model_dump", None)
+    try:
+        whole = dump() if callable(dump) else answer
+        if isinstance(whole, Mapping) and isinstance(whole.get("choices"), list | tuple):
+            return LiveReply(200, msgspec.json.encode(dict(whole), enc_hook=str))
+    except Exception as exc:  # model_dump and the encoder run users' code
+        return _raised(exc)
+    message = f"the function returned {type(answer).__name__}: a text or an OpenAI-shaped answer is needed"
+    return LiveReply(500, error_body(message, kind="exception", code=MODEL_ERROR))
+
+
+def _chat_body(model: str, text: str) -> bytes:
+    return msgspec.json.encode(
+        {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": model,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": scrub(text)},
+                    "logprobs": None,
+                    "finish_reason": "stop",
+                }
+            ],
+        }
+    )

@@ -1,0 +1,633 @@
+"""What the terminal shows: pure functions from plain data to lines of text.
+
+Money is nano-dollars, times are seconds. Whatever came from outside (names, answers, provider
+errors) passes `show` on its way; with ``unicode=False`` the result is pure ASCII. No line is wider
+than ``width`` cells, except commands, which are there to be copied whole.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nightmill.errors import NightmillError
+from nightmill.types import NANOS_PER_USD
+
+_WIDEST = 100  # lines longer than this are hard to read, however wide the window
+_SEP = " · "
+
+# -- untrusted text
+
+_MARKS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_MARKS |= {
+    code: f"<{code:02X}>" if code < 0x100 else f"<U+{code:04X}>"
+    for code in (
+        *range(0x80, 0xA0),  # C1: a terminal may take 0x9B for ESC [
+        *(
+            0x061C,
+            0x200E,
+            0x200F,
+            *range(0x202A, 0x202F),
+            *range(0x2066, 0x206A),
+        ),  # bidi: text that lies about its order
+        *(0x2028, 0x2029),  # line ends that are not "\n"
+        *range(0xD800, 0xE000),  # lone surrogates cannot be written at all
+    )
+}
+_PLAIN = {"·": "|", "≈": "~", "→": "->", "…": "...", "–": "-", "≠": "!=", "◀": "<-"}
+_PLAIN |= {"✓": "+", "◆": "*", "‖": "=", "✗": "x", "␡": "^?"}
+_PLAIN |= {chr(0x2400 + code): "^" + chr(0x40 + code) for code in range(0x20)}
+_ASCII = str.maketrans(_PLAIN)
+
+
+def show(text: str) -> str:
+    """``text`` with everything a terminal might obey replaced by a visible mark.
+
+    The one place that makes untrusted text harmless: C0 and C1 controls except newline and tab,
+    DEL, bidirectional controls, odd line ends and lone surrogates.
+    """
+    return text.translate(_MARKS)
+
+
+def _line(text: str) -> str:
+    """Untrusted text on one line."""
+    return " ".join(show(text).split())
+
+
+def _inked(text: str, unicode: bool) -> str:
+    """Our marks as they are, or everything in ASCII."""
+    return text if unicode else text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
+
+
+# -- numbers
+
+
+def money(nanos: int, *, toward: Literal["nearest", "up", "down"] = "nearest") -> str:
+    """Dollars and cents; under a cent up to six decimals, and never $0.00 for something.
+
+    Limits that must not be understated round ``up``, money that is free rounds ``down``.
+    """
+    if nanos < 0:
+        opposite: dict[str, Literal["nearest", "up", "down"]] = {"up": "down", "down": "up"}
+        return "-" + money(-nanos, toward=opposite.get(toward, "nearest"))
+    unit = 10_000_000 if nanos >= 10_000_000 or nanos == 0 else 1_000
+    units, rest = divmod(nanos, unit)
+    if toward == "up":
+        units += rest > 0
+    elif toward == "nearest":
+        units += 2 * rest >= unit
+    if nanos and not units:
+        return "<$0.000001"
+    dollars, fraction = divmod(units, NANOS_PER_USD // unit)
+    if unit == 1_000:
+        return f"${dollars}.{fraction:06d}".rstrip("0").ljust(len("$0.00"), "0")
+    return f"${dollars:,}.{fraction:02d}"
+
+
+def count(number: int) -> str:
+    """``9,988``."""
+    return f"{number:,}"
+
+
+def tokens(number: int) -> str:
+    """``1.9 M``; exact below 100,000."""
+    if number < 100_000:
+        return count(number)
+    if number < 999_500:
+        return f"{number / 1e3:.0f} k"
+    if number < 999_950_000:
+        return f"{number / 1e6:.1f} M"
+    return f"{number / 1e9:,.1f} G"
+
+
+def percent(part: int, whole: int) -> str:
+    """``61 %``, rounded down so that 100 % means all; ``–`` of nothing."""
+    return f"{part * 100 // whole} %" if whole else "–"
+
+
+def duration(seconds: float | None, *, clock: bool = False) -> str:
+    """``3 h 04 min``, or ``3:04:10`` as a running clock; ``–`` when unknown."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return "–"
+    whole = int(seconds)
+    minutes, secs = divmod(whole, 60)
+    hours, mins = divmod(minutes, 60)
+    if clock:
+        return f"{hours}:{mins:02d}:{secs:02d}"
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24:02d} h"
+    if hours:
+        return f"{hours} h {mins:02d} min"
+    if minutes:
+        return f"{minutes} min {secs:02d} s"
+    return f"{seconds:.1f} s" if seconds < 10 and seconds != whole else f"{whole} s"
+
+
+# -- layout
+
+
+def _cells(text: str) -> int:
+    """How many terminal cells ``text`` takes."""
+    if text.isascii():
+        return len(text)
+    return sum(_cell(char) for char in text)
+
+
+def _cell(char: str) -> int:
+    if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def _head(text: str, width: int) -> str:
+    """As much of ``text`` as ``width`` cells hold."""
+    used = 0
+    for at, char in enumerate(text):
+        used += _cell(char)
+        if used > width:
+            return text[:at]
+    return text
+
+
+def _cut(text: str, width: int, *, unicode: bool = True) -> str:
+    """``text`` in at most ``width`` cells, with an ellipsis if something is missing."""
+    if _cells(text) <= width:
+        return text
+    ellipsis = "…" if unicode else "..."
+    return _head(text, width - len(ellipsis)) + ellipsis if width > len(ellipsis) else ellipsis[:width]
+
+
+def _pad(text: str, width: int, *, right: bool = False) -> str:
+    gap = " " * (width - _cells(text))
+    return gap + text if right else text + gap
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """``text`` by words into lines of at most ``width`` cells; a longer word is split."""
+    lines, line = [], ""
+    for word in text.split():
+        joined = f"{line} {word}" if line else word
+        if _cells(joined) <= width:
+            line = joined
+            continue
+        if line:
+            lines.append(line)
+        while _cells(word) > width:
+            part = _head(word, width) or word[0]
+            lines.append(part)
+            word = word[len(part) :]  # noqa: PLW2901  the rest of the word is the next word
+        line = word
+    return [*lines, line] if line else lines
+
+
+def _flow(pieces: Iterable[str], width: int, sep: str) -> list[str]:
+    """Pieces joined by ``sep``, as many to a line as fit."""
+    lines: list[str] = []
+    line = ""
+    for piece in pieces:
+        joined = f"{line}{sep}{piece}" if line else piece
+        if line and _cells(joined) > width:
+            lines += _wrap(line, width)
+            joined = piece
+        line = joined
+    return lines + _wrap(line, width)
+
+
+def _paragraph(pieces: Iterable[str], width: int, *, unicode: bool, indent: str = "") -> list[str]:
+    """`_flow` of our own pieces, indented and inked."""
+    inked = [_inked(piece, unicode) for piece in pieces]
+    return [indent + line for line in _flow(inked, max(1, width - len(indent)), _inked(_SEP, unicode))]
+
+
+# -- before: the quote
+
+
+@dataclass(frozen=True, slots=True)
+class LaneView:
+    """One way to get the job done, and what it would cost."""
+
+    lane: str
+    expected_nanos: int
+    at_most_nanos: int
+    done_by: str = ""  # "≈ 03:40 (p90 09:10)"
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteView:
+    """What a plan would cost. Exactly one of ``lanes`` is chosen."""
+
+    name: str  # the input, as the user called it
+    model: str
+    rows: int
+    requests: int  # to send: without rows that are done, cached, duplicates or invalid
+    lanes: tuple[LaneView, ...]
+    list_price_nanos: int  # expected, at the regular price
+    input_tokens: int  # expected
+    output_tokens: int  # expected
+    price_source: str  # with its date
+    row_mode: str = ""  # "line" or "file", where the input could be read either way
+    duplicates: int = 0
+    cached: int = 0
+    invalid: int = 0
+    done: int = 0  # rows answered before, in the job this one resumes
+    waves: int = 1
+    budget_nanos: int | None = None  # the tightest limit; None = there is none
+    free_nanos: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> LaneView:
+        return next(lane for lane in self.lanes if lane.chosen)
+
+
+def quote_panel(q: QuoteView, *, width: int = 80, unicode: bool = True) -> str:
+    """The panel a user reads before paying: what is sent, what it costs, what it costs at most."""
+    inner = min(width, _WIDEST) - 4
+    lines = [_inked(line, unicode) for line in _lane_lines(q.lanes, inner)]
+    for pieces in (_cost_pieces(q), _token_pieces(q), _budget_pieces(q), _source_pieces(q)):
+        lines += _paragraph(pieces, inner, unicode=unicode)
+    for note in q.notes:
+        lines += _wrap(_inked(f"note: {_line(note)}", unicode), inner)
+    head = _paragraph(_input_pieces(q), min(width, _WIDEST), unicode=unicode)
+    return "\n".join([*head, *_frame("Quote", lines, unicode)])
+
+
+def question(q: QuoteView) -> str:
+    """What is asked before money is spent; the default is no."""
+    noun = "request" if q.requests == 1 else "requests"
+    return f"Send {count(q.requests)} {noun}, at most {money(q.chosen.at_most_nanos, toward='up')}? [y/N] "
+
+
+def _input_pieces(q: QuoteView) -> list[str]:
+    pieces = [_line(q.name), _line(q.model), f"{count(q.rows)} rows" + (f", one a {q.row_mode}" if q.row_mode else "")]
+    if q.invalid:
+        pieces.append(f"{count(q.invalid)} invalid")
+    return [*pieces, f"{count(q.duplicates)} duplicates", f"{count(q.cached)} cached", f"{count(q.requests)} to send"]
+
+
+def _lane_lines(lanes: Sequence[LaneView], width: int) -> list[str]:
+    table = [["lane", "expected", "at most", "done by", ""]]
+    for lane in lanes:
+        costs = [money(lane.expected_nanos), money(lane.at_most_nanos, toward="up")]
+        table.append([lane.lane, *costs, _line(lane.done_by), "◀ chosen" if lane.chosen else ""])
+    if not any(lane.done_by for lane in lanes):
+        for row in table:
+            del row[3]
+    widths = [max(_cells(row[at]) for row in table) for at in range(len(table[0]))]
+    return [
+        _cut("  ".join(_pad(cell, widths[at], right=at in (1, 2)) for at, cell in enumerate(row)).rstrip(), width)
+        for row in table
+    ]
+
+
+def _cost_pieces(q: QuoteView) -> list[str]:
+    pieces = [f"regular cost {money(q.list_price_nanos)}", f"{q.chosen.lane} cost {money(q.chosen.expected_nanos)}"]
+    saved = q.list_price_nanos - q.chosen.expected_nanos
+    if saved > 0:
+        return [*pieces, f"saves ≈ {money(saved)} ({percent(saved, q.list_price_nanos)})"]
+    return [*pieces, "saves nothing" if not saved else f"costs ≈ {money(-saved)} more"]
+
+
+def _token_pieces(q: QuoteView) -> list[str]:
+    pieces = [f"tokens ≈ {tokens(q.input_tokens)} in, {tokens(q.output_tokens)} out"]
+    if q.waves > 1:
+        pieces.append(f"{count(q.waves)} waves: each is sent when the one before has freed its money")
+    return pieces
+
+
+def _budget_pieces(q: QuoteView) -> list[str]:
+    if q.budget_nanos is None or q.free_nanos is None:
+        return ["no budget limit"]
+    free = money(q.free_nanos, toward="down")
+    left = q.free_nanos - q.chosen.at_most_nanos
+    if left >= 0:
+        return [f"budget {money(q.budget_nanos)}", f"free {free} → {money(left, toward='down')} after the hold"]
+    return [f"budget {money(q.budget_nanos)}", f"free {free}, less than this can cost at most"]
+
+
+def _source_pieces(q: QuoteView) -> list[str]:
+    done = f"done before {count(q.done)}{_SEP}remaining {count(q.requests)}"
+    return [done, f"prices {_line(q.price_source)}"]
+
+
+def _frame(title: str, lines: Sequence[str], unicode: bool) -> list[str]:
+    tl, tr, bl, br, h, v = "┌┐└┘─│" if unicode else "++++-|"
+    inner = max(_cells(line) for line in lines)
+    top = f"{tl}{h} {title} {h * (inner - len(title) - 1)}{tr}"
+    return [top, *(f"{v} {_pad(line, inner)} {v}" for line in lines), f"{bl}{h * (inner + 2)}{br}"]
+
+
+# -- while running
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressView:
+    """A job at one moment. What is processed is the sum of its outcomes, so the numbers add up."""
+
+    phase: str  # "sending", "waiting at the provider", "collecting"
+    total: int
+    ok: int = 0
+    failed: int = 0
+    missing: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    kinds: tuple[tuple[str, int], ...] = ()  # of the failed ones
+    tokens_in: int = 0
+    tokens_out: int = 0
+    spent_nanos: int = 0
+    held_nanos: int = 0
+    list_nanos: int = 0  # what the same would have cost at the regular price
+    saved_nanos: int = 0
+    elapsed_s: float = 0.0
+    per_minute: float | None = None
+    eta_s: float | None = None
+    item: str = ""  # the row that was answered last
+    job_id: str = ""
+
+    @property
+    def processed(self) -> int:
+        return self.ok + self.failed + self.missing + self.expired + self.cancelled
+
+
+def bar(p: ProgressView, cells: int, *, unicode: bool = True) -> tuple[str, str]:
+    """The filled and the empty part of a bar ``cells`` wide; full only when all is processed."""
+    done = cells * p.processed // p.total if p.total else cells
+    return ("━" * done, "─" * (cells - done)) if unicode else ("#" * done, "-" * (cells - done))
+
+
+def bar_line(
+    p: ProgressView, *, width: int = 80, unicode: bool = True, paint: Callable[[str], str] = lambda filled: filled
+) -> str:
+    """Phase, bar, percent, count, elapsed and ETA on one line, and the item where there is room.
+
+    ``paint`` may colour the filled part of the bar; it must not add cells.
+    """
+    phase = _cut(_inked(_line(p.phase), unicode), max(10, width // 3), unicode=unicode)
+    share = percent(p.processed, p.total) if p.total else "100 %"
+    numbers = [f"{share:>5}", f"{count(p.processed)}/{count(p.total)}", duration(p.elapsed_s, clock=True)]
+    numbers.append(f"ETA {duration(p.eta_s, clock=True)}")
+    if width < 80:
+        del numbers[2]  # elapsed is in the table below; a bar that can be seen is worth more
+    text = _inked("  ".join(numbers), unicode)
+    room = width - _cells(phase) - len(text) - 3
+    if room < 6:
+        return _cut(f"{phase} {text.strip()}", width, unicode=unicode)
+    ends = ("", "") if unicode else ("[", "]")
+    cells = min(30, room - len(ends[0] + ends[1]))
+    filled, empty = bar(p, cells, unicode=unicode)
+    item = ""
+    if p.item and room - cells > 8:
+        item = "  " + _cut(_inked(_line(p.item), unicode), room - cells - 4, unicode=unicode)
+    return f"{phase} {ends[0]}{paint(filled)}{empty}{ends[1]}  {text}{item}"
+
+
+def status_table(p: ProgressView, *, width: int = 80, unicode: bool = True) -> str:
+    """Counts, pace, tokens and money of a running job, in as few lines as fit."""
+    failed = f"failed {count(p.failed)}"
+    if p.kinds:
+        failed += f" ({', '.join(f'{kind} {count(number)}' for kind, number in p.kinds)})"
+    counts = [f"total {count(p.total)}", f"processed {count(p.processed)}", f"ok {count(p.ok)}", failed]
+    others = (("missing", p.missing), ("expired", p.expired), ("cancelled", p.cancelled))
+    counts += [f"{word} {count(number)}" for word, number in others if number]
+    counts.append(f"success {percent(p.ok, p.processed)}")
+    pace = [f"{_pace(p.per_minute)} a minute", f"elapsed {duration(p.elapsed_s, clock=True)}"]
+    pace += [f"ETA {duration(p.eta_s, clock=True)}", f"tokens {tokens(p.tokens_in)} in, {tokens(p.tokens_out)} out"]
+    amounts = (("spent", p.spent_nanos), ("held", p.held_nanos), ("list", p.list_nanos), ("saved", p.saved_nanos))
+    cost = [f"{word} {money(nanos)}" for word, nanos in amounts]
+    lines = [
+        line
+        for pieces in (counts, pace, cost)
+        for line in _paragraph(pieces, min(width, _WIDEST), unicode=unicode, indent=" ")
+    ]
+    return "\n".join(lines)
+
+
+def plain_line(p: ProgressView, *, unicode: bool = True) -> str:
+    """The same on one line, for logs."""
+    pieces = [_line(p.phase), percent(p.processed, p.total) if p.total else "100 %"]
+    pieces += [f"{count(p.processed)}/{count(p.total)}", f"ok {count(p.ok)}", f"failed {count(p.failed)}"]
+    others = (("missing", p.missing), ("expired", p.expired), ("cancelled", p.cancelled))
+    pieces += [f"{word} {count(number)}" for word, number in others if number]
+    pieces += [f"spent {money(p.spent_nanos)}", f"elapsed {duration(p.elapsed_s, clock=True)}"]
+    return _inked("  ".join([*pieces, f"ETA {duration(p.eta_s, clock=True)}"]), unicode)
+
+
+def _pace(per_minute: float | None) -> str:
+    if per_minute is None or not math.isfinite(per_minute):
+        return "–"
+    return f"{per_minute:.1f}" if 0 < per_minute < 10 else count(round(per_minute))
+
+
+# -- afterwards
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Rows that failed alike."""
+
+    kind: str
+    count: int
+    message: str  # one of theirs, as the provider put it
+    row: int  # one of them
+
+
+@dataclass(frozen=True, slots=True)
+class EndView:
+    """A job when the command returns; counts are rows."""
+
+    state: str  # the job's state
+    rows: int
+    ok: int
+    failed: int = 0
+    missing: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    invalid: int = 0
+    pending: int = 0
+    stopped: str = ""  # why it stopped early, in words
+    sent: int = 0
+    cached: int = 0
+    duplicates: int = 0
+    extra_answers: int = 0
+    unknown_ids: int = 0
+    spent_nanos: int = 0
+    unproven_nanos: int = 0  # part of spent
+    estimated_nanos: int = 0  # part of spent
+    list_nanos: int = 0
+    saved_nanos: int = 0
+    duration_s: float = 0.0
+    failures: tuple[FailureGroup, ...] = ()
+    next: tuple[str, ...] = ()  # commands that make sense now
+
+
+def end_report(e: EndView, *, width: int = 80, unicode: bool = True) -> str:
+    """How it ended: counts that add up, money, why rows failed, and what to do next."""
+    wide = min(width, _WIDEST)
+    lines = _paragraph([*_end_title(e), duration(e.duration_s)], wide, unicode=unicode)
+    lines += _paragraph(_accounting(e), wide, unicode=unicode, indent="  ")
+    lines += _paragraph(_bill(e), wide, unicode=unicode, indent="  ")
+    lines += _failure_lines(e.failures, wide, unicode)
+    for at, command in enumerate(e.next):
+        lines.append(_inked(("  next: " if at == 0 else "        ") + _line(command), unicode))
+    return "\n".join(lines)
+
+
+def _end_title(e: EndView) -> list[str]:
+    unanswered = e.rows - e.ok
+    if e.stopped:
+        title = f"‖ stopped: {_line(e.stopped)}"
+    elif e.state == "completed":
+        title = "◆ finished with failures" if unanswered else "✓ completed"
+    else:
+        mark = {"failed": "✗", "cancelled": "–"}.get(e.state, "‖")
+        title = f"{mark} {e.state}"
+    return [title, f"{count(e.ok)} of {count(e.rows)} ok"]
+
+
+def _accounting(e: EndView) -> list[str]:
+    terms = [("ok", e.ok), ("failed", e.failed), ("missing", e.missing), ("expired", e.expired)]
+    terms += [("cancelled", e.cancelled), ("invalid", e.invalid), ("open", e.pending)]
+    total = " + ".join(f"{word} {count(number)}" for word, number in terms if number or word == "ok")
+    same = sum(number for _, number in terms) == e.rows
+    pieces = [f"rows {count(e.rows)} {'=' if same else '≠'} {total}"]
+    if not same:
+        pieces.append("these counts do not add up: please report it")
+    pieces.append(f"sent {count(e.sent)}")
+    beside = [("cached", e.cached), ("duplicates", e.duplicates), ("extra answers", e.extra_answers)]
+    beside.append(("unknown ids", e.unknown_ids))
+    return pieces + [f"{word} {count(number)}" for word, number in beside if number]
+
+
+def _bill(e: EndView) -> list[str]:
+    parts = [("unproven", e.unproven_nanos), ("est.", e.estimated_nanos)]
+    inside = ", ".join(f"{word} {money(nanos)}" for word, nanos in parts if nanos)
+    spent = f"spent {money(e.spent_nanos)}" + (f" ({inside})" if inside else "")
+    saved = f"saved {money(e.saved_nanos)}" + (f" ({percent(e.saved_nanos, e.list_nanos)})" if e.list_nanos else "")
+    return [spent, f"list {money(e.list_nanos)}", saved]
+
+
+def _failure_lines(groups: Sequence[FailureGroup], width: int, unicode: bool) -> list[str]:
+    if not groups:
+        return []
+    numbers = max(len(count(group.count)) for group in groups)
+    kinds = max(len(group.kind) for group in groups)
+    tails = max(len(f"  e.g. row {count(group.row)}") for group in groups)
+    room = max(0, width - numbers - kinds - tails - 6)
+    messages = [_cut(_inked(_line(group.message), unicode), room, unicode=unicode) for group in groups]
+    wide = max(_cells(message) for message in messages)
+    lines = []
+    for group, message in zip(groups, messages, strict=True):
+        head = f"  {count(group.count):>{numbers}}  {group.kind:<{kinds}}  {_pad(message, wide)}"
+        lines.append(_cut(f"{head}  e.g. row {count(group.row)}", width, unicode=unicode))
+    return lines
+
+
+# -- lists
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """One job in the list of jobs."""
+
+    id: str
+    name: str
+    state: str
+    ok: int
+    rows: int
+    failed: int
+    lane: str
+    model: str
+    spent_nanos: int
+    saved_nanos: int
+    age_s: float
+
+
+# Heading, right-aligned, narrowest useful width (None: never cut), and in which order columns go
+# when there is no room for all (None: never).
+_JOB_COLUMNS: tuple[tuple[str, bool, int | None, int | None], ...] = (
+    ("ID", False, None, None),
+    ("NAME", False, 12, None),
+    ("STATE", False, None, None),
+    ("OK/ROWS", True, None, None),
+    ("FAILED", True, None, 4),
+    ("LANE", False, None, 1),
+    ("MODEL", False, 12, 3),
+    ("SPENT", True, None, None),
+    ("SAVED", True, None, 2),
+    ("AGE", True, None, 5),
+)
+
+
+def jobs_table(rows: Sequence[JobRow], *, width: int = 100, unicode: bool = True) -> str:
+    """The jobs, one a line; narrow windows cut names first and then leave columns out."""
+    if not rows:
+        return "No jobs yet. Try: nightmill run words.txt --task define --dry-run"
+    table = [[heading for heading, *_ in _JOB_COLUMNS], *([_inked(c, unicode) for c in _job_cells(r)] for r in rows)]
+    natural = [max(_cells(line[at]) for line in table) for at in range(len(_JOB_COLUMNS))]
+    widths = _fit(natural, width)
+    lines = []
+    for line in table:
+        cells = [
+            _pad(_cut(line[at], cells, unicode=unicode), cells, right=_JOB_COLUMNS[at][1])
+            for at, cells in widths.items()
+        ]
+        lines.append(_cut("  ".join(cells).rstrip(), width, unicode=unicode))
+    return "\n".join(lines)
+
+
+def _job_cells(r: JobRow) -> list[str]:
+    done = f"{count(r.ok)}/{count(r.rows)}"
+    money_cells = [money(r.spent_nanos), money(r.saved_nanos)]
+    names = [_line(r.lane), _line(r.model)]
+    return [_line(r.id), _line(r.name), r.state, done, count(r.failed), *names, *money_cells, _age(r.age_s)]
+
+
+def _age(seconds: float) -> str:
+    """``3 h``: one unit is enough for how long ago something was."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return duration(int(seconds))
+
+
+def _fit(natural: Sequence[int], width: int) -> dict[int, int]:
+    """Column number to width, for the columns that fit into ``width``."""
+    kept = dict(enumerate(natural))
+    leaving = sorted((order, at) for at, (*_, order) in enumerate(_JOB_COLUMNS) if order is not None)
+    while _shrink(kept, width) > width and leaving:
+        del kept[leaving.pop(0)[1]]
+        kept = {at: natural[at] for at in kept}
+    return kept
+
+
+def _shrink(kept: dict[int, int], width: int) -> int:
+    """Narrow what may be cut until ``kept`` fits or cannot shrink; the width it then has."""
+    used = sum(kept.values()) + 2 * (len(kept) - 1)
+    for at in sorted(kept, key=lambda at: -kept[at]):
+        least = _JOB_COLUMNS[at][2]
+        if least is not None and used > width and kept[at] > least:
+            cut = min(used - width, kept[at] - least)
+            kept[at] -= cut
+            used -= cut
+    return used
+
+
+# -- errors
+
+
+def error_text(error: Exception) -> str:
+    """``error:``, ``why:`` and ``fix:`` lines, with every line of each."""
+    if not isinstance(error, NightmillError):
+        return _labelled("error: ", f"{type(error).__name__}: {error}")
+    parts = (("error: ", error.what), ("  why: ", error.why), ("  fix: ", error.fix))
+    return "\n".join(_labelled(label, text) for label, text in parts if text)
+
+
+def _labelled(label: str, text: str) -> str:
+    return "\n".join(
+        ((label if at == 0 else " " * len(label)) + line).rstrip() for at, line in enumerate(show(text).split("\n"))
+    )

@@ -1,0 +1,269 @@
+"""Progress of a job on stderr: a redrawn panel, a line now and then, JSON lines, or nothing.
+
+We choose the renderer ourselves: a bar only where a person watches, lines in logs and in CI.
+Progress never fails a run: when its stream goes away, it falls silent and the work goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Literal, Protocol, Self, TextIO
+
+from nightmill.cli import present
+from nightmill.cli.present import ProgressView
+from nightmill.types import usd
+
+Mode = Literal["auto", "bar", "plain", "json", "none"]
+
+_REDRAW_S = 0.1  # the bar, at most so often
+_PLAIN_S = 60.0  # a line at least so often while there are updates
+_JSON_S = 1.0  # an object at most so often, except at changes of phase
+_STEP = 10  # percent between two plain lines
+_HIDE, _SHOW, _ERASE = "\x1b[?25l", "\x1b[?25h", "\x1b[J"
+_GREEN, _RESET = "\x1b[32m", "\x1b[0m"
+
+
+class _Renderer(Protocol):
+    def update(self, view: ProgressView) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Progress:
+    """Shows a job's progress on ``stream`` in the way that ``mode`` and ``env`` ask for.
+
+    ``auto`` is a bar on a terminal that is not ``TERM=dumb`` and not in CI, else plain lines;
+    ``bar`` is one on any terminal that can move its cursor, else plain lines too. ``clock`` gives
+    seconds that only rise; ``columns`` the width of the terminal.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        stream: TextIO,
+        env: Mapping[str, str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        columns: Callable[[], int] | None = None,
+    ) -> None:
+        out = _Out(stream)
+        self.mode = chosen_mode(mode, stream, env)
+        self._renderer: _Renderer = _Silent()
+        if self.mode == "bar":
+            self._renderer = _Bar(out, clock, columns or (lambda: _columns(stream, env)), bool(env.get("NO_COLOR")))
+        elif self.mode == "plain":
+            self._renderer = _Plain(out, clock)
+        elif self.mode == "json":
+            self._renderer = _Json(out, clock)
+
+    def update(self, view: ProgressView) -> None:
+        """Show ``view``, now or when it is due; the last one is always shown by `close`."""
+        self._renderer.update(view)
+
+    def note(self, text: str) -> None:
+        """Say something beside the progress: a warning, a pause, what Ctrl-C does."""
+        self._renderer.note(text)
+
+    def close(self) -> None:
+        """Show the last state and give the terminal back as it was. May be called twice."""
+        self._renderer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def chosen_mode(mode: Mode, stream: TextIO, env: Mapping[str, str]) -> Mode:
+    """What ``mode`` comes to on this stream; never ``auto``."""
+    if mode not in ("auto", "bar"):
+        return mode
+    watched = stream.isatty() and env.get("TERM", "") != "dumb"
+    in_ci = env.get("CI", "").lower() not in ("", "0", "false")
+    return "bar" if watched and (mode == "bar" or not in_ci) else "plain"
+
+
+def _columns(stream: TextIO, env: Mapping[str, str]) -> int:
+    if (told := env.get("COLUMNS", "")).isdecimal() and int(told):
+        return int(told)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+class _Out:
+    """A text stream that may lack characters and may go away."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream: TextIO | None = stream
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self.unicode = self._encoding.lower().replace("-", "").startswith("utf")
+
+    def write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text.encode(self._encoding, "backslashreplace").decode(self._encoding))
+            self._stream.flush()
+        except (OSError, ValueError):  # closed, or the terminal is gone: what is running matters more
+            self._stream = None
+
+
+class _Silent:
+    def update(self, view: ProgressView) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar:
+    """A few lines at the bottom of a terminal, redrawn in place."""
+
+    def __init__(self, out: _Out, clock: Callable[[], float], columns: Callable[[], int], no_color: bool) -> None:
+        self._out, self._clock, self._columns = out, clock, columns
+        self._paint = (lambda text: text) if no_color else (lambda text: f"{_GREEN}{text}{_RESET}" if text else "")
+        self._view: ProgressView | None = None
+        self._drawn_at: float | None = None
+        self._lines = 0
+
+    def update(self, view: ProgressView) -> None:
+        moved_on = self._view is None or view.phase != self._view.phase
+        self._view = view
+        if moved_on or self._drawn_at is None or self._clock() - self._drawn_at >= _REDRAW_S:
+            self._draw()
+
+    def note(self, text: str) -> None:
+        self._out.write(f"{self._home()}{present.show(text)}\n")
+        self._lines = 0
+        if self._view is not None:
+            self._draw()
+
+    def close(self) -> None:
+        if self._view is not None:
+            self._draw()
+            self._out.write(_SHOW)
+            self._view = None
+            self._lines = 0
+
+    def _home(self) -> str:
+        """Go to where the panel began, and clear from there."""
+        return f"\x1b[{self._lines}F{_ERASE}" if self._lines else ""
+
+    def _draw(self) -> None:
+        if self._view is None:
+            return
+        # One column stays free: a full line would wrap on some terminals and upset the count.
+        width, unicode = max(20, self._columns() - 1), self._out.unicode
+        first = present.bar_line(self._view, width=width, unicode=unicode, paint=self._paint)
+        lines = [first, *present.status_table(self._view, width=width, unicode=unicode).split("\n")]
+        hide = "" if self._lines else _HIDE
+        self._out.write(f"{hide}{self._home()}" + "".join(f"{line}\n" for line in lines))
+        self._lines = len(lines)
+        self._drawn_at = self._clock()
+
+
+class _Plain:
+    """One line at the start, at every tenth, every minute, at changes of phase, and at the end."""
+
+    def __init__(self, out: _Out, clock: Callable[[], float]) -> None:
+        self._out, self._clock = out, clock
+        self._view: ProgressView | None = None
+        self._shown: ProgressView | None = None
+        self._shown_at = 0.0
+
+    def update(self, view: ProgressView) -> None:
+        self._view = view
+        shown = self._shown
+        if (
+            shown is None
+            or view.phase != shown.phase
+            or _step(view) > _step(shown)
+            or self._clock() - self._shown_at >= _PLAIN_S
+        ):
+            self._write(view)
+
+    def note(self, text: str) -> None:
+        self._out.write(present.show(text) + "\n")
+
+    def close(self) -> None:
+        if self._view is not None and self._view != self._shown:
+            self._write(self._view)
+
+    def _write(self, view: ProgressView) -> None:
+        self._shown, self._shown_at = view, self._clock()
+        self._out.write(present.plain_line(view, unicode=self._out.unicode) + "\n")
+
+
+def _step(view: ProgressView) -> int:
+    return view.processed * 100 // view.total // _STEP if view.total else 0
+
+
+class _Json:
+    """One object a line, for programs."""
+
+    def __init__(self, out: _Out, clock: Callable[[], float]) -> None:
+        self._out, self._clock = out, clock
+        self._view: ProgressView | None = None
+        self._shown: ProgressView | None = None
+        self._shown_at = 0.0
+
+    def update(self, view: ProgressView) -> None:
+        self._view = view
+        shown = self._shown
+        if shown is None or view.phase != shown.phase or self._clock() - self._shown_at >= _JSON_S:
+            self._write(view)
+
+    def note(self, text: str) -> None:
+        self._out.write(json.dumps({"event": "note", "text": text}) + "\n")
+
+    def close(self) -> None:
+        if self._view is not None and self._view != self._shown:
+            self._write(self._view)
+
+    def _write(self, view: ProgressView) -> None:
+        self._shown, self._shown_at = view, self._clock()
+        self._out.write(json.dumps(progress_object(view)) + "\n")
+
+
+def progress_object(view: ProgressView) -> dict[str, object]:
+    """``view`` as one JSON object: counts, dollars as numbers, seconds."""
+    return {
+        "event": "progress",
+        "job_id": view.job_id,
+        "phase": view.phase,
+        "total": view.total,
+        "processed": view.processed,
+        "succeeded": view.ok,
+        "failed": view.failed,
+        "missing": view.missing,
+        "expired": view.expired,
+        "cancelled": view.cancelled,
+        "failures": dict(view.kinds),
+        "tokens_in": view.tokens_in,
+        "tokens_out": view.tokens_out,
+        "spent_usd": usd(view.spent_nanos),
+        "held_usd": usd(view.held_nanos),
+        "list_price_usd": usd(view.list_nanos),
+        "saved_usd": usd(view.saved_nanos),
+        "per_minute": _finite(view.per_minute),
+        "elapsed_s": view.elapsed_s,
+        "eta_s": _finite(view.eta_s),
+    }
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has no infinity."""
+    return number if number is not None and math.isfinite(number) else None

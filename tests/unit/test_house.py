@@ -1,0 +1,127 @@
+"""The house rules that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import nightmill
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src/nightmill"
+MODULES = sorted(SOURCE.rglob("*.py"))
+MOST_FUNCTION_LINES = 60
+MOST_MODULE_LINES = 900
+HEAVY = {"sqlalchemy", "alembic", "pyarrow", "aiohttp", "pydantic", "rich", "jinja2", "genai_prices", "zstandard"}
+HEAVY |= {"jsonschema_rs", "dotenv", "asyncio", "xllamacpp"}
+PROVIDER_NAME = re.compile("openai|anthropic|gemini", re.IGNORECASE)
+NAMELESS = ("lanes", "engine", "plan", "collect", "cli")  # layers that must not know whom they talk to
+
+
+def name(module: Path) -> str:
+    return module.relative_to(SOURCE).as_posix()
+
+
+every_module = pytest.mark.parametrize("module", MODULES, ids=name)
+
+
+def test_the_command_line_starts_light() -> None:
+    """Importing the command line loads nothing heavy, so `nightmill --help` answers at once."""
+    code = "import sys, nightmill.cli, nightmill.config; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {module.split(".")[0] for module in done.stdout.split()}
+    assert "nightmill" in loaded
+    assert loaded & HEAVY == set()
+
+
+@every_module
+def test_functions_and_modules_stay_short(module: Path) -> None:
+    """No function is longer than 60 lines, no module longer than 900."""
+    text = module.read_text(encoding="utf-8")
+    assert text.count("\n") <= MOST_MODULE_LINES
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    long = [f.name for f in functions if (f.end_lineno or f.lineno) - f.lineno + 1 > MOST_FUNCTION_LINES]
+    assert long == []
+
+
+@every_module
+def test_every_module_says_what_it_is(module: Path) -> None:
+    """The first thing in a module is a docstring."""
+    assert ast.get_docstring(ast.parse(module.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if name(m).split("/")[0].removesuffix(".py") in NAMELESS], ids=name
+)
+def test_no_provider_is_named_outside_the_providers(module: Path) -> None:
+    """What decides and what shows treats all providers alike; not even a comment names one."""
+    lines = module.read_text(encoding="utf-8").splitlines()
+    assert [f"{at}: {line.strip()}" for at, line in enumerate(lines, 1) if PROVIDER_NAME.search(line)] == []
+
+
+def test_the_public_names_are_listed_sorted_and_real() -> None:
+    """``nightmill.__all__`` is sorted, each of its names can be had, and nothing public is left out of it."""
+    listed = list(getattr(nightmill, "__all__", []))
+    assert listed == sorted(set(listed))
+    for public in listed:
+        assert getattr(nightmill, public) is not None
+    here = {n for n, value in vars(nightmill).items() if not n.startswith("_") and not isinstance(value, ModuleType)}
+    assert here - set(listed) - {"annotations"} == set()
+    assert listed or not hasattr(nightmill, "__getattr__"), "lazy names need an __all__"
+
+
+@pytest.fixture
+def reqs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reqs", ROOT / "scripts/reqs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_mark_names_a_requirement(reqs: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """No test claims a requirement that does not exist."""
+    status = reqs.main(ROOT / "tests")
+    assert capsys.readouterr().err == ""
+    assert status == 0
+
+
+def test_marks_are_found_wherever_they_stand(
+    reqs: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A function, a class and a whole module can claim requirements; an unknown one fails the list."""
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_some.py").write_text(
+        "import pytest\n"
+        "pytestmark = [pytest.mark.req('A1')]\n"
+        "@pytest.mark.req('B2', 'X13')\n"
+        "class TestIt:\n"
+        "    @pytest.mark.req('Z9')\n"
+        "    async def test_that(self): ...\n"
+    )
+    assert reqs.main(tests) == 1
+    shown = capsys.readouterr()
+    assert re.search(r"^A1 .*\n +tests/test_some.py$", shown.out, re.MULTILINE)
+    assert re.search(r"^X13 .*\n +tests/test_some.py::TestIt$", shown.out, re.MULTILINE)
+    assert "3 of 54" in shown.out
+    assert "tests/test_some.py::TestIt::test_that (line 5): no requirement is called 'Z9'" in shown.err
+
+
+def test_settings_of_the_tools_are_the_promised_ones() -> None:
+    """Types are strict, warnings are errors, and the import contract leaves no module out."""
+    import tomllib
+
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert tools["mypy"]["strict"] is True
+    assert tools["pytest"]["ini_options"]["filterwarnings"] == ["error"]
+    layers = next(c for c in tools["importlinter"]["contracts"] if c["type"] == "layers")
+    assert layers["exhaustive"] is True

@@ -239,6 +239,16 @@ def test_torn_anywhere_the_cache_gives_only_whole_answers(data: st.DataObject) -
         assert readable(AnswerCache(folder)) == fresh | extra
 
 
+def test_a_torn_line_does_not_swallow_the_next(tmp_path: Path) -> None:
+    """The next writer closes what was cut, so that each answer put has a line of its own."""
+    cache = AnswerCache(tmp_path)
+    cache.put_many([(near(0), b"kept"), (near(2), b"cut off")])
+    file = tmp_path / "00.jsonl"
+    file.write_bytes(file.read_bytes()[:-3])
+    cache.put_many([(near(2), b"again"), (near(4), b"more")])
+    assert file.read_bytes().splitlines() == [b"kept", b"cut o", b"again", b"more"]
+
+
 @settings(deadline=None, max_examples=80)
 @given(st.sampled_from(["00.jsonl", "00.idx"]), st.data())
 def test_a_damaged_byte_never_gives_a_wrong_answer(name: str, data: st.DataObject) -> None:

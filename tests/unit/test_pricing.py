@@ -12,7 +12,7 @@ from fractions import Fraction
 import genai_prices
 import pytest
 from genai_prices import data_snapshot
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightmill.errors import UnknownPrice, UsageError
@@ -102,6 +102,16 @@ def test_cost_equals_the_catalogue_to_the_nano(ours: str, theirs: str, at: datet
                 assert sheet.cost(usage) == expected, (model.id, lane, usage)
     assert compared > 150
     assert tiered
+
+
+@pytest.mark.parametrize("lane", [Lane.BATCH, Lane.LIVE])
+def test_a_borrowed_price_is_the_standard_one_and_marked(lane: Lane) -> None:
+    """A model resold by another provider has the price of its maker, but not the batch price."""
+    usage = Usage(1000, 100, 10)
+    sheet = listed("azure/claude-haiku-4-5", lane)
+    assert sheet.cost(usage) == catalogue_nanos("azure", "claude-haiku-4-5", lane, usage, NOON)
+    assert sheet.tiers == listed("anthropic/claude-haiku-4-5").tiers
+    assert sheet.batch_known == (lane is Lane.LIVE)
 
 
 def test_a_tier_is_for_the_whole_request_and_only_above_its_threshold() -> None:
@@ -259,6 +269,7 @@ def any_usage(draw: st.DrawFn, most_input: int = 5000) -> Usage:
     return Usage(total, draw(st.integers(0, 5000)), cached, draw(st.integers(0, total - cached)))
 
 
+@settings(deadline=None)
 @given(sheets(), any_usage())
 def test_cost_is_the_exact_sum_rounded_half_up_once(sheet: PriceSheet, usage: Usage) -> None:
     """Integers on the hot path give what rational arithmetic gives."""
@@ -279,6 +290,7 @@ def test_parts_larger_than_the_whole_are_no_refund() -> None:
     assert flat(10, 1, 2, 0).cost(Usage(5, 0, cached_tokens=100, cache_write_tokens=7)) == 114
 
 
+@settings(deadline=None)
 @given(sheets(), st.lists(st.tuples(any_usage(), st.integers(0, 50), st.integers(0, 50)), max_size=8))
 def test_no_split_of_the_content_costs_more_than_the_worst(
     sheet: PriceSheet, requests: list[tuple[Usage, int, int]]
@@ -297,6 +309,7 @@ def test_the_worst_is_not_wildly_above_the_dearest_bill() -> None:
     assert sheet.worst(1000, 10, 500) == bill + 10
 
 
+@settings(deadline=None)
 @given(sheets())
 def test_a_pinned_sheet_survives_json_exactly(sheet: PriceSheet) -> None:
     """What was held is settled at the very same price, thirds of a nano included."""
@@ -340,6 +353,7 @@ def test_dearer_means_some_request_costs_more() -> None:
 # -- tokens
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_an_estimate_is_never_above_the_bytes(text: str) -> None:
     """Byte-level vocabularies never use more than a token a byte; an estimate claims no more."""

@@ -47,6 +47,18 @@ class Writer:
         self._size_bytes += len(data)
         return self._file.write(data)
 
+    # what pyarrow wants of a file it writes to
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self._size_bytes
+
     def seal(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -108,7 +120,7 @@ class Store:
         """Read a file that the ledger holds; its size is checked first."""
         target = self.path(ref.path)
         try:
-            file = target.open("rb", buffering=1 << 18)
+            file = io.BufferedReader(io.FileIO(target), 1 << 18)
         except FileNotFoundError as error:
             raise StoreError(
                 f"a file of this job is gone: {ref.path}",

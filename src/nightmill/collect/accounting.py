@@ -1,0 +1,295 @@
+"""The truth about one shard: every request ends in exactly one of five ways, every cent is booked.
+
+``sent = succeeded + failed + missing + expired + cancelled``; extra answers and unknown ids stand
+beside. First success wins, in file order, output before error; the usage of every answer is paid.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from nightmill.ledger import Booking, Counts, Shard
+from nightmill.pricing import PriceSheet
+from nightmill.providers import Provider
+from nightmill.store import Store
+from nightmill.types import RETRYABLE, FailureKind, Lane, Succeeded, Usage
+from nightmill.wire import JOURNAL, body_of, chosen, lines, read_mark, shard_lines
+
+log = logging.getLogger(__name__)
+
+Check = Callable[[str], "tuple[object, str | None]"]
+
+_UNEXPECTED, _OPEN, _SUCCEEDED = 0, 1, 2
+_KINDS = tuple(FailureKind)
+_CODE = {kind: 3 + i for i, kind in enumerate(_KINDS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How often a row is tried, and what is final."""
+
+    attempts: int = 3
+    expiries: int = 3  # a row expired in so many submissions is final
+    missings: int = 1  # sent once more only
+
+
+class BodySizes:
+    """Bytes of each request's body in a shard, read from its file when first asked for."""
+
+    def __init__(self, store: Store, shard: Shard) -> None:
+        self._store, self._shard = store, shard
+        self._sizes: array[int] | None = None
+
+    def __getitem__(self, index: int) -> int:
+        if self._sizes is None:
+            self._sizes = array("q", bytes(8 * (self._shard.last - self._shard.first + 1)))
+            for row, line in shard_lines(self._store, self._shard):
+                self._sizes[row - self._shard.first] = len(body_of(line))
+        return self._sizes[index - self._shard.first]
+
+
+def estimated(sizes: BodySizes, index: int, text: str | None) -> Usage:
+    """Usage where the provider gave none: four bytes a token, the last resort."""
+    return Usage(-(-sizes[index] // 4), -(-len((text or "").encode()) // 4), estimated=True)
+
+
+@dataclass(slots=True)
+class Accounting:
+    """What the lines of one shard add up to."""
+
+    shard: Shard
+    seen: bytearray  # by row - first: not of this shard, open, succeeded, or a failure's code
+    lines: dict[int, int] = field(default_factory=dict)  # good lines by submission
+    answered: dict[int, int] = field(default_factory=dict)  # lines with an answer by submission
+    spent: dict[int, int] = field(default_factory=dict)  # nanos by submission, proven
+    list_nanos: int = 0
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cached: int = 0
+    extra_answers: int = 0
+    differing: int = 0
+    unknown_ids: int = 0
+    garbled: int = 0
+    models: set[str] = field(default_factory=set)
+    unproven_rows: list[int] = field(default_factory=list)  # live: one entry a send that may have been billed
+
+    def rows(self, *codes: int) -> Iterator[int]:
+        wanted = set(codes)
+        first = self.shard.first
+        return (first + i for i, code in enumerate(self.seen) if code in wanted)
+
+    def count(self, kind: FailureKind) -> int:
+        return self.seen.count(_CODE[kind])
+
+    @property
+    def succeeded(self) -> int:
+        return self.seen.count(_SUCCEEDED)
+
+    @property
+    def open(self) -> int:
+        """Requests without any line."""
+        return self.seen.count(_OPEN)
+
+    def failed_kinds(self) -> dict[FailureKind, int]:
+        apart = (FailureKind.EXPIRED, FailureKind.CANCELLED, FailureKind.MISSING)
+        return {kind: n for kind in _KINDS if kind not in apart and (n := self.count(kind))}
+
+
+def account(
+    store: Store, shard: Shard, provider: Provider, sheet: PriceSheet, list_sheet: PriceSheet, check: Check | None
+) -> Accounting:
+    """Read every result line of ``shard`` and add up what it says."""
+    acc = Accounting(shard, _expected(store, shard))
+    sizes = BodySizes(store, shard)
+    hashes = array("q", bytes(8 * len(acc.seen)))
+    for file in chosen(shard.files):
+        pending: set[str] = set()
+        lost: list[str] = []
+        reader = _Reader(acc, provider, sheet, list_sheet, check, sizes, hashes, file.n)
+        if file.kind == JOURNAL:
+            stream = lines(store, file)
+            reader.read(_without_marks(stream, pending, lost, reader), pending)
+        else:
+            reader.read(lines(store, file), None)
+        for custom_id in (*pending, *lost):
+            if (index := _index_of(custom_id, shard)) is not None:
+                acc.unproven_rows.append(index)
+                _note_lost(acc, index - shard.first)
+    return acc
+
+
+def _without_marks(stream: Iterator[bytes], pending: set[str], lost: list[str], reader: _Reader) -> Iterator[bytes]:
+    return (line for line in stream if not read_mark(line, pending, lost))
+
+
+def _note_lost(acc: Accounting, place: int) -> None:
+    if acc.seen[place] == _OPEN:
+        acc.seen[place] = _CODE[FailureKind.TIMEOUT]
+
+
+def _expected(store: Store, shard: Shard) -> bytearray:
+    width = shard.last - shard.first + 1
+    if width == shard.count:
+        return bytearray([_OPEN]) * width
+    seen = bytearray(width)
+    for index, _ in shard_lines(store, shard):
+        seen[index - shard.first] = _OPEN
+    return seen
+
+
+def _index_of(custom_id: str, shard: Shard) -> int | None:
+    tag, _, index = custom_id.rpartition("-")
+    return int(index) if tag == shard.tag and index.isdigit() else None
+
+
+class _Reader:
+    """Adds the lines of one submission's files to an accounting. The hot loop of collecting."""
+
+    def __init__(
+        self, acc: Accounting, provider: Provider, sheet: PriceSheet, list_sheet: PriceSheet,
+        check: Check | None, sizes: BodySizes, hashes: array[int], n: int,
+    ) -> None:  # fmt: skip
+        self.acc, self.n = acc, n
+        self._decode, self._check, self._sizes, self._hashes = provider.decode, check, sizes, hashes
+        self._cost, self._list_cost = sheet.cost, list_sheet.cost
+        self._cached = acc.shard.lane is Lane.CACHE
+
+    def read(self, stream: Iterator[bytes], pending: set[str] | None) -> None:
+        acc, seen, decode = self.acc, self.acc.seen, self._decode
+        first, width = acc.shard.first, len(acc.seen)
+        prefix = acc.shard.tag + "-"
+        skip = len(prefix)
+        good = 0
+        for line in stream:
+            try:
+                answer = decode(line)
+            except ValueError:
+                if line.strip():
+                    acc.garbled += 1
+                continue
+            custom_id = answer.custom_id
+            if pending is not None:
+                pending.discard(custom_id)
+            digits = custom_id[skip:]
+            place = int(digits) - first if custom_id.startswith(prefix) and digits.isdigit() else -1
+            if not 0 <= place < width or not seen[place]:
+                self._unknown(answer.outcome)
+                continue
+            good += 1
+            self._take(place, answer.outcome)
+        acc.lines[self.n] = acc.lines.get(self.n, 0) + good
+
+    def _take(self, place: int, outcome: object) -> None:
+        acc, before = self.acc, self.acc.seen[place]
+        if type(outcome) is Succeeded:
+            code = _SUCCEEDED
+            if self._check is not None and self._check(outcome.text)[1] is not None:
+                code = _CODE[FailureKind.INVALID_OUTPUT]
+            self._pay(place, outcome.usage or estimated(self._sizes, acc.shard.first + place, outcome.text))
+            text = outcome.text
+        else:
+            code = _CODE[outcome.kind]  # type: ignore[attr-defined]
+            text = ""
+            if outcome.usage is not None:  # type: ignore[attr-defined]
+                self._pay(place, outcome.usage)  # type: ignore[attr-defined]
+        if before == _OPEN:
+            acc.seen[place] = code
+            self._hashes[place] = hash(text)
+            return
+        self._again(place, code, before, text)
+
+    def _again(self, place: int, code: int, before: int, text: str) -> None:
+        """Another line for a row that has one: in a live journal a later try, else an extra answer."""
+        acc = self.acc
+        if acc.shard.lane is not Lane.LIVE or before == _SUCCEEDED:
+            acc.extra_answers += 1
+            if before == code == _SUCCEEDED and self._hashes[place] != hash(text):
+                acc.differing += 1
+        if before != _SUCCEEDED and (code == _SUCCEEDED or acc.shard.lane is Lane.LIVE):
+            acc.seen[place] = code
+            self._hashes[place] = hash(text)
+
+    def _pay(self, place: int, usage: Usage) -> None:
+        acc = self.acc
+        acc.answered[self.n] = acc.answered.get(self.n, 0) + 1
+        if self._cached:
+            return
+        acc.calls += 1
+        acc.tokens_in += usage.input_tokens
+        acc.tokens_out += usage.output_tokens
+        acc.tokens_cached += usage.cached_tokens
+        acc.spent[self.n] = acc.spent.get(self.n, 0) + self._cost(usage)
+        acc.list_nanos += self._list_cost(usage)
+
+    def _unknown(self, outcome: object) -> None:
+        """An id that is not of this shard: kept on disk, counted, and paid for if it has usage."""
+        self.acc.unknown_ids += 1
+        usage = getattr(outcome, "usage", None)
+        if usage is not None:
+            self._pay(-1, usage)
+
+
+def bookings(acc: Accounting, sheet: PriceSheet, sizes: BodySizes) -> tuple[Booking, ...]:
+    """What each submission of the shard cost, and what nobody can prove it did not.
+
+    A row without a line may have run: it stays booked at its worst case, unless the provider's own
+    totals say that no more rows were answered than we have lines.
+    """
+    shard, made = acc.shard, []
+    cap = shard.cap_tokens // shard.count
+    for sub in shard.submissions:
+        if sub.hold_nanos == 0 and sub.spent_nanos == 0 and sub.n not in acc.lines and sub.batch_id is None:
+            continue
+        proven = acc.spent.get(sub.n, 0)
+        doubtful = list(acc.unproven_rows) if sub.n == shard.submission else []
+        if sub.n == shard.submission and shard.lane is Lane.BATCH:
+            told = sub.completed is not None and sub.completed <= acc.answered.get(sub.n, 0)
+            doubtful += [] if told else list(acc.rows(_OPEN))
+        unproven = sheet.worst(sum(sizes[i] for i in doubtful), len(doubtful), cap * len(doubtful)) if doubtful else 0
+        room = sub.hold_nanos + sub.unproven_nanos - proven
+        if shard.lane is Lane.BATCH and room >= 0:
+            unproven = min(unproven, room)
+        calls = acc.calls if sub.n == shard.submission else 0
+        made.append(Booking(sub.n, proven + unproven, unproven, calls))
+    return tuple(made)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a shard's requests ended, and which of them go out again."""
+
+    counts: Counts
+    resend: dict[str, list[int]]  # "failed", "expired", "missing" -> row indexes
+    failures: dict[str, int]  # final failures by kind
+
+
+def verdict(acc: Accounting, rules: Rules, *, stopping: bool) -> Verdict:
+    """Decide what is final. ``stopping``: the job was cancelled or stopped, nothing goes out again."""
+    shard = acc.shard
+    kinds = acc.failed_kinds()
+    expired, cancelled = acc.count(FailureKind.EXPIRED), acc.count(FailureKind.CANCELLED)
+    missing = acc.open + acc.count(FailureKind.MISSING)
+    if stopping and shard.lane is Lane.LIVE:  # never sent
+        cancelled, missing = cancelled + acc.open, missing - acc.open
+    resend: dict[str, list[int]] = {}
+    if not stopping:
+        if shard.lane is Lane.BATCH and shard.attempt < rules.attempts:
+            again = [_CODE[kind] for kind in kinds if kind in RETRYABLE]
+            resend["failed"] = list(acc.rows(*again)) if again else []
+        if shard.expiries + 1 < rules.expiries and expired + cancelled:
+            resend["expired"] = list(acc.rows(_CODE[FailureKind.EXPIRED], _CODE[FailureKind.CANCELLED]))
+        if shard.missings < rules.missings and missing:
+            resend["missing"] = list(acc.rows(_OPEN, _CODE[FailureKind.MISSING]))
+    if not stopping and shard.lane is Lane.BATCH:  # somebody cancelled the batch elsewhere: as good as expired
+        expired, cancelled = expired + cancelled, 0
+    counts = Counts(acc.succeeded, sum(kinds.values()), missing, expired, cancelled)
+    return Verdict(counts, {k: v for k, v in resend.items() if v}, _final_failures(acc, kinds, resend))
+
+
+def _final_failures(acc: Accounting, kinds: dict[FailureKind, int], resend: dict[str, list[int]]) -> dict[str, int]:
+    again = len(resend.get("failed", ())) > 0
+    return {kind.value: n for kind, n in kinds.items() if not (again and kind in RETRYABLE)}

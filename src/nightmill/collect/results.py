@@ -1,0 +1,321 @@
+"""Results by row range, in input order: outcomes joined to the rows as they were taken.
+
+One range is read with flat memory: where its lines lie is noted first (a few dozen bytes a row),
+then 5,000 rows at a time are decoded. The same reader serves finished jobs, whose ranges are
+written once as Parquet, and open ones, whose answers so far are read straight from the wire files.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from io import BufferedReader
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nightmill import wire
+from nightmill.answers import AnswerCache, digest
+from nightmill.collect.accounting import BodySizes, Check, estimated
+from nightmill.ledger import Shard, StoredFile
+from nightmill.plan import Compiled
+from nightmill.pricing import PriceSheet
+from nightmill.providers import Provider
+from nightmill.sinks.columns import RESULT_SCHEMA
+from nightmill.store import Store
+from nightmill.types import Answer, Failed, FailureKind, Lane, ShardState, Succeeded, Usage
+
+RANGE_ROWS = 50_000
+GROUP_ROWS = 5_000
+_TWIN = struct.Struct("<qq")
+_APART = (FailureKind.MISSING, FailureKind.EXPIRED, FailureKind.CANCELLED)
+
+
+@dataclass(slots=True)
+class RowCounts:
+    """How rows ended, duplicates and cached rows under their outcome."""
+
+    succeeded: int = 0
+    failed: int = 0
+    missing: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    pending: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+
+    def add(self, outcome: Succeeded | Failed | None) -> None:
+        if outcome is None:
+            self.pending += 1
+        elif isinstance(outcome, Succeeded):
+            self.succeeded += 1
+        elif outcome.kind in _APART:
+            setattr(self, outcome.kind.value, getattr(self, outcome.kind.value) + 1)
+        else:
+            self.failed += 1
+            self.failures[outcome.kind.value] = self.failures.get(outcome.kind.value, 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class JobFiles:
+    """Everything of a job that results are made from."""
+
+    rows: StoredFile
+    twins: StoredFile | None
+    shards: Sequence[Shard]  # all, by number
+    sheets: Mapping[str, PriceSheet]  # by shard tag, where a price was pinned
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one result line lies."""
+
+    shard: int
+    file: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What is known of one row: its outcome and what all its lines cost together."""
+
+    outcome: Succeeded | Failed | None  # None: still open
+    shard: Shard | None = None
+    batch_id: str | None = None
+    usage: Usage | None = None
+    cost_nanos: int = 0
+    attempt: int = 0
+    duration_s: float | None = None
+    line: bytes = b""
+
+
+class Results:
+    """Reads the results of one job. ``check`` validates answers, ``compiled`` gives the prompts."""
+
+    def __init__(
+        self, store: Store, files: JobFiles, provider: Provider, compiled: Compiled, check: Check | None
+    ) -> None:
+        self._store, self._files, self._provider, self._compiled, self._check = store, files, provider, compiled, check
+        self._wire = [(i, wire.chosen(s.files)) for i, s in enumerate(files.shards)]
+        self._sizes = [BodySizes(store, s) for s in files.shards]
+        self.counts = RowCounts()
+
+    @property
+    def rows(self) -> int:
+        return self._files.rows.last + 1
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """``(first, end)`` of each row range of the job."""
+        return ((a, min(a + RANGE_ROWS, self.rows)) for a in range(0, self.rows, RANGE_ROWS))
+
+    def batches(
+        self, first: int, end: int, *, keep: AnswerCache | None = None, salt: bytes = b""
+    ) -> Iterator[pa.RecordBatch]:
+        """The results of rows ``first`` to ``end`` in input order; open rows are left out.
+
+        With ``keep`` every new good answer goes into the cache. Adds to `counts`.
+        """
+        twins = self._twins(first, end)
+        wanted = set(twins.values()) - set(range(first, end))
+        with ExitStack() as stack:
+            reader = _RangeReader(self, stack, first, end, wanted)
+            source = pq.ParquetFile(stack.enter_context(self._store.open(self._files.rows.ref)), pre_buffer=False)
+            for start in range(first, end, GROUP_ROWS):
+                batch = _row_group(source, start)
+                rows = [reader.row(twins.get(start + i, start + i)) for i in range(batch.num_rows)]
+                if keep is not None:
+                    self._keep(keep, salt, batch, start, rows, twins)
+                yield self._table(batch, start, rows, twins)
+
+    def write(self, folder: str, first: int, end: int, n: int, **keep: Any) -> StoredFile:
+        """One range as a Parquet file, row groups of 5,000."""
+        with self._store.create(f"{folder}/results/{first}.{n}.parquet") as out:
+            with pq.ParquetWriter(pa.PythonFile(out, mode="w"), RESULT_SCHEMA, compression="zstd",
+                                  use_dictionary=["model", "provider", "lane", "shard", "batch_id", "finish_reason",
+                                                  "error_kind"]) as writer:  # fmt: skip
+                for batch in self.batches(first, end, **keep):
+                    writer.write_batch(batch)
+        return StoredFile(out.ref, wire.RESULTS, n=n, first=first, last=end - 1)
+
+    # -- rows ----------------------------------------------------------------------------------
+
+    def _twins(self, first: int, end: int) -> dict[int, int]:
+        """Duplicate rows of the range and the row whose outcome each shares."""
+        file = self._files.twins
+        if file is None:
+            return {}
+        with self._store.open(file.ref) as stream:
+            low, high = 0, file.ref.size_bytes // _TWIN.size
+            while low < high:
+                middle = (low + high) // 2
+                stream.seek(middle * _TWIN.size)
+                low, high = (middle + 1, high) if _TWIN.unpack(stream.read(_TWIN.size))[0] < first else (low, middle)
+            stream.seek(low * _TWIN.size)
+            found = {}
+            while (record := stream.read(_TWIN.size)) and (pair := _TWIN.unpack(record))[0] < end:
+                found[pair[0]] = pair[1]
+        return found
+
+    def _keep(
+        self, cache: AnswerCache, salt: bytes, batch: pa.RecordBatch, start: int, rows: list[_Row],
+        twins: Mapping[int, int],
+    ) -> None:  # fmt: skip
+        bodies = self._compiled.bodies(batch, start)
+        cache.put_many(
+            (digest(salt, body), row.line)
+            for i, (body, row) in enumerate(zip(bodies, rows, strict=True))
+            if row.line and start + i not in twins and row.shard is not None and row.shard.lane is not Lane.CACHE
+        )
+
+    def _table(self, batch: pa.RecordBatch, start: int, rows: list[_Row], twins: Mapping[int, int]) -> pa.RecordBatch:
+        prompts = self._compiled.prompts(batch, start)
+        keys = batch.column("key").to_pylist()
+        out = []
+        for i, row in enumerate(rows):
+            self.counts.add(row.outcome)
+            if row.outcome is not None:
+                out.append(_record(start + i, keys[i], prompts[i], row, self._provider.name, self._check is not None,
+                                   is_twin=start + i in twins))  # fmt: skip
+        columns = list(zip(*out, strict=True)) if out else [()] * len(RESULT_SCHEMA)
+        arrays = [pa.array(c, t) for c, t in zip(columns, RESULT_SCHEMA.types, strict=True)]
+        return pa.record_batch(arrays, schema=RESULT_SCHEMA)
+
+
+def _row_group(source: pq.ParquetFile, start: int) -> pa.RecordBatch:
+    table = source.read_row_group(start // GROUP_ROWS)
+    return table.combine_chunks().to_batches()[0]
+
+
+def _record(
+    index: int, key: str | None, prompt: str, row: _Row, provider: str, has_schema: bool, *, is_twin: bool
+) -> tuple[Any, ...]:
+    outcome, shard = row.outcome, row.shard
+    good = isinstance(outcome, Succeeded)
+    usage = row.usage
+    failed = outcome if isinstance(outcome, Failed) else None
+    return (
+        index, key, prompt, outcome.text if outcome else None, good,
+        usage.input_tokens if usage else None, usage.output_tokens if usage else None, row.duration_s,
+        failed.message if failed else None, failed.kind.value if failed else None,
+        outcome.finish_reason if outcome else None, outcome.text if good and has_schema and outcome else None,
+        outcome.model if outcome else None, provider, shard.lane.value if shard else None,
+        usage.cached_tokens if usage else None, 0 if is_twin else row.cost_nanos,
+        bool(usage and usage.estimated), row.attempt, shard.tag if shard else None, row.batch_id,
+    )  # fmt: skip
+
+
+class _RangeReader:
+    """Outcomes of the rows of one range (and of the rows elsewhere that share theirs)."""
+
+    def __init__(self, results: Results, stack: ExitStack, first: int, end: int, others: set[int]) -> None:
+        self._results, self._others, self._first, self._end = results, others, first, end
+        self._streams: dict[tuple[int, int], BufferedReader] = {}
+        self._places: dict[int, list[_Place]] = {}
+        self._open_rows: set[int] = set()
+        self._unsent: dict[int, int] | None = None  # row -> shard number, read when first needed
+        self._shards = results._files.shards
+        spread = (min(others, default=first), max(others, default=end - 1))
+        self._lowest, self._highest = min(first, spread[0]), max(end - 1, spread[1])
+        for number, files in results._wire:
+            shard = self._shards[number]
+            if shard.last < self._lowest or shard.first > self._highest:
+                continue
+            for k, file in enumerate(files):
+                self._note_places(stack, number, k, file)
+            if shard.state is not ShardState.SETTLED:
+                self._open_rows.update(i for i, _ in wire.shard_lines(results._store, shard) if self._wants(i))
+
+    def _wants(self, index: int) -> bool:
+        return self._first <= index < self._end or index in self._others
+
+    def _note_places(self, stack: ExitStack, number: int, k: int, file: StoredFile) -> None:
+        """Remember where the lines of the rows we want lie in one file."""
+        store, tag = self._results._store, self._shards[number].tag
+        if file.kind == wire.JOURNAL:
+            path = store.path(file.ref.path)
+            if not path.exists():
+                return
+            stream = stack.enter_context(path.open("rb", buffering=1 << 18))
+        else:
+            stream = stack.enter_context(store.open(file.ref))
+        self._streams[number, k] = stream  # type: ignore[assignment]
+        mark, offset = b'"' + tag.encode() + b"-", 0
+        skip = len(mark)
+        for line in stream:
+            at = line.find(mark)
+            if at >= 0 and not (file.kind == wire.JOURNAL and (at < 12 or not line.endswith(b"\n"))):
+                digits = line[at + skip : line.index(b'"', at + skip)]
+                if digits.isdigit() and self._wants(index := int(digits)):
+                    self._places.setdefault(index, []).append(_Place(number, k, offset, len(line)))
+            offset += len(line)
+
+    def row(self, index: int) -> _Row:
+        """First success wins, in order of shards and files; else the last failure stands."""
+        best: _Row | None = None
+        cost = answers = 0
+        for place in self._places.get(index, ()):
+            row = self._read(place)
+            if row is None:
+                continue
+            cost += row.cost_nanos
+            answers += 1
+            if best is None or not isinstance(best.outcome, Succeeded):
+                best = row
+        if best is not None and (isinstance(best.outcome, Succeeded) or index not in self._open_rows):
+            return _with(best, cost, answers)
+        if index in self._open_rows:
+            return _Row(None)
+        return self._without_line(index)
+
+    def _read(self, place: _Place) -> _Row | None:
+        results, shard = self._results, self._shards[place.shard]
+        stream = self._streams[place.shard, place.file]
+        stream.seek(place.offset)
+        line = stream.read(place.length)
+        try:
+            answer: Answer = results._provider.decode(line)
+        except ValueError:
+            return None
+        outcome = answer.outcome
+        usage = outcome.usage
+        index = int(answer.custom_id.rpartition("-")[2])
+        if usage is None and isinstance(outcome, Succeeded):
+            usage = estimated(results._sizes[place.shard], index, outcome.text)
+        if results._check is not None and isinstance(outcome, Succeeded):
+            outcome = _checked(outcome, usage, results._check)
+        sheet = results._files.sheets.get(shard.tag)
+        cost = sheet.cost(usage) if sheet and usage else 0
+        file = results._wire[place.shard][1][place.file]
+        batch_id = next((s.batch_id for s in shard.submissions if s.n == file.n), None)
+        kept = line.strip() if isinstance(outcome, Succeeded) else b""
+        return _Row(outcome, shard, batch_id, usage, cost, shard.attempt, answer.duration_s, kept)
+
+    def _without_line(self, index: int) -> _Row:
+        """A row that no result line names: the provider lost it, or it was never sent."""
+        if self._unsent is None:
+            self._unsent = {}
+            for number, shard in enumerate(self._shards):
+                if shard.lane is not Lane.CACHE and shard.last >= self._lowest and shard.first <= self._highest:
+                    self._unsent.update((i, number) for i, _ in wire.shard_lines(self._results._store, shard))
+        number = self._unsent.get(index)
+        shard = None if number is None else self._shards[number]
+        if shard is None or not any(s.batch_id or s.spent_nanos for s in shard.submissions):
+            return _Row(Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), shard)
+        if shard.lane is Lane.LIVE:
+            return _Row(Failed(FailureKind.TIMEOUT, "sent, and no answer came that could be trusted"), shard)
+        return _Row(Failed(FailureKind.MISSING, "the provider ended the batch without a line for it"), shard)
+
+
+def _checked(outcome: Succeeded, usage: Usage | None, check: Check) -> Succeeded | Failed:
+    error = check(outcome.text)[1]
+    if error is None:
+        return outcome
+    return Failed(FailureKind.INVALID_OUTPUT, error, usage, outcome.text, outcome.finish_reason, outcome.model)
+
+
+def _with(row: _Row, cost_nanos: int, answers: int) -> _Row:
+    attempt = answers if row.shard is not None and row.shard.lane is Lane.LIVE else row.attempt
+    return _Row(row.outcome, row.shard, row.batch_id, row.usage, cost_nanos, attempt, row.duration_s, row.line)

@@ -1,0 +1,303 @@
+"""Planning: rows become requests, a quote, and shards on disk, in one pass and flat memory.
+
+    source ─► rows.parquet (the input as taken)
+          └─► bodies ─► digests ─► duplicates, cached answers
+                    └─► shards ─► quote
+
+Nothing here talks to a provider or writes to the ledger. A dry run runs this very code in a
+folder that is thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nightmill import wire
+from nightmill.answers import AnswerCache, Deduper, Folding, digest, salt
+from nightmill.ledger import NewShard, StoredFile
+from nightmill.plan.compiling import Compiled, Parameters
+from nightmill.plan.cutting import Bounds, Cutter, bounds
+from nightmill.pricing import PriceSheet, estimate_tokens
+from nightmill.providers import Provider
+from nightmill.sources import Source
+from nightmill.store import Store
+from nightmill.types import Lane, Quote, Usage
+
+__all__ = ["Bounds", "Compiled", "Cutter", "Order", "Parameters", "Plan", "bounds", "make_plan", "recut_lines", "with_waves"]
+
+_SAMPLED_ROWS = 20  # of every 5,000, for the token estimate
+_TWIN = struct.Struct("<qq")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to plan: everything is resolved, nothing is read yet."""
+
+    source: Source
+    provider: Provider
+    compiled: Compiled
+    lane: Lane
+    sheet: PriceSheet
+    list_sheet: PriceSheet  # the live standard price
+    bounds: Bounds
+    expect_tokens: int  # output tokens of a typical answer
+    dedupe: bool = True
+    cache: AnswerCache | None = None
+    fingerprint_extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What came of it; the files exist, the ledger does not know them yet."""
+
+    job_id: str
+    rows: int
+    duplicates: int
+    cached: int
+    duplicate_keys: int
+    shards: tuple[NewShard, ...]
+    files: tuple[StoredFile, ...]
+    quote: Quote
+    fingerprint: str
+    first_request: bytes  # the first line that would be sent; empty when nothing is
+
+
+def make_plan(order: Order, store: Store, job_id: str) -> Plan:
+    """Read the source once and write everything a job consists of under its folder.
+
+    Raises:
+        InputError, TaskError, CannotCarry, StoreError: nothing of the job is left then but files
+        in its folder, which the caller drops.
+    """
+    return _Planner(order, store, job_id).run()
+
+
+class _Planner:
+    def __init__(self, order: Order, store: Store, job_id: str) -> None:
+        self._order, self._store, self._job_id = order, store, job_id
+        self._folder = store.job_folder(job_id)
+        provider = order.provider
+        self._salt = salt(provider.name, provider.model, provider.account.host)
+        self._sampled_tokens = self._sampled_bytes = 0
+        self._rows = 0
+        self._rows_digest = hashlib.blake2b(digest_size=16)
+        self._seqs = 0
+        self._keys = _KeyWatch()
+
+    def run(self) -> Plan:
+        cutter = self._cutter()
+        deduper = Deduper(self._store.path(f"{self._folder}/folding"))
+        try:
+            rows_file = self._read_rows(cutter, deduper)
+            shards = cutter.close()
+        except BaseException:
+            cutter.abort()
+            raise
+        folding = deduper.finish(self._order.cache, dedupe=self._order.dedupe)
+        files = [rows_file, *self._write_twins(folding)]
+        if folding.duplicates or folding.cached:
+            shards = self._without_skipped(shards, folding, files)
+        folding.close()
+        self._store.drop_folder(f"{self._folder}/folding")
+        return Plan(
+            self._job_id, self._rows, folding.duplicates, sum(s.count for s in shards if s.lane is Lane.CACHE),
+            self._keys.repeated, tuple(shards), tuple(files), self._quote(shards), self._fingerprint(),
+            self._first_request(shards),
+        )  # fmt: skip
+
+    # -- one pass over the rows ----------------------------------------------------------------
+
+    def _read_rows(self, cutter: Cutter, deduper: Deduper) -> StoredFile:
+        """Snapshot, encode, digest and cut every batch of the source."""
+        path = f"{self._folder}/rows.parquet"
+        with self._store.create(path) as out:
+            writer: pq.ParquetWriter | None = None
+            for batch in self._order.source.batches():
+                if writer is None:
+                    writer = pq.ParquetWriter(pa.PythonFile(out, mode="w"), batch.schema, compression="zstd",
+                                              use_dictionary=False, write_statistics=False)  # fmt: skip
+                writer.write_batch(batch)
+                self._take(batch, cutter, deduper)
+            if writer is not None:
+                writer.close()
+        return StoredFile(out.ref, wire.ROWS, first=0, last=self._rows - 1)
+
+    def _take(self, batch: pa.RecordBatch, cutter: Cutter, deduper: Deduper) -> None:
+        first, compiled = self._rows, self._order.compiled
+        bodies = compiled.bodies(batch, first)
+        if first == 0 and compiled.is_spliced:
+            compiled.check(batch, first, bodies)
+        self._sample(batch, bodies, first)
+        key = self._salt
+        deduper.add_many(first, [digest(key, body) for body in bodies])
+        cutter.add(range(first, first + len(bodies)), bodies)
+        self._keys.add(batch.column("key"))
+        _digest_batch(self._rows_digest, batch)
+        self._rows += len(bodies)
+
+    def _sample(self, batch: pa.RecordBatch, bodies: Sequence[bytes], first: int) -> None:
+        """Learn how many tokens a byte of body has from a few rows of each batch."""
+        step = max(1, batch.num_rows // _SAMPLED_ROWS)
+        for i in range(0, batch.num_rows, step):
+            self._sampled_tokens += estimate_tokens(_content(bodies[i]))
+            self._sampled_bytes += len(bodies[i])
+
+    def _tokens(self, body_bytes: int) -> int:
+        return -(-body_bytes * self._sampled_tokens // max(1, self._sampled_bytes))
+
+    # -- duplicates and cached answers ---------------------------------------------------------
+
+    def _write_twins(self, folding: Folding) -> list[StoredFile]:
+        """Which row shares which row's answer, by rising row."""
+        if not folding.duplicates:
+            return []
+        with self._store.create(f"{self._folder}/twins.bin") as out:
+            for row, twin in folding.duplicate_pairs():
+                out.write(_TWIN.pack(row, twin))
+        return [StoredFile(out.ref, wire.TWINS)]
+
+    def _without_skipped(self, shards: list[NewShard], folding: Folding, files: list[StoredFile]) -> list[NewShard]:
+        """Cut again, without the rows that need not be sent; the first cut's files go."""
+        cached, lost = self._write_cached(folding)
+        if cached is not None:
+            files.append(StoredFile(cached.file, wire.CACHED, cached.tag, first=cached.first, last=cached.last))
+        cutter = self._cutter()
+        for shard in shards:
+            with self._store.open(shard.file) as stream:
+                for chunk in _chunks(wire.split_lines(stream, shard.tag)):
+                    kept = [(i, wire.body_of(line)) for i, line in chunk if i in lost or not folding.skips(i)]
+                    if kept:
+                        cutter.add([i for i, _ in kept], [body for _, body in kept])
+            self._store.path(shard.file.path).unlink()
+        return ([cached] if cached else []) + cutter.close()
+
+    def _write_cached(self, folding: Folding) -> tuple[NewShard | None, set[int]]:
+        """Copy the cached answers into the job, so that losing the cache costs nothing; which were gone."""
+        cache = self._order.cache
+        lost: set[int] = set()
+        if not folding.cached or cache is None:
+            return None, lost
+        tag, decode = self._next_tag(), self._order.provider.decode
+        first = last = -1
+        count = 0
+        with self._store.create(f"{self._folder}/wire/cached.{tag}.jsonl") as out:
+            for row, hit in folding.cached_hits():
+                line = cache.read(hit)
+                if line is None:
+                    lost.add(row)
+                    continue
+                old = decode(line).custom_id
+                out.write(line.replace(b'"%b"' % old.encode(), b'"%b-%d"' % (tag.encode(), row), 1) + b"\n")
+                first = row if first < 0 else first
+                last, count = row, count + 1
+        if not count:
+            return None, lost
+        seq = int(tag.rpartition("-")[2])
+        return NewShard(tag, seq, Lane.CACHE, first, last, count, 0, 0, 0, out.ref), lost
+
+    # -- the whole ----------------------------------------------------------------------------
+
+    def _cutter(self) -> Cutter:
+        order = self._order
+        return Cutter(
+            self._store, self._folder, order.lane, order.bounds, order.sheet, order.compiled.cap_tokens,
+            order.provider.line_pieces(order.compiled.url), lambda _: self._next_tag(), self._tokens,
+        )  # fmt: skip
+
+    def _next_tag(self) -> str:
+        self._seqs += 1
+        return f"{self._job_id}-{self._seqs - 1}"
+
+    def _quote(self, shards: Sequence[NewShard]) -> Quote:
+        order = self._order
+        sent = [s for s in shards if s.lane is not Lane.CACHE]
+        requests = sum(s.count for s in sent)
+        tokens_in = self._tokens(sum(s.content_bytes for s in sent))
+        each = Usage(-(-tokens_in // max(1, requests)), order.expect_tokens)
+        at_most = sum(order.sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in sent)
+        notes = list(order.compiled.notes)
+        if not order.sheet.batch_known:
+            notes.append("the batch price is not known: counted at the standard price")
+        if self._keys.repeated:
+            notes.append(f"{self._keys.repeated:,} keys occur more than once; all rows are kept")
+        source = f"{order.sheet.source}, {order.sheet.date}"
+        return Quote(order.lane, requests, tokens_in, order.expect_tokens * requests, order.sheet.cost(each) * requests,
+                     at_most, order.list_sheet.cost(each) * requests, 1, source, tuple(notes))  # fmt: skip
+
+    def _fingerprint(self) -> str:
+        order = self._order
+        whole = hashlib.blake2b(digest_size=16)
+        parts = (order.provider.name, order.provider.model, order.provider.account.host, *order.fingerprint_extra)
+        whole.update(msgspec.json.encode([self._rows_digest.hexdigest(), *parts]))
+        whole.update(order.compiled.digest_text)
+        return whole.hexdigest()
+
+    def _first_request(self, shards: Sequence[NewShard]) -> bytes:
+        for shard in shards:
+            if shard.lane is not Lane.CACHE:
+                with self._store.open(shard.file) as stream:
+                    return stream.readline()
+        return b""
+
+
+class _KeyWatch:
+    """Counts keys that come up again, exactly within a batch and roughly across batches, in flat memory."""
+
+    def __init__(self) -> None:
+        self.repeated = 0
+
+    def add(self, keys: pa.Array) -> None:
+        self.repeated += len(keys) - len(keys.unique())
+
+
+def _content(body: bytes) -> str:
+    """The texts inside a body, roughly: what a token estimate needs."""
+    said = msgspec.json.decode(body)
+    texts = said.get("input") or "\n".join(str(m.get("content", "")) for m in said.get("messages", ()))
+    schema = said.get("response_format")
+    return str(texts) + (msgspec.json.encode(schema).decode() if schema else "")
+
+
+def _chunks(lines: Iterator[tuple[int, bytes]], size: int = 5_000) -> Iterator[list[tuple[int, bytes]]]:
+    chunk: list[tuple[int, bytes]] = []
+    for item in lines:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _digest_batch(into: hashlib.blake2b, batch: pa.RecordBatch) -> None:
+    """Feed names and values of a batch, the same bytes for the same rows whatever their memory layout."""
+    into.update(msgspec.json.encode(batch.schema.names))
+    for column in batch.columns:
+        flat = pa.concat_arrays([column, column.slice(0, 0)]) if column.offset else column
+        if pa.types.is_string(flat.type) and not flat.null_count:
+            _, offsets, data = flat.buffers()
+            into.update(memoryview(offsets)[: 4 * (len(flat) + 1)])
+            into.update(memoryview(data)[: memoryview(offsets).cast("i")[len(flat)]] if data else b"")
+        else:
+            into.update(msgspec.json.encode(flat.to_pylist()))
+
+
+def recut_lines(cutter: Cutter, lines: Iterator[tuple[int, bytes]]) -> list[NewShard]:
+    """Requests that were in one shard, cut into new ones with tags of their own."""
+    for chunk in _chunks(lines):
+        cutter.add([i for i, _ in chunk], [wire.body_of(line) for _, line in chunk])
+    return cutter.close()
+
+
+def with_waves(quote: Quote, free_nanos: int | None) -> Quote:
+    """The quote with the rounds of holding and settling that ``free_nanos`` forces."""
+    if free_nanos is None or quote.at_most_nanos <= max(free_nanos, 0) or free_nanos <= 0:
+        return quote
+    return replace(quote, waves=-(-quote.at_most_nanos // free_nanos))

@@ -1,0 +1,242 @@
+"""A task, compiled for one provider and model: rows of values in, encoded bodies out.
+
+Requests of a job differ only in the row's values. So the provider encodes one request with salted
+markers in place of the values, the body is cut at the markers, and per row only the values are
+JSON-escaped and joined. Templates that are more than text and ``{{ name }}`` are rendered in full.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from nightmill.errors import InputError, TaskError
+from nightmill.providers import Encoded, Provider
+from nightmill.sources import decode_row_values
+from nightmill.tasks import BoundTask, Column, Template
+
+DEFAULT_TEMPERATURE = 0.3
+DEFAULT_MAX_OUTPUT = 2_000
+_SHOWN_BAD_ROWS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What is asked of the model beside the prompt. None: not said by the user or the task."""
+
+    temperature: float | None = None
+    max_output: int | None = None  # tokens
+    schema: dict[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further keys of the canonical request
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "max_output": self.max_output, "schema": self.schema,
+                "extra": dict(self.extra)}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Parameters:
+        return cls(**given)
+
+
+class Compiled:
+    """What turns record batches into request bodies, all of them the same way.
+
+    ``cap_tokens`` is the output cap of every request (0 for embeddings), ``digest_text`` stands
+    for everything but the rows in a job's fingerprint, ``notes`` are the defaults left out.
+    """
+
+    def __init__(self, provider: Provider, task: BoundTask, parameters: Parameters) -> None:
+        self._provider, self._task, self._parameters = provider, task, parameters
+        self.columns = task.columns
+        probe = self._probe(dict.fromkeys(range(len(task.templates)), "x"))
+        self.url, self.notes = probe.url, probe.notes
+        body = msgspec.json.decode(probe.body)
+        self.cap_tokens: int = body.get("max_completion_tokens", 0)
+        self._pieces: list[bytes] | None = None
+        self._order: tuple[str, ...] = ()
+        if self._is_plain():
+            self._pieces, self._order = self._cut()
+        self._encoder = msgspec.json.Encoder()
+
+    @property
+    def is_spliced(self) -> bool:
+        """Whether rows are joined from pieces rather than rendered in full."""
+        return self._pieces is not None
+
+    @property
+    def digest_text(self) -> bytes:
+        known = {"task": self._task.task.to_dict(), "parameters": self._parameters.to_dict(), "url": self.url}
+        return msgspec.json.encode(known, order="deterministic")
+
+    def bodies(self, batch: pa.RecordBatch, first: int) -> list[bytes]:
+        """The encoded body of every row; ``first`` is the index of the batch's first row.
+
+        Raises:
+            InputError: rows without a value where the task needs one, the first five named.
+            TaskError: a row cannot be rendered.
+        """
+        values = self._values(batch, first)
+        if self._pieces is None:
+            return [self._encode(row).body for row in _dicts(values, batch.num_rows)]
+        quoted = {name: self._quoted(values[name]) for name in set(self._order)}
+        return self._joined([quoted[name] for name in self._order], batch.num_rows)
+
+    def prompts(self, batch: pa.RecordBatch, first: int) -> list[str]:
+        """What each row asks, as text: the rendered user prompt, or the last message of a chat."""
+        values = self._values(batch, first)
+        column = self._task.task.messages_column
+        if column is not None:
+            return [_last_text(chat) for chat in values[column]]
+        template = next(t for role, t in self._task.templates if role == "user")
+        if template.parts is None:
+            return [template.render(row) for row in _dicts(values, batch.num_rows)]
+        parts = [p if isinstance(p, str) else values[p.name] for p in template.parts]
+        if len(parts) == 1 and not isinstance(parts[0], str):
+            return [str(value) for value in parts[0]]
+        return ["".join([p if isinstance(p, str) else str(p[i]) for p in parts]) for i in range(batch.num_rows)]
+
+    def check(self, batch: pa.RecordBatch, first: int, bodies: Sequence[bytes], rows: int = 20) -> None:
+        """Compare the first rows with full rendering. Raises TaskError where a byte differs."""
+        values = self._values(batch, first)
+        for i, row in enumerate(_dicts(values, min(rows, batch.num_rows))):
+            if bodies[i] != self._encode(row).body:
+                raise TaskError(
+                    f"row {first + i} was compiled to other bytes than rendering gives",
+                    why="the fast path and the template engine disagree; nothing was sent",
+                    fix="report this with the template; a filter such as {{ text | string }} takes the slow path",
+                )
+
+    # -- how
+
+    def _is_plain(self) -> bool:
+        plain = all(t.parts is not None for _, t in self._task.templates)
+        return plain and self._task.task.messages_column is None
+
+    def _probe(self, texts: Mapping[int, str]) -> Encoded:
+        """One request with ``texts`` in place of the rendered templates."""
+        chat = [{"role": "user", "content": "x"}]
+        return self._encode(dict.fromkeys(self.columns, chat), texts)
+
+    def _encode(self, row: Mapping[str, Any], texts: Mapping[int, str] | None = None) -> Encoded:
+        task, p = self._task.task, self._parameters
+        request: dict[str, Any] = {"model": self._provider.model}
+        if task.messages_column is not None:
+            request["messages"] = _chat(row[task.messages_column])
+        else:
+            said = [(role, (texts or {}).get(i) or t.render(row)) for i, (role, t) in enumerate(self._task.templates)]
+            if task.endpoint == "embeddings":
+                request["input"] = said[-1][1]
+            else:
+                request["messages"] = [{"role": role, "content": text} for role, text in said]
+        user_set = set(p.extra)
+        if task.endpoint == "chat":
+            self._add_sampling(request, user_set)
+        request |= p.extra
+        return self._provider.encode(request, frozenset(user_set))
+
+    def _add_sampling(self, request: dict[str, Any], user_set: set[str]) -> None:
+        p = self._parameters
+        request["temperature"] = DEFAULT_TEMPERATURE if p.temperature is None else p.temperature
+        request["max_completion_tokens"] = p.max_output or DEFAULT_MAX_OUTPUT
+        if p.temperature is not None:
+            user_set.add("temperature")
+        if p.max_output is not None:
+            user_set.add("max_completion_tokens")
+        if p.schema is not None:
+            user_set.add("response_format")
+            format_ = {"name": _schema_name(p.schema), "schema": p.schema}
+            request["response_format"] = {"type": "json_schema", "json_schema": format_}
+
+    def _cut(self) -> tuple[list[bytes], tuple[str, ...]]:
+        """Encode one request with markers for the values and cut it at them."""
+        salt = secrets.token_hex(16)
+        names: list[str] = []
+
+        def marked(template: Template) -> str:
+            text = []
+            for part in template.parts or ():
+                if isinstance(part, Column):
+                    text.append(f"<{salt}:{len(names)}>")
+                    names.append(part.name)
+                else:
+                    text.append(part)
+            return "".join(text)
+
+        texts = {i: marked(t) for i, (_, t) in enumerate(self._task.templates)}
+        body = self._probe(texts).body
+        cuts = re.split(rb"<" + salt.encode() + rb":(\d+)>", body)
+        return cuts[::2], tuple(names[int(i)] for i in cuts[1::2])
+
+    def _quoted(self, values: Sequence[Any]) -> list[bytes]:
+        """Each value as the inside of a JSON string, escaped."""
+        texts = [v if type(v) is str else str(v) for v in values]
+        lines = self._encoder.encode_lines(texts).split(b"\n")
+        return [line[1:-1] for line in lines[: len(texts)]]
+
+    def _joined(self, columns: list[list[bytes]], count: int) -> list[bytes]:
+        pieces = self._pieces or []
+        if len(columns) == 1:
+            before, after = pieces
+            return [before + value + after for value in columns[0]]
+        strips: list[Sequence[bytes]] = [[pieces[0]] * count]
+        for column, piece in zip(columns, pieces[1:], strict=True):
+            strips += [column, [piece] * count]
+        return list(map(b"".join, zip(*strips, strict=True)))
+
+    def _values(self, batch: pa.RecordBatch, first: int) -> dict[str, list[Any]]:
+        values = {}
+        for name in self.columns:
+            column = batch.column(name)
+            if column.null_count or _has_blank(column):
+                _refuse_blank(batch, name, first)
+            values[name] = decode_row_values(column, batch.schema.field(name))
+        return values
+
+
+def _dicts(values: Mapping[str, list[Any]], count: int) -> list[dict[str, Any]]:
+    return [{name: column[i] for name, column in values.items()} for i in range(count)]
+
+
+def _has_blank(column: pa.Array) -> bool:
+    if not pa.types.is_string(column.type):
+        return False
+    import pyarrow.compute as pc
+
+    return bool(pc.min(pc.binary_length(column)).as_py() == 0)
+
+
+def _refuse_blank(batch: pa.RecordBatch, name: str, first: int) -> None:
+    keys = batch.column("key").to_pylist()
+    bad = [i for i, value in enumerate(batch.column(name).to_pylist()) if value is None or value == ""]
+    shown = ", ".join(f"row {first + i} (key {str(keys[i])[:40]!r})" for i in bad[:_SHOWN_BAD_ROWS])
+    more = "" if len(bad) <= _SHOWN_BAD_ROWS else f" and {len(bad) - _SHOWN_BAD_ROWS} more in the same 5,000 rows"
+    raise InputError(
+        f"rows without a value in {name}",
+        why=f"{shown}{more}; the task needs {name}",
+        fix="fill them in or take them out of the input; nothing was sent",
+    )
+
+
+def _chat(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value or not all(isinstance(m, dict) and "role" in m for m in value):
+        raise InputError(
+            "a messages column does not hold a chat",
+            why=f"it must be a list of objects with role and content, not {str(value)[:80]!r}",
+            fix="correct the row; nothing was sent",
+        )
+    return value
+
+
+def _last_text(chat: Any) -> str:
+    content = chat[-1].get("content") if isinstance(chat, list) and chat else chat
+    return content if isinstance(content, str) else msgspec.json.encode(content).decode()
+
+
+def _schema_name(schema: Mapping[str, Any]) -> str:
+    return re.sub(r"[^a-zA-Z0-9_-]+", "_", str(schema.get("title", "answer")))[:64] or "answer"

@@ -1,0 +1,178 @@
+"""Cutting a stream of requests into shards: the fewest, within a provider's and a budget's limits."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from nightmill.errors import InputError
+from nightmill.ledger import NewShard
+from nightmill.pricing import PriceSheet
+from nightmill.providers import Limits
+from nightmill.store import Store, Writer
+from nightmill.types import Lane
+
+LIVE_ROWS = 256  # a live shard's hold is a slice of the job's
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most that one shard may be."""
+
+    requests: int
+    size_bytes: int  # encoded lines, newlines included; 0 = no limit
+    hold_nanos: int | None  # None = no limit
+    request_bytes: int = 0  # one line; 0 = no limit of its own
+
+
+def bounds(lane: Lane, limits: Limits, *, batch_size: int | None, hold_nanos: int | None, embeddings: bool) -> Bounds:
+    """What a shard of ``lane`` may be for a provider with ``limits``."""
+    if lane is Lane.LIVE:
+        return Bounds(min(LIVE_ROWS, batch_size or LIVE_ROWS), 0, hold_nanos, limits.request_bytes)
+    most = min(limits.batch_requests, batch_size or limits.batch_requests)
+    if embeddings and limits.batch_inputs:
+        most = min(most, limits.batch_inputs)
+    one = min(filter(None, (limits.request_bytes, limits.batch_bytes)), default=0)
+    return Bounds(most, limits.batch_bytes, hold_nanos, one)
+
+
+class Cutter:
+    """Takes request bodies in row order, writes shard files, says what became of them.
+
+    ``tag`` names a shard from its number; ``tokens`` turns body bytes into expected input tokens.
+    """
+
+    def __init__(
+        self, store: Store, folder: str, lane: Lane, bounds: Bounds, sheet: PriceSheet, cap_tokens: int,
+        pieces: tuple[bytes, bytes, bytes], tag: Callable[[int], str], tokens: Callable[[int], int],
+    ) -> None:  # fmt: skip
+        self._store, self._folder, self._lane, self._bounds, self._sheet = store, folder, lane, bounds, sheet
+        self._cap, self._pieces, self._tag, self._tokens = cap_tokens, pieces, tag, tokens
+        self._room_bytes = self._content_room()
+        self.shards: list[NewShard] = []
+        self._open: _Open | None = None
+
+    def _content_room(self) -> int | None:
+        """Body bytes that a hold of a quarter of the budget allows when the shard has one request more."""
+        return None if self._bounds.hold_nanos is None or self._sheet.is_free else self._bounds.hold_nanos
+
+    def add(self, indexes: Sequence[int], bodies: Sequence[bytes]) -> None:
+        """Requests in row order. Raises InputError for one that no shard can hold."""
+        start = 0
+        sums = [0, *accumulate(map(len, bodies))]
+        if self._bounds.request_bytes and max(map(len, bodies), default=0) + 256 > self._bounds.request_bytes:
+            self._refuse_large(indexes, bodies)
+        while start < len(bodies):
+            shard = self._open or self._begin()
+            end = self._fit(shard, start, sums)
+            if end == start:
+                self._finish()
+                continue
+            shard.write(indexes[start:end], bodies[start:end], sums[end] - sums[start])
+            start = end
+            if shard.count >= self._bounds.requests:
+                self._finish()
+
+    def close(self) -> list[NewShard]:
+        """Finish the last shard; all of them."""
+        if self._open is not None:
+            self._finish()
+        return self.shards
+
+    def abort(self) -> None:
+        if self._open is not None:
+            self._open.abandon()
+
+    def _fit(self, shard: _Open, start: int, sums: Sequence[int]) -> int:
+        """How far from ``start`` the requests fit into ``shard``; a shard takes at least one."""
+        end = min(len(sums) - 1, start + self._bounds.requests - shard.count)
+        if self._bounds.size_bytes:
+            line = len(shard.head) + len(b"".join(self._pieces[1:])) + 21  # an index is at most 20 digits
+            while (
+                end > start
+                and shard.size_bytes + sums[end] - sums[start] + (end - start) * line > self._bounds.size_bytes
+            ):
+                over = shard.size_bytes + sums[end] - sums[start] + (end - start) * line - self._bounds.size_bytes
+                end = max(start, min(end - 1, bisect_right(sums, sums[end] - over) - 1))
+        if self._room_bytes is not None:
+            low, high = start, end
+            while low < high:  # the hold grows with every request: halve
+                middle = (low + high + 1) // 2
+                if self._hold(shard, sums[middle] - sums[start], middle - start) <= self._room_bytes:
+                    low = middle
+                else:
+                    high = middle - 1
+            end = low
+        return max(end, start + 1) if shard.count == 0 else end
+
+    def _hold(self, shard: _Open, more_bytes: int, more: int) -> int:
+        count = shard.count + more
+        return self._sheet.worst(shard.content_bytes + more_bytes, count, count * self._cap)
+
+    def _begin(self) -> _Open:
+        tag = self._tag(len(self.shards))
+        before, between, after = self._pieces
+        head = before + b'"' + tag.encode() + b"-"
+        self._open = _Open(self._store, f"{self._folder}/shards/{tag}.jsonl", tag, head, b'"' + between, after + b"\n")
+        return self._open
+
+    def _finish(self) -> None:
+        shard = self._open
+        if shard is None:
+            return
+        self._open = None
+        file = shard.finish()
+        self.shards.append(
+            NewShard(
+                tag=shard.tag, seq=int(shard.tag.rpartition("-")[2]), lane=self._lane, first=shard.first, last=shard.last,
+                count=shard.count, content_bytes=shard.content_bytes, cap_tokens=shard.count * self._cap,
+                input_tokens=self._tokens(shard.content_bytes), file=file.ref,
+            )
+        )  # fmt: skip
+
+    def _refuse_large(self, indexes: Sequence[int], bodies: Sequence[bytes]) -> None:
+        most = self._bounds.request_bytes
+        row, size = next((i, len(b)) for i, b in zip(indexes, bodies, strict=True) if len(b) + 256 > most)
+        raise InputError(
+            f"row {row} is too large to send",
+            why=f"its request has {size:,} bytes; the provider takes {most:,} at most",
+            fix="shorten the row or take it out of the input; nothing was sent",
+        )
+
+
+class _Open:
+    """A shard file in the making."""
+
+    def __init__(self, store: Store, path: str, tag: str, head: bytes, between: bytes, end: bytes) -> None:
+        self.tag, self.head, self._between, self._end = tag, head, between, end
+        self._context = store.create(path)
+        self._writer: Writer = self._context.__enter__()
+        self.first = self.last = -1
+        self.count = self.content_bytes = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self._writer.size_bytes
+
+    def write(self, indexes: Sequence[int], bodies: Sequence[bytes], content_bytes: int) -> None:
+        head, between, end = self.head, self._between, self._end
+        self._writer.write(
+            b"".join([b"%b%d%b%b%b" % (head, i, between, body, end) for i, body in zip(indexes, bodies, strict=True)])
+        )
+        if self.first < 0:
+            self.first = indexes[0]
+        self.last = indexes[-1]
+        self.count += len(bodies)
+        self.content_bytes += content_bytes
+
+    def finish(self) -> Writer:
+        self._context.__exit__(None, None, None)
+        return self._writer
+
+    def abandon(self) -> None:
+        try:
+            self._context.__exit__(InterruptedError, InterruptedError(), None)
+        except InterruptedError:
+            return

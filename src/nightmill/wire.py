@@ -1,0 +1,99 @@
+"""What came back, as lines on disk: which files count, in which order, and what a live journal adds.
+
+A live journal holds result lines as a batch output file would, and between them marks:
+
+    {"sent":"<custom_id>"}     goes in before a request leaves
+    {"unsent":"<custom_id>"}   takes the mark back: no connection was made
+    {"lost":"<custom_id>"}     sent, and no answer that can be trusted: it may have been billed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from nightmill.ledger import Shard, StoredFile
+from nightmill.store import Store
+
+OUTPUT, ERROR, JOURNAL, CACHED = "output", "error", "journal", "cached"
+ROWS, TWINS, RESULTS = "rows", "twins", "results"  # the other kinds of a job's files
+WIRE = (OUTPUT, ERROR, JOURNAL, CACHED)
+
+_SENT, _UNSENT, _LOST = b'{"sent":"', b'{"unsent":"', b'{"lost":"'
+
+
+def sent_mark(custom_id: str) -> bytes:
+    return _SENT + custom_id.encode() + b'"}\n'
+
+
+def unsent_mark(custom_id: str) -> bytes:
+    return _UNSENT + custom_id.encode() + b'"}\n'
+
+
+def lost_mark(custom_id: str) -> bytes:
+    return _LOST + custom_id.encode() + b'"}\n'
+
+
+def read_mark(line: bytes, pending: set[str], lost: list[str]) -> bool:
+    """Take note of a mark; False when the line is a result line. `settle_answer` ends a mark too."""
+    if line.startswith(_SENT):
+        pending.add(line[9:-3].decode())
+    elif line.startswith(_UNSENT):
+        pending.discard(line[11:-3].decode())
+    elif line.startswith(_LOST):
+        custom_id = line[9:-3].decode()
+        pending.discard(custom_id)
+        lost.append(custom_id)
+    else:
+        return False
+    return True
+
+
+def chosen(stored: Sequence[StoredFile]) -> list[StoredFile]:
+    """Of files that were read more than once the fullest reading, in accounting order.
+
+    Order: by submission, output before error, journals by epoch.
+    """
+    best: dict[tuple[int, str, str], StoredFile] = {}
+    for file in stored:
+        if file.kind not in WIRE:
+            continue
+        which = (file.n, file.kind, file.ref.path if file.kind in (JOURNAL, CACHED) else "")
+        if which not in best or file.ref.size_bytes > best[which].ref.size_bytes:
+            best[which] = file
+    order = {OUTPUT: 0, ERROR: 1, JOURNAL: 2, CACHED: 3}
+    return sorted(best.values(), key=lambda f: (f.n, order[f.kind], f.read, f.ref.path))
+
+
+def lines(store: Store, file: StoredFile) -> Iterator[bytes]:
+    """The whole lines of a file; a journal is read up to its last newline."""
+    if file.kind != JOURNAL:
+        with store.open(file.ref) as stream:
+            yield from stream
+        return
+    path = store.path(file.ref.path)
+    if path.exists():
+        with path.open("rb", buffering=1 << 18) as stream:
+            for line in stream:
+                if line.endswith(b"\n"):
+                    yield line
+
+
+def shard_lines(store: Store, shard: Shard) -> Iterator[tuple[int, bytes]]:
+    """``(row index, line)`` of a shard's own file, in order."""
+    with store.open(shard.file) as stream:
+        yield from split_lines(stream, shard.tag)
+
+
+def split_lines(stream: Iterable[bytes], tag: str) -> Iterator[tuple[int, bytes]]:
+    """``(row index, line)`` of lines whose custom_id is ``<tag>-<row index>``."""
+    mark = b'"' + tag.encode() + b"-"
+    start = -1
+    for line in stream:
+        if start < 0:
+            start = line.index(mark) + len(mark)
+        yield int(line[start : line.index(b'"', start)]), line
+
+
+def body_of(line: bytes) -> bytes:
+    """The request body inside a shard's line."""
+    return line[line.index(b'"body":') + 7 : -2]

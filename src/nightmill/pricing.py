@@ -65,6 +65,7 @@ class PriceSheet:
     _meters: tuple[tuple[int, tuple[int, int, int, int, int]], ...] = field(
         default=(), init=False, repr=False, compare=False
     )
+    _dearest: tuple[int, int, int] = field(default=(0, 0, 0), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         starts = [tier.above_tokens for tier in self.tiers]
@@ -74,13 +75,15 @@ class PriceSheet:
             raise ValueError("a rate is negative")
         # Even, so that adding half of it before the floor division rounds half-up exactly.
         scale = 2 * math.lcm(*(rate.denominator for tier in self.tiers for rate in tier.all))
-        meters = ((tier.above_tokens, tuple(int(rate * scale) for rate in tier.all)) for tier in self.tiers)
+        meters = [(tier.above_tokens, tuple(int(rate * scale) for rate in tier.all)) for tier in self.tiers]
+        highest = [max(rates) for rates in zip(*(rates for _, rates in meters), strict=True)]
         object.__setattr__(self, "_scale", scale)
-        object.__setattr__(self, "_meters", tuple(meters)[::-1])
+        object.__setattr__(self, "_meters", tuple(reversed(meters)))
+        object.__setattr__(self, "_dearest", (max(highest[:3]), highest[3], highest[4]))
 
     @property
     def is_free(self) -> bool:
-        return not any(rate for tier in self.tiers for rate in tier.all)
+        return not any(self._dearest)
 
     def rates(self, input_tokens: int) -> Rates:
         """The rates that apply to a request of that many input tokens."""
@@ -109,11 +112,11 @@ class PriceSheet:
         tokens of output caps among them, since a token is at least one byte, and a request adds
         at most `FRAMING_TOKENS`.
         """
-        if self.is_free:
+        input_rate, output_rate, request_rate = self._dearest
+        if not (input_rate or output_rate or request_rate):
             return 0
-        dearest: list[int] = [max(column) for column in zip(*(meter for _, meter in self._meters), strict=True)]
         tokens = content_bytes + requests * FRAMING_TOKENS
-        scaled = tokens * max(dearest[:3]) + output_cap_tokens * dearest[3] + requests * dearest[4]
+        scaled = tokens * input_rate + output_cap_tokens * output_rate + requests * request_rate
         return -(-scaled // self._scale) + requests  # each cost may have been rounded up
 
     def dearer_than(self, other: PriceSheet) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nightmill.errors import InputError
 from nightmill.sources import delimited, jsonlines, plain
@@ -233,7 +234,7 @@ def _as_text(column: pa.Array, index: pa.Array) -> pa.Array:
     if pa.types.is_floating(column.type):
         column = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
     column = column.cast(pa.string())
-    return column if column.null_count == 0 else pa.compute.coalesce(column, index)
+    return column if column.null_count == 0 else pc.coalesce(column, index)
 
 
 def _cut(batches: Iterable[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:

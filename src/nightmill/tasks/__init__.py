@@ -188,8 +188,7 @@ def _apply_sets(task: Task, columns: Sequence[str], sets: Mapping[str, str], use
         name = next(name for name in sets if name in used)
         raise TaskError(
             f"--set {name}={sets[name]} leaves no column in the prompt",
-            why=f"{sets[name]} is not a column, so every row would ask the same; "
-            f"the columns are {', '.join(columns)}",
+            why=f"{sets[name]} is not a column, so every row would ask the same; the columns are {', '.join(columns)}",
             fix=_did_you_mean(sets[name], columns) or "map it to one of the columns",
         )
     return replace(task, variables=variables, column_map=column_map)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import sys
 from collections.abc import Callable, Mapping
@@ -120,20 +119,24 @@ def _import(spec: str) -> object:
 
 
 def _from_class(found: object, name: str) -> Any:
-    if hasattr(found, "model_json_schema"):
-        return found.model_json_schema()
     if isinstance(found, Mapping):
         return dict(found)
-    if not (isinstance(found, type) and (dataclasses.is_dataclass(found) or hasattr(found, "__annotations__"))):
+    if not isinstance(found, type):
         raise TaskError(
             f"{name} gives no schema",
-            why=f"it is {type(found).__name__}, not a Pydantic model, a dataclass or a TypedDict",
-            fix="name a class with typed fields, or a .json file",
+            why=f"it is a {type(found).__name__}, not a class",
+            fix="name a Pydantic model, a dataclass or a TypedDict, or a .json file",
         )
+    if hasattr(found, "model_json_schema"):
+        return _inline_root(found.model_json_schema())
     try:
         return _inline_root(msgspec.json.schema(found))
     except TypeError as error:
-        raise TaskError(f"{name} gives no schema", why=str(error), fix="use types that JSON has") from error
+        raise TaskError(
+            f"{name} gives no schema",
+            why=str(error).splitlines()[-1],
+            fix="name a Pydantic model, a dataclass or a TypedDict whose fields have types that JSON has",
+        ) from error
 
 
 def _inline_root(schema: dict[str, Any]) -> dict[str, Any]:

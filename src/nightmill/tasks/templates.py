@@ -76,20 +76,25 @@ def parse(source: str) -> Parsed:
     """Raises TaskError, with the line, for what is no template."""
     try:
         tree = _environment().parse(source)
+        names = meta.find_undeclared_variables(tree) - {"range"}  # also finds unknown filters and tests
     except jinja2.TemplateSyntaxError as error:
         raise TaskError(
             f"the template has an error in line {error.lineno}",
             why=f"{error.message} (in {_line(source, error.lineno)!r})",
-            fix="write {{ column }}; a column whose name is no plain word is reached with --set name='its name'",
+            fix="write {{ column }}; a column whose name is no plain word is reached with --set word='its name'",
         ) from error
     used = {node.name for node in tree.find_all(nodes.Name)} & _RESERVED
     if used:
         raise TaskError(
             f"the template uses {', '.join(sorted(used))}",
             why="Jinja keeps that name for itself",
-            fix="use another name and map it: --set word=" + min(used),
+            fix=f"use another name and map it: --set word={min(used)}",
         )
-    return Parsed(source, tree, frozenset(meta.find_undeclared_variables(tree) - {"range"}))
+    if any(True for _ in meta.find_referenced_templates(tree)):
+        raise TaskError(
+            "the template includes another one", why="a task is one file", fix="copy the other template into it"
+        )
+    return Parsed(source, tree, frozenset(names))
 
 
 def bind_template(parsed: Parsed, names: Mapping[str, str], variables: Mapping[str, str]) -> Template:
@@ -98,14 +103,7 @@ def bind_template(parsed: Parsed, names: Mapping[str, str], variables: Mapping[s
     variables = {name: variables[name] for name in sorted(parsed.names) if name in variables}
     parts = _parts(parsed.tree, names, variables)
     columns = [part.name for part in parts if isinstance(part, Column)] if parts is not None else list(names.values())
-    try:
-        compiled = _environment().from_string(parsed.tree)
-    except jinja2.TemplateSyntaxError as error:  # an unknown filter or test shows only when compiled
-        raise TaskError(
-            f"the template has an error in line {error.lineno}",
-            why=str(error.message),
-            fix="see the list of filters and tests in Jinja's documentation",
-        ) from error
+    compiled = _environment().from_string(parsed.tree)
     return Template(parsed.source, tuple(dict.fromkeys(columns)), parts, names, variables, compiled)
 
 

@@ -1,0 +1,207 @@
+"""Sinks: results become files, each whole or not there at all.
+
+Results stream into a temporary file beside the target, which takes the target's place in one
+step when everything is written; an error leaves an existing file as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import pyarrow as pa
+
+from nightmill.errors import StoreError, UsageError
+from nightmill.sinks.columns import RESULT_SCHEMA
+from nightmill.sinks.formats import CsvWriter, JsonlWriter, ParquetWriter, Writer
+
+__all__ = ["RESULT_SCHEMA", "Target", "parse_target", "write", "write_all"]
+
+Format = Literal["jsonl", "csv", "parquet"]
+
+_BY_SUFFIX: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_BY_NAME: dict[str, Format] = {"jsonl": "jsonl", "csv": "csv", "parquet": "parquet"}
+_WRITERS: dict[Format, Callable[..., Writer]] = {"jsonl": JsonlWriter, "csv": CsvWriter, "parquet": ParquetWriter}
+_HINTS = {
+    errno.ENOSPC: "free some space, or name a path on another disk",
+    errno.EDQUOT: "free some space, or name a path on another disk",
+    errno.EFBIG: "raise the file size limit, or name a path on another disk",
+    errno.EACCES: "name a path you may write to, or change its permissions",
+    errno.EPERM: "name a path you may write to, or change its permissions",
+    errno.EROFS: "name a path on a disk that is not read-only",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "name a path whose parents are folders",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    format: Format
+    path: Path
+
+
+def parse_target(spec: str) -> Target:
+    """``PATH``, whose suffix says the format, or ``FORMAT:PATH``.
+
+    Raises:
+        UsageError: the format is unknown.
+    """
+    known = "write PATH.jsonl, PATH.csv or PATH.parquet, or put jsonl:, csv: or parquet: before the path"
+    prefix, colon, rest = spec.partition(":")
+    if colon and prefix.lower() in _BY_NAME:
+        if not rest:
+            raise UsageError(f"--out {spec}: no path", why="nothing follows the colon", fix=known)
+        return Target(_BY_NAME[prefix.lower()], Path(rest))
+    if colon and len(prefix) > 1 and prefix.isalnum():  # one letter is a drive
+        raise UsageError(f"--out {spec}: unknown format {prefix}", why="results go to jsonl, csv or parquet", fix=known)
+    path = Path(spec)
+    found = _BY_SUFFIX.get(path.suffix.lower())
+    if found is None:
+        what = f"unknown format {path.suffix}" if path.suffix else "no suffix"
+        raise UsageError(f"--out {spec}: {what}", why="the suffix says how results are written", fix=known)
+    return Target(found, path)
+
+
+def write(
+    target: Target,
+    batches: Iterable[pa.RecordBatch],
+    *,
+    schema: Mapping[str, Any] | None = None,
+    csv_raw: bool = False,
+) -> int:
+    """Write results to one target; see `write_all`."""
+    return write_all([target], batches, schema=schema, csv_raw=csv_raw)
+
+
+def write_all(
+    targets: Sequence[Target],
+    batches: Iterable[pa.RecordBatch],
+    *,
+    schema: Mapping[str, Any] | None = None,
+    csv_raw: bool = False,
+) -> int:
+    """Write results to every target in one pass over ``batches``; the number of rows.
+
+    ``batches`` are of `RESULT_SCHEMA`, in input order. ``schema`` is the task's JSON Schema: in
+    tables each of its top-level properties is a column.
+
+    Raises:
+        StoreError: a target cannot be written. No target has been touched then, unless the very
+            last step, putting finished files in place, failed half way.
+    """
+    rows = 0
+    with ExitStack() as open_outputs:
+        outputs = [open_outputs.enter_context(_opened(target, schema, csv_raw)) for target in targets]
+        for batch in batches:
+            rows += batch.num_rows
+            for output in outputs:
+                output.write(batch)
+        for output in outputs:
+            output.finish()
+        for output in outputs:
+            output.publish()
+    return rows
+
+
+@dataclass(slots=True)
+class _Output:
+    """One target while it is written: into ``temporary``, until `publish` puts that in place.
+
+    A device or a pipe cannot be replaced: it has no ``temporary`` and is written to as it is.
+    """
+
+    target: Target
+    path: Path
+    temporary: Path | None
+    file: BinaryIO
+    writer: Writer
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        with _reported(self.target):
+            self.writer.write(batch)
+
+    def finish(self) -> None:
+        """Everything is on the disk after this, under the temporary name."""
+        with _reported(self.target):
+            self.writer.close()
+            self.file.flush()
+            if self.temporary is not None:
+                os.fsync(self.file.fileno())
+            self.file.close()
+
+    def publish(self) -> None:
+        if self.temporary is None:
+            return
+        with _reported(self.target):
+            self.temporary.replace(self.path)
+            self.temporary = None
+            _sync_folder(self.path.parent)
+
+
+@contextmanager
+def _opened(target: Target, schema: Mapping[str, Any] | None, csv_raw: bool) -> Iterator[_Output]:
+    # A link stays a link: what it points to is replaced.
+    path = Path(os.path.realpath(target.path))
+    temporary: Path | None = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    output: _Output | None = None
+    try:
+        with _reported(target):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+                temporary = None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("wb") if temporary is None else temporary.open("xb")
+        with _closed_after(file):
+            with _reported(target):
+                writer = _WRITERS[target.format](file, schema, csv_raw=csv_raw)
+            output = _Output(target, path, temporary, file, writer)
+            try:
+                yield output
+            except BaseException:
+                writer.abandon()
+                raise
+    finally:
+        left = temporary if output is None else output.temporary
+        if left is not None:
+            with suppress(OSError):  # it may never have been there; what broke is being reported
+                left.unlink()
+
+
+@contextmanager
+def _closed_after(file: BinaryIO) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # closing writes what is buffered, and the disk may be the trouble
+            file.close()
+
+
+@contextmanager
+def _reported(target: Target) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{target.path} cannot be written",
+            why=error.strerror or str(error),
+            fix=_HINTS.get(error.errno or 0, "check the path and the disk, or name another path"),
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` outlast a power cut, where folders can be synced."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

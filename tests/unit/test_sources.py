@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nightmill.errors import InputError
+from nightmill.sources import BATCH_ROWS, Source, _rechunk, decode_row_values, delimited, jsonlines, open_source
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def rows(source: Source) -> list[dict[str, object]]:
+    return [row for batch in source.batches() for row in batch.to_pylist()]
+
+
+def values(source: Source, column: str) -> list[object]:
+    field = source.schema.field(column)
+    return [value for batch in source.batches() for value in decode_row_values(batch.column(column), field)]
+
+
+def refused(*inputs: Path, **options: object) -> InputError:
+    with pytest.raises(InputError) as caught:
+        rows(open_source(inputs, **options))  # type: ignore[arg-type]
+    assert caught.value.what
+    assert caught.value.why
+    assert caught.value.fix
+    return caught.value
+
+
+# -- any source --
+
+
+@given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 17))
+@QUICK
+def test_rechunking_keeps_every_row_in_order(sizes: list[int], size: int) -> None:
+    """Whatever sizes batches arrive in, they leave full, in order, with nothing lost."""
+    numbers = iter(range(sum(sizes)))
+    arriving = [pa.record_batch({"n": pa.array([next(numbers) for _ in range(n)], pa.int64())}) for n in sizes]
+    leaving = list(_rechunk(arriving, size))
+    assert [n for batch in leaving for n in batch.column("n").to_pylist()] == list(range(sum(sizes)))
+    assert all(batch.num_rows == size for batch in leaving[:-1])
+    assert all(0 < batch.num_rows <= size for batch in leaving)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
+def test_batches_are_full_and_can_be_read_again(tmp_path: Path, name: str) -> None:
+    """Every batch but the last holds exactly BATCH_ROWS rows, on the second reading too."""
+    count = 2 * BATCH_ROWS + 7
+    lines = {
+        "a.csv": ["text", *(f"t{n}" for n in range(count))],
+        "a.jsonl": [json.dumps({"text": f"t{n}"}) for n in range(count)],
+        "a.txt": [f"t{n}" for n in range(count)],
+    }[name]
+    source = open_source([write(tmp_path / name, "\n".join(lines))])
+    for _ in range(2):
+        assert [batch.num_rows for batch in source.batches()] == [BATCH_ROWS, BATCH_ROWS, 7]
+    assert values(source, "text") == [f"t{n}" for n in range(count)]
+
+
+def test_several_inputs_are_one(tmp_path: Path) -> None:
+    """Inputs are read one after the other, and the row index runs on."""
+    one = write(tmp_path / "1.csv", "a,b\n1,2\n3,4\n")
+    two = write(tmp_path / "2.csv", "b,a\n6,5\n")
+    assert rows(open_source([one, two])) == [
+        {"key": "0", "a": "1", "b": "2"},
+        {"key": "1", "a": "3", "b": "4"},
+        {"key": "2", "a": "5", "b": "6"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("1.csv", "2.csv"), ("1.jsonl", "2.jsonl"), ("1.csv", "2.jsonl")],
+)
+def test_unlike_inputs_are_refused(tmp_path: Path, first: str, second: str) -> None:
+    """Inputs with other columns are refused, naming the file and the columns."""
+    content = {".csv": "a,{c}\n1,2\n", ".jsonl": '{{"a": "1", "{c}": "2"}}\n'}
+    paths = [
+        write(tmp_path / name, content[Path(name).suffix].format(c=column))
+        for name, column in ((first, "b"), (second, "c"))
+    ]
+    error = refused(*paths)
+    assert second in error.what
+    assert "lacks b" in error.why
+    assert "adds c" in error.why
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 99])
+def test_limit_counts_over_all_inputs(tmp_path: Path, limit: int) -> None:
+    """A limit takes the first rows of the whole, not of each input."""
+    paths = [write(tmp_path / f"{n}.jsonl", '{"n": 1}\n{"n": 2}\n') for n in range(2)]
+    assert len(rows(open_source(paths, limit=limit))) == min(limit, 4)
+
+
+@pytest.mark.parametrize(
+    ("header", "key", "expected"),
+    [
+        ("id,text", None, "7"),
+        ("custom_id,text", None, "7"),
+        ("custom_id,id", None, "t"),
+        ("other,text", None, "0"),
+        ("other,text", "text", "t"),
+        ("id,key", None, "t"),
+    ],
+)
+def test_keys(tmp_path: Path, header: str, key: str | None, expected: str) -> None:
+    """Keys come from the column asked for, else from one called key, id or custom_id, else the index."""
+    source = open_source([write(tmp_path / "a.csv", header + "\n7,t\n")], key=key)
+    (row,) = rows(source)
+    assert row["key"] == expected
+
+
+def test_there_is_one_column_called_key(tmp_path: Path) -> None:
+    """A data column called key is the key column; asking for another one is refused."""
+    path = write(tmp_path / "a.jsonl", '{"id": 1, "key": 5}\n')
+    (batch,) = open_source([path]).batches()
+    assert batch.schema.names == ["key", "id"]
+    assert batch.to_pylist() == [{"key": "5", "id": 1}]
+    assert "called key" in refused(path, key="id").why
+
+
+def test_a_key_column_that_is_not_there(tmp_path: Path) -> None:
+    """A misspelt key column is refused with the nearest name."""
+    assert "text" in refused(write(tmp_path / "a.csv", "text\nx\n"), key="txt").fix
+
+
+def test_a_row_without_a_key_gets_its_index(tmp_path: Path) -> None:
+    """No row is left without a key."""
+    path = write(tmp_path / "a.jsonl", '{"id": null}\n{"id": 1.5}\n{"id": 2.0}\n')
+    assert [row["key"] for row in rows(open_source([path]))] == ["0", "1.5", "2.0"]
+
+
+def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
+    """What is missing, a folder, empty or of no known kind says so and says what to do."""
+    write(tmp_path / "words.txt", "a\n")
+    assert "words.txt" in refused(tmp_path / "word.txt").fix
+    assert "folder" in refused(tmp_path).what
+    assert "empty" in refused(write(tmp_path / "none.csv", "")).what
+    assert ".jsonl" in refused(write(tmp_path / "a.docx", "x")).fix
+    assert "limit" in refused(tmp_path / "words.txt", limit=0).what
+    assert "no input" in refused().what
+
+
+# -- csv --
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8))
+@QUICK
+def test_csv_fields_come_back_as_they_were(tmp_path: Path, table: list[tuple[str, str]]) -> None:
+    """Any text that CSV can quote arrives unchanged: commas, quotes, line ends, NULL, blanks."""
+    lines = [",".join('"' + field.replace('"', '""') + '"' for field in row) for row in table]
+    path = write(tmp_path / "a.csv", "\ufeffa,b\n" + "\n".join(lines) + "\n")
+    assert [(row["a"], row["b"]) for row in rows(open_source([path]))] == table
+
+
+def test_csv_keeps_text_that_looks_like_something_else(tmp_path: Path) -> None:
+    """Numbers, NULL and empty fields stay text: nothing is guessed, nothing becomes null."""
+    path = write(tmp_path / "a.csv", "a,b\n007,NULL\n,NaN\n")
+    assert [tuple(row.values())[1:] for row in rows(open_source([path]))] == [("007", "NULL"), ("", "NaN")]
+
+
+def test_ragged_rows_are_named(tmp_path: Path) -> None:
+    """The first five ragged rows are named by line, counting line ends inside of quotes."""
+    body = 'x,"two\nlines"\n' + "1\n" * 6 + "a,b,c\n"
+    error = refused(write(tmp_path / "a.csv", "a,b\n" + body))
+    assert [number for number in range(1, 12) if f"a.csv:{number}:" in error.why] == [4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("megabytes", [2, 9])
+def test_csv_fields_longer_than_a_block(tmp_path: Path, megabytes: int) -> None:
+    """A field of several megabytes is read, and no row around it is lost or repeated."""
+    long = "x" * (megabytes << 20)
+    path = write(tmp_path / "a.csv", "n,t\n" + "".join(f"{n},short\n" for n in range(200_000)) + f"-1,{long}\n-2,end\n")
+    source = open_source([path])
+    assert values(source, "n") == [*(str(n) for n in range(200_000)), "-1", "-2"]
+
+
+@pytest.mark.parametrize("rows_after", [1, 400_000])
+def test_an_unclosed_quote_is_refused(tmp_path: Path, rows_after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quote that is never closed must not swallow the rest of the file silently."""
+    monkeypatch.setattr(delimited, "_BLOCK_BYTES", (1 << 20, 2 << 20))
+    error = refused(write(tmp_path / "a.csv", 'n,t\n1,ok\n2,"oops\n' + "3,more\n" * rows_after))
+    assert "never closed" in error.what
+    assert "line 3" in error.why
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("a,b\n", "no rows"),
+        ("a,b\n\n\n", "no rows"),
+        ("a,a\n1,2\n", "twice"),
+        ("a,,c\n1,2,3\n", "without a name"),
+        (b"a,b\n1,\xff\n", "not UTF-8"),
+        ("a,b\n1,2\n".encode("utf-16"), "not UTF-8"),
+    ],
+)
+def test_csv_files_that_are_refused(tmp_path: Path, content: str | bytes, says: str) -> None:
+    """Headers that cannot be used, no rows, and other encodings are refused in words."""
+    assert says in refused(write(tmp_path / "a.csv", content)).what
+
+
+def test_not_utf8_says_where(tmp_path: Path) -> None:
+    """The line and the byte offset of the first bad byte are named."""
+    for name in ("a.csv", "a.txt"):
+        error = refused(write(tmp_path / name, b"t\nok\nab\xe9c\n"))
+        assert "line 3, byte offset 7" in error.why
+        assert "only UTF-8" in error.why
+
+
+# -- jsonl --
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def same(one: object, other: object) -> bool:
+    """Equal, where a column of numbers may have turned whole numbers into floats."""
+    if type(one) is int and type(other) is float:
+        return float(one) == other and abs(one) <= 2**53
+    return type(one) is type(other) and one == other
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), JSON, max_size=3), min_size=1, max_size=6))
+@QUICK
+def test_jsonl_values_come_back_as_they_were(tmp_path: Path, table: list[dict[str, object]]) -> None:
+    """Whatever JSON a row holds, nested or mixed, decode_row_values gives it back; missing is null."""
+    path = write(tmp_path / "a.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in table))
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    if not columns:
+        assert "no columns" in refused(path).what
+        return
+    source = open_source([path])
+    assert source.schema.names == columns
+    for column in columns:
+        got = values(source, column)
+        assert all(same(row.get(column), value) for row, value in zip(table, got, strict=True)), (column, got)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected", "is_json"),
+    [
+        (["a", None], pa.string(), False),
+        ([1, None, 2**63 - 1], pa.int64(), False),
+        ([1, 2**63], pa.string(), True),
+        ([1, 1.5], pa.float64(), False),
+        ([2**60 + 1, 1.5], pa.string(), True),
+        ([True, False], pa.bool_(), False),
+        ([True, 1], pa.string(), True),
+        (["a", 1], pa.string(), True),
+        ([[1]], pa.string(), True),
+        ([None], pa.string(), False),
+    ],
+)
+def test_jsonl_types(tmp_path: Path, cells: list[object], expected: pa.DataType, is_json: bool) -> None:
+    """A column has the type that holds all its values exactly, else it is JSON text."""
+    source = open_source([write(tmp_path / "a.ndjson", "\n".join(json.dumps({"c": cell}) for cell in cells))])
+    field = source.schema.field("c")
+    assert (field.type, jsonlines.is_json(field)) == (expected, is_json)
+    assert values(source, "c") == cells
+
+
+def test_bad_jsonl_lines_are_named(tmp_path: Path) -> None:
+    """The first five lines that are no rows are named with the reason; blank lines count."""
+    bad = [b"[1]", b'{"a": 1', b'{"a": "\\ud800"}', b'{"a": "\xff"}', b'{"a": 1} {"a": 2}', b"nothing"]
+    error = refused(write(tmp_path / "a.jsonl", b'\n{"a": 1}\n\n' + b"\n".join(bad)))
+    assert [number for number in range(1, 12) if f"a.jsonl:{number}:" in error.why] == [4, 5, 6, 7, 8]
+    for reason in ("array", "surrogate", "UTF-8"):
+        assert reason in error.why
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"a": 1\n, "b": 2}\n{"c": 3} {"d": 4}\n',
+        '{"a": {}\n}\n{"b": 1}\n',
+        '{"a":\n{"b": 1}}\n{"a": 1} {"a": 2}',
+    ],
+)
+def test_an_object_over_several_lines_is_refused(tmp_path: Path, content: str) -> None:
+    """Lines are never joined, even where the number of objects would fit the number of lines."""
+    assert "a.jsonl:1:" in refused(write(tmp_path / "a.jsonl", content)).why
+
+
+def test_jsonl_lines_longer_than_a_block(tmp_path: Path) -> None:
+    """A line longer than a block is one row, and line numbers after it are right."""
+    long = json.dumps({"t": "x" * (3 << 20)})
+    path = write(tmp_path / "a.jsonl", f'{{"t": "a"}}\r\n{long}\n{{"t": "b"}}')
+    assert [len(str(value)) for value in values(open_source([path]), "t")] == [1, 3 << 20, 1]
+    assert "a.jsonl:4:" in refused(write(path, path.read_bytes() + b"\nx")).why
+
+
+def test_jsonl_with_only_blank_lines_is_refused(tmp_path: Path) -> None:
+    """A file without a row says so."""
+    assert "no rows" in refused(write(tmp_path / "a.jsonl", "\n  \n")).what
+
+
+# -- txt --
+
+
+def test_a_row_a_line(tmp_path: Path) -> None:
+    """Blank lines and comments are skipped, blanks around a line cut off, line numbers kept."""
+    path = write(tmp_path / "a.txt", "\ufeff# head\n\n  a b \r\n  # note\nc # d\n\u2028e")
+    source = open_source([path])
+    assert source.kind == "line"
+    assert rows(source) == [
+        {"key": "a b", "text": "a b", "line": 3},
+        {"key": "c # d", "text": "c # d", "line": 5},
+        {"key": "e", "text": "e", "line": 6},
+    ]
+
+
+def test_a_row_a_file(tmp_path: Path) -> None:
+    """A whole file is one row, byte for byte, with its name and path; the path is the key."""
+    text = "# not a comment here\n\n  x \r\n"
+    paths = [write(tmp_path / name, text) for name in ("one.txt", "two.txt")]
+    source = open_source(paths, rows="file")
+    assert source.kind == "file"
+    assert rows(source)[1] == {"key": str(paths[1]), "text": text, "name": "two", "path": str(paths[1])}
+
+
+def test_text_without_a_row_is_refused(tmp_path: Path) -> None:
+    """A file of comments or of blanks has nothing to run."""
+    assert "no rows" in refused(write(tmp_path / "a.txt", "# a\n\n")).what
+    assert "empty" in refused(write(tmp_path / "b.txt", " \n"), rows="file").what

@@ -70,11 +70,13 @@ def test_columns_and_their_order(tmp_path: Path, name: str) -> None:
     """Every format has the documented columns in the documented order."""
     path = tmp_path / name
     assert write(parse_target(str(path)), batches(result(cost_nanos=1_234_567))) == 1
-    columns = {
-        "r.jsonl": lambda: list(read_jsonl(path)[0]),
-        "r.csv": lambda: path.read_text().splitlines()[0].split(","),
-        "r.parquet": lambda: pq.read_schema(path).names,
-    }[name]()
+    match path.suffix:
+        case ".jsonl":
+            columns = list(read_jsonl(path)[0])
+        case ".csv":
+            columns = path.read_text().splitlines()[0].split(",")
+        case _:
+            columns = pq.read_schema(path).names
     assert columns == COLUMNS
 
 
@@ -279,6 +281,12 @@ def test_a_target_that_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError):
         write(Target("csv", tmp_path / "file" / "r.csv"), failing())
+
+
+def test_two_outputs_in_one_file(tmp_path: Path) -> None:
+    """An output must not replace another one of the same run."""
+    with pytest.raises(UsageError, match="twice"):
+        write_all([Target("csv", tmp_path / "r"), Target("jsonl", tmp_path / "x" / ".." / "r")], failing())
 
 
 def test_folders_are_made_and_links_kept(tmp_path: Path) -> None:

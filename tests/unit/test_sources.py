@@ -195,6 +195,12 @@ def test_an_unclosed_quote_is_refused(tmp_path: Path, rows_after: int, monkeypat
     assert "line 3" in error.why
 
 
+def test_quotes_inside_of_plain_fields(tmp_path: Path) -> None:
+    """A quote that does not open a field is a character like any other, also an odd number of them."""
+    path = write(tmp_path / "a.csv", '\n\na,b\r\n5" pipe,x\r\n\r\n6,y"z\r\n7,8"\r\n')
+    assert [(row["a"], row["b"]) for row in rows(open_source([path]))] == [('5" pipe', "x"), ("6", 'y"z'), ("7", '8"')]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -307,6 +313,20 @@ def test_jsonl_lines_longer_than_a_block(tmp_path: Path) -> None:
 def test_jsonl_with_only_blank_lines_is_refused(tmp_path: Path) -> None:
     """A file without a row says so."""
     assert "no rows" in refused(write(tmp_path / "a.jsonl", "\n  \n")).what
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
+def test_files_that_change_while_they_are_read(tmp_path: Path, name: str) -> None:
+    """A file that went away or changed its types after planning looked at it is told, not guessed at."""
+    path = write(tmp_path / name, '{"a": 1}\n{"a": 2}\n')
+    source = open_source([path])
+    if name == "a.jsonl":
+        write(path, '{"a": "x"}\n')
+        with pytest.raises(InputError, match="changed while it was read"):
+            rows(source)
+    path.unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        rows(source)
 
 
 # -- txt --

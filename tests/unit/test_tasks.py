@@ -153,6 +153,7 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 def test_single_braces_around_a_column_are_refused() -> None:
     """``{text}`` would be sent as it stands: refused, with the correction; other braces are text."""
     assert "{{ text }}" in refused("Sum up: {text}. {{ text }}", ["text"]).fix
+    assert "--set word='Review Text'" in refused("Sum up { Review Text } {{ id }}", ["id", "Review Text"]).fix
     assert user_template('{"a": 1} {x} {{ text }} {% raw %}{{text}}{% endraw %}', ["text"]).parts is not None
     assert user_template("{{ '{text}' }} {{ text }}", ["text"]).render({"text": "x"}) == "{text} x"
 

@@ -93,9 +93,11 @@ def write_all(
     tables each of its top-level properties is a column.
 
     Raises:
+        UsageError: two targets are one file.
         StoreError: a target cannot be written. No target has been touched then, unless the very
             last step, putting finished files in place, failed half way.
     """
+    _check_distinct(targets)
     rows = 0
     with ExitStack() as open_outputs:
         outputs = [open_outputs.enter_context(_opened(target, schema, csv_raw)) for target in targets]
@@ -108,6 +110,17 @@ def write_all(
         for output in outputs:
             output.publish()
     return rows
+
+
+def _check_distinct(targets: Sequence[Target]) -> None:
+    paths = [os.path.realpath(target.path) for target in targets]
+    for target, path in zip(targets, paths, strict=True):
+        if paths.count(path) > 1:
+            raise UsageError(
+                f"{target.path} is named twice",
+                why="the second output would replace the first",
+                fix="give each output its own path",
+            )
 
 
 @dataclass(slots=True)

@@ -76,8 +76,13 @@ class Source:
     def _data(self) -> Iterator[pa.RecordBatch]:
         columns = [name for part in self.parts[:1] for name in part.schema.names]
         for part in self.parts:
-            for batch in part.batches():
-                yield batch.select(columns)
+            try:
+                for batch in part.batches():
+                    yield batch.select(columns)
+            except OSError as error:
+                raise InputError(
+                    f"{part.name} cannot be read", why=error.strerror or str(error), fix="check the file and its disk"
+                ) from error
 
     def _with_key(self, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
         column = self.key_column or {"line": "text", "file": "path"}.get(self.kind)

@@ -58,7 +58,14 @@ class JsonlPart:
                 yield self._convert(rows)
 
     def _convert(self, rows: list[Row]) -> pa.RecordBatch:
-        return pa.record_batch([_column(rows, column) for column in self.schema], schema=self.schema)
+        try:
+            return pa.record_batch([_column(rows, column) for column in self.schema], schema=self.schema)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            raise InputError(
+                f"{self.name} changed while it was read",
+                why=f"a value no longer has the type that its column had: {error}",
+                fix="run again when nothing writes to it",
+            ) from error
 
 
 @dataclass(slots=True)

@@ -212,10 +212,11 @@ def _check_braces(template: Parsed, columns: Iterable[str], task: Task) -> None:
     known = {*columns, *task.variables, *task.column_map}
     for name in single_braces(template):
         if name in known:
+            right = f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ word }}}} with --set word='{name}'"
             raise TaskError(
                 f"the template says {{{name}}}",
                 why=f"single braces are plain text, so the prompt would not hold the value of {name}",
-                fix=f"write {{{{ {name} }}}}; if the braces are meant, write {{{{ '{{{name}}}' }}}}",
+                fix=f"write {right}; if the braces are meant, write {{{{ '{{{name}}}' }}}}",
             )
 
 

@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nightmill.errors import TaskError
 
-_SINGLE_BRACES = re.compile(r"(?<!\{)\{\s*([^\W\d]\w*)\s*\}(?!\})")
+_SINGLE_BRACES = re.compile(r"(?<!\{)\{[^\S\n]*([^{}\n]*[^{}\s])[^\S\n]*\}(?!\})")
 # What Jinja itself puts behind a name, so that a column cannot be had by it.
 _RESERVED = frozenset({"self", "super", "caller", "varargs", "kwargs"})
 

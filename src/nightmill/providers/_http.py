@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 64 * 1024 * 1024  # an answer held in memory
 MAX_ERROR_BYTES = 1024 * 1024  # of the body of a refused download
 _CHUNK_BYTES = 1 << 18
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +266,7 @@ class Http:
 
 
 def shorten(text: str, limit: int = 300) -> str:
-    """``text`` on one line, without control characters, at most ``limit`` characters long."""
+    """``text`` on one line, single-spaced and without control characters, at most ``limit`` characters long."""
     text = _CONTROL.sub(" ", text[: limit * 4]).strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

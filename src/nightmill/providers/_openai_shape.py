@@ -114,6 +114,7 @@ class _VectorLine(msgspec.Struct, gc=False):
     duration_s: float | None = None
 
 
+_NOT_STRICT = (msgspec.DecodeError, ValueError, RecursionError)  # ValueError: bytes that are not UTF-8
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_vectors = msgspec.json.Decoder(_VectorLine).decode
 _PLAIN_ENDS = frozenset({"stop", None})
@@ -129,7 +130,7 @@ def decode_line(line: bytes) -> Answer:
         plain = _decode_line(line)
     except msgspec.ValidationError:
         return _decode_embeddings(line) or _decode_any(line)
-    except (msgspec.DecodeError, RecursionError):
+    except _NOT_STRICT:
         return _decode_any(line)
     body = plain.response.body
     if 200 <= plain.response.status_code < 300 and len(body.choices) == 1:
@@ -145,7 +146,7 @@ def _decode_embeddings(line: bytes) -> Answer | None:
     """A line with nothing but vectors in its body; None for any other."""
     try:
         plain = _decode_vectors(line)
-    except (msgspec.DecodeError, RecursionError):
+    except _NOT_STRICT:
         return None
     body = plain.response.body
     vectors = [bytes(item.embedding) for item in sorted(body.data, key=lambda item: item.index)]
@@ -192,7 +193,7 @@ def load_json(data: bytes | str) -> Any:
     """
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+    except _NOT_STRICT:
         text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
     try:
         return json.loads(text.lstrip("\ufeff"))
@@ -293,7 +294,8 @@ def _parts(content: Any) -> tuple[str, str]:
 
 def _embedding_outcome(body: dict[str, Any]) -> Outcome:
     items = [item for item in body["data"] if isinstance(item, dict)]
-    if len(items) < len(body["data"]) or not all(item.get("embedding") for item in items):
+    whole = all(isinstance(item.get("embedding"), list | str) and item["embedding"] for item in items)
+    if len(items) < len(body["data"]) or not whole:
         return Failed(FailureKind.EMPTY, "an embedding is missing from the answer", usage_of(body))
     items.sort(key=lambda item: _count(item.get("index")))
     text = json.dumps([item["embedding"] for item in items], separators=(",", ":"))
@@ -428,7 +430,7 @@ def reply_line(custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
     try:
         msgspec.json.decode(reply.body)
         body = reply.body.replace(b"\r", b" ").replace(b"\n", b" ")
-    except (msgspec.DecodeError, RecursionError):
+    except _NOT_STRICT:
         body = _encode(reply.body.decode("utf-8", "replace"))
     return b"".join(
         (
@@ -447,8 +449,8 @@ def reply_line(custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
     )
 
 
-def error_body(message: str, *, kind: str, code: str) -> bytes:
-    """An error in this shape, for models that have no server to write one."""
+def error_body(message: str, *, kind: str = "invalid_request_error", code: str | None = None) -> bytes:
+    """An error in this shape, for what no server wrote."""
     return _encode({"error": {"message": scrub(message), "type": kind, "param": None, "code": code}})
 
 
@@ -463,6 +465,9 @@ class OpenAILines:
 
     def reply_line(self, custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
         return reply_line(custom_id, reply, duration_s)
+
+    def error_body(self, message: str) -> bytes:
+        return error_body(message)
 
 
 # -- refusals and limits -----------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from nightmill.errors import CannotCarry, Uncertain, UsageError
+from nightmill.errors import CannotCarry, NeverSent, Uncertain, UsageError
 from nightmill.providers import Account, Encoded, Limits, LiveReply, Request
 from nightmill.providers._http import shorten
 from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, carried, error_body, json_line
@@ -76,10 +76,13 @@ class Local(OpenAILines):
         """Answer one request. The time to load the model is not counted.
 
         Raises:
-            Uncertain: no answer in time; the model stops working on it.
+            NeverSent: the model was closed before it began.
+            Uncertain: no answer in time, or the model was closed; it stops working on it.
             UsageError: llama.cpp cannot load the file.
         """
         await self.warm(url)
+        if self._pool is None:
+            raise NeverSent(f"{self.model}: not asked", why="the model was closed meanwhile")
         request = msgspec.json.decode(body)
         stop = threading.Event()
         self._stopping.add(stop)

@@ -1,0 +1,85 @@
+"""From a model reference to a provider, or to a message that helps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from nightmill.errors import UnknownModel, UsageError
+from nightmill.providers.resolve import available, parse_model, resolve
+
+
+@pytest.mark.parametrize(
+    ("ref", "parts"),
+    [
+        ("openai/gpt-5-mini", ("openai", "gpt-5-mini")),
+        ("local//models/a.gguf", ("local", "/models/a.gguf")),
+        ("router/openai/gpt-5", ("router", "openai/gpt-5")),
+        ("python:pkg.module.function", ("python", "pkg.module.function")),
+    ],
+)
+def test_a_reference_has_a_provider_and_a_model(ref, parts):
+    """The first slash parts them, so that models and paths may have slashes."""
+    assert parse_model(ref) == parts
+
+
+@pytest.mark.parametrize("ref", ["", "gpt-5-mini", "openai/", "/gpt", "python:"])
+def test_what_is_no_reference_is_refused_with_an_example(ref):
+    """The message shows what one looks like."""
+    with pytest.raises(UnknownModel) as caught:
+        parse_model(ref)
+    assert "openai/gpt-5-mini" in caught.value.fix
+
+
+def test_an_openai_model_is_resolved_with_a_key():
+    """With a key in the environment the provider is there, and nothing was sent."""
+    provider = resolve("openai/gpt-5-mini", env={"OPENAI_API_KEY": "sk-1", "OPENAI_ORG_ID": "org"})
+    assert (provider.name, provider.model, provider.account.organization) == ("openai", "gpt-5-mini", "org")
+    assert provider.account.base_url == "https://api.openai.com/v1"
+
+
+@pytest.mark.parametrize("env", [{}, {"OPENAI_API_KEY": ""}, {"OPENAI_API_KEY": "  "}])
+def test_a_missing_key_is_named(env):
+    """The message says which variable, and that local models need none."""
+    with pytest.raises(UsageError) as caught:
+        resolve("openai/gpt-5-mini", env=env)
+    assert caught.value.code == "no_key"
+    assert "OPENAI_API_KEY" in caught.value.why
+    assert "local/" in caught.value.fix
+
+
+def test_a_key_that_cannot_be_sent_is_refused_without_being_shown():
+    """A key with a line break in it is found before it breaks a header."""
+    with pytest.raises(UsageError) as caught:
+        resolve("openai/gpt-5-mini", env={"OPENAI_API_KEY": "sk-se\ncret"})
+    assert "cret" not in f"{caught.value} {caught.value.why} {caught.value.fix}"
+
+
+def test_an_unknown_provider_is_told_what_there_is():
+    """What is usable is named, keys by their variable's name only."""
+    with pytest.raises(UnknownModel) as caught:
+        resolve("nobody/x", env={"OPENAI_API_KEY": "sk-secret"})
+    assert "OPENAI_API_KEY is set" in caught.value.why
+    assert "sk-secret" not in caught.value.why
+    assert "local" in caught.value.why
+
+
+def test_what_is_available_is_said_in_lines():
+    """Each way to get answers has one line, also those that lack something."""
+    lines = available({})
+    assert lines[0].startswith("openai: set OPENAI_API_KEY")
+    assert any(line.startswith("local: ") for line in lines)
+    assert any(line.startswith("python: ") for line in lines)
+
+
+def test_resolving_loads_nothing_heavy():
+    """Planning with a provider does not pay for an HTTP client, a model or a validator."""
+    code = (
+        "import sys; from nightmill.providers.resolve import available, resolve;"
+        "resolve('openai/gpt-5-mini', env={'OPENAI_API_KEY': 'k'}); available({});"
+        "print([m for m in ('aiohttp', 'xllamacpp', 'pydantic', 'pyarrow', 'sqlalchemy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -38,9 +38,7 @@ JOB_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.PENDING: frozenset(
         {JobState.RUNNING, JobState.PAUSED, JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED}
     ),
-    JobState.RUNNING: frozenset(
-        {JobState.PAUSED, JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED}
-    ),
+    JobState.RUNNING: frozenset({JobState.PAUSED, JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED}),
     JobState.PAUSED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.COMPLETED, JobState.FAILED}),
     JobState.COMPLETED: frozenset({JobState.RUNNING}),
     JobState.FAILED: frozenset({JobState.RUNNING}),

@@ -6,20 +6,19 @@ outcomes to their rows. Both read the same lines by the same rules, so they cann
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from nightmill import wire
 from nightmill.collect.accounting import Accounting, BodySizes, Check, Rules, Verdict, account, bookings, verdict
 from nightmill.collect.results import Results, RowCounts
 from nightmill.ledger import Counts, NewShard, Settlement, Shard
-from nightmill.plan import Bounds, Cutter, recut_lines
+from nightmill.plan import Scissors
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.store import Store
 from nightmill.types import Lane
 
-__all__ = ["Check", "Collected", "Context", "Results", "RowCounts", "Rules", "cut_again", "settle_shard"]
+__all__ = ["Check", "Collected", "Context", "Results", "RowCounts", "Rules", "settle_shard"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +30,8 @@ class Context:
     sheet: PriceSheet  # pinned on the shard at its hold
     list_sheet: PriceSheet  # the live standard price, for what was saved
     check: Check | None  # of the task's schema
-    url: str  # endpoint of the requests
-    take_seqs: Callable[[int], int]  # reserves shard numbers in the ledger; the first of them
-    rules: Rules = Rules()
+    scissors: Scissors
+    rules: Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +99,11 @@ def _alerts(acc: Accounting, shard: Shard) -> list[tuple[str, str]]:
 def _leftovers(context: Context, shard: Shard, found: Verdict) -> list[NewShard]:
     """New shards for the rows that go out again, a kind each, since their histories differ."""
     made: list[NewShard] = []
-    histories = {
+    histories: dict[str, dict[str, Any]] = {
         "failed": {"attempt": shard.attempt + 1},
         "expired": {"expiries": shard.expiries + 1},
         "missing": {"missings": shard.missings + 1},
     }
     for kind, rows in found.resend.items():
-        history = {"attempt": shard.attempt, "expiries": shard.expiries, "missings": shard.missings} | histories[kind]
-        made += [replace(new, **history) for new in cut_again(context, shard, set(rows))]
+        made += [replace(new, **histories[kind]) for new in context.scissors.again(shard, set(rows))]
     return made
-
-
-def cut_again(context: Context, shard: Shard, rows: set[int], *, most: int | None = None) -> list[NewShard]:
-    """The requests of ``rows`` in new shards of at most ``most`` requests, histories as a first attempt's."""
-    cap = shard.cap_tokens // shard.count
-    limits = Bounds(most or len(rows), 0, None)
-
-    def tokens(body_bytes: int) -> int:
-        return -(-body_bytes * shard.input_tokens // max(1, shard.content_bytes))
-
-    def tag(_: int) -> str:
-        return f"{shard.job_id}-{context.take_seqs(1)}"
-
-    cutter = Cutter(
-        context.store, context.store.job_folder(shard.job_id), shard.lane, limits, context.sheet, cap,
-        context.provider.line_pieces(context.url), tag, tokens,
-    )  # fmt: skip
-    return recut_lines(cutter, ((i, line) for i, line in wire.shard_lines(context.store, shard) if i in rows))

@@ -25,7 +25,7 @@ from nightmill.plan import Compiled
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.sinks.columns import RESULT_SCHEMA
-from nightmill.store import Store
+from nightmill.store import Store, Writer
 from nightmill.types import Answer, Failed, FailureKind, Lane, ShardState, Succeeded, Usage
 
 RANGE_ROWS = 50_000
@@ -132,12 +132,10 @@ class Results:
 
     def write(self, folder: str, first: int, end: int, n: int, **keep: Any) -> StoredFile:
         """One range as a Parquet file, row groups of 5,000."""
-        with self._store.create(f"{folder}/results/{first}.{n}.parquet") as out:
-            with pq.ParquetWriter(pa.PythonFile(out, mode="w"), RESULT_SCHEMA, compression="zstd",
-                                  use_dictionary=["model", "provider", "lane", "shard", "batch_id", "finish_reason",
-                                                  "error_kind"]) as writer:  # fmt: skip
-                for batch in self.batches(first, end, **keep):
-                    writer.write_batch(batch)
+        path = f"{folder}/results/{first}.{n}.parquet"
+        with self._store.create(path) as out, _parquet(out) as writer:
+            for batch in self.batches(first, end, **keep):
+                writer.write_batch(batch)
         return StoredFile(out.ref, wire.RESULTS, n=n, first=first, last=end - 1)
 
     # -- rows ----------------------------------------------------------------------------------
@@ -182,6 +180,12 @@ class Results:
         columns = list(zip(*out, strict=True)) if out else [()] * len(RESULT_SCHEMA)
         arrays = [pa.array(c, t) for c, t in zip(columns, RESULT_SCHEMA.types, strict=True)]
         return pa.record_batch(arrays, schema=RESULT_SCHEMA)
+
+
+def _parquet(out: Writer) -> pq.ParquetWriter:
+    repeated = ["model", "provider", "lane", "shard", "batch_id", "finish_reason", "error_kind"]
+    file = pa.PythonFile(out, mode="w")
+    return pq.ParquetWriter(file, RESULT_SCHEMA, compression="zstd", use_dictionary=repeated)
 
 
 def _row_group(source: pq.ParquetFile, start: int) -> pa.RecordBatch:
@@ -300,8 +304,8 @@ class _RangeReader:
             for number, shard in enumerate(self._shards):
                 if shard.lane is not Lane.CACHE and shard.last >= self._lowest and shard.first <= self._highest:
                     self._unsent.update((i, number) for i, _ in wire.shard_lines(self._results._store, shard))
-        number = self._unsent.get(index)
-        shard = None if number is None else self._shards[number]
+        newest = self._unsent.get(index)
+        shard = None if newest is None else self._shards[newest]
         if shard is None or not any(s.batch_id or s.spent_nanos for s in shard.submissions):
             return _Row(Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), shard)
         if shard.lane is Lane.LIVE:

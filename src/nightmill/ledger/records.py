@@ -87,6 +87,7 @@ class Shard:
     looks: int
     fenced: bool
     reads: int
+    reread: bool
     refusals: int
     waits: int
     price: str | None

@@ -109,6 +109,7 @@ shards = Table(
     _int("looks"),  # complete looks made while in doubt
     _int("fenced"),  # 1: the input file was deleted, the next clean look decides
     _int("reads"),  # times the result files were read
+    _int("reread"),  # 1: rows are missing, read the files once more
     _int("refusals"),  # unexplained whole-shard refusals
     _int("waits"),  # consecutive limits or failures to send, for back-off
     Column("price", Text),  # JSON of the price sheet pinned at hold

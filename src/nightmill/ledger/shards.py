@@ -99,7 +99,7 @@ def _shard(row: Any, subs: Sequence[Submission], stored: Sequence[StoredFile]) -
         cap_tokens=r["cap_tokens"], input_tokens=r["input_tokens"],
         file=FileRef(r["path"], r["size_bytes"], r["digest"]), due=r["due"], lease_until=r["lease_until"],
         lease_was_until=r["lease_was_until"], epoch=r["epoch"], submission=r["submission"], looks=r["looks"],
-        fenced=bool(r["fenced"]), reads=r["reads"], refusals=r["refusals"], waits=r["waits"], price=r["price"],
+        fenced=bool(r["fenced"]), reread=bool(r["reread"]), reads=r["reads"], refusals=r["refusals"], waits=r["waits"], price=r["price"],
         reason=r["reason"], job_state=JobState(r["job_state"]), cancel_requested=bool(r["cancel_requested"]),
         submissions=tuple(subs), files=tuple(stored),
     )  # fmt: skip
@@ -271,6 +271,7 @@ class ShardVerbs(Database):
         hold_nanos: int,
         scopes: Sequence[str],
         intent_at: float,
+        journal: StoredFile | None = None,
     ) -> Shard | Denied:
         """Step 1 of handing over: state, submission number, account, price sheet and the hold, at once.
 
@@ -294,6 +295,8 @@ class ShardVerbs(Database):
                     scopes=json.dumps(list(scopes)), hold_nanos=hold_nanos, intent_at=intent_at, batch_model=model,
                 )
             )  # fmt: skip
+            if journal is not None:
+                insert_files(connection, shard.job_id, [journal])
             self._job_runs(connection, shard.job_id)
             money.record(connection, "hold", hold_nanos, job_id=shard.job_id, tag=shard.tag, n=n)
             return self._load(connection, shards.c.tag == shard.tag)[0]
@@ -453,23 +456,26 @@ class ShardVerbs(Database):
             for n in ns:
                 self._update_submission(connection, shard.tag, n, cancel_asked=1)
 
-    def note_fetched(self, shard: Shard, read: int, stored: Sequence[StoredFile], *, due_in_s: float = 0.0) -> None:
+    def note_fetched(
+        self, shard: Shard, read: int, stored: Sequence[StoredFile], views: Sequence[tuple[int, dict[str, Any]]] = ()
+    ) -> Shard:
         """Result files were read to the end, for the ``read``-th time, and lie in the store."""
         with self._write("note_fetched") as connection:
-            self._step(connection, shard, reads=read, due=self.moment() + due_in_s)
+            self._step(connection, shard, reads=read, reread=0, keep_lease=True)
             insert_files(connection, shard.job_id, stored)
+            for n, values in views:
+                self._update_submission(connection, shard.tag, n, **values)
+            return self._load(connection, shards.c.tag == shard.tag)[0]
 
-    def note_fail_whole(
-        self, shard: Shard, *, reason: str, leftovers: Sequence[NewShard], failed: int, kind: str
-    ) -> None:
-        """The provider refused the whole shard and nothing ran: failed rows fail, the rest goes into new shards."""
-        with self._write("note_fail_whole") as connection:
-            resent = shard.count - failed
-            self._step(connection, shard, ShardState.SETTLED, failed=shard.count, resent_failed=resent,
-                       failures=json.dumps({kind: failed} if failed else {}), settled_at=time.time(),
-                       reason=reason)  # fmt: skip
-            self._release_hold(connection, shard.tag, shard.submission, SubmissionState.GONE)
-            insert_shards(connection, shard.job_id, leftovers, self.moment())
+    def note_reread(self, shard: Shard, *, due_in_s: float) -> None:
+        """Requests have no line and nothing explains it: the files are to be read once more."""
+        with self._write("note_reread") as connection:
+            self._step(connection, shard, reread=1, due=self.moment() + due_in_s)
+
+    def back_to_waiting(self, shard: Shard) -> None:
+        """Another batch of this shard turned up before it settled: poll again until all have ended."""
+        with self._write("back_to_waiting") as connection:
+            self._step(connection, shard, ShardState.WAITING, due=self.moment(), reads=0, reread=0)
 
     # -- live ----------------------------------------------------------------------------------
 
@@ -492,11 +498,11 @@ class ShardVerbs(Database):
             money.record(connection, "unproven", nanos, job_id=shard.job_id, tag=shard.tag, n=shard.submission)
         return None
 
-    def note_sent_all(self, shard: Shard, journals: Sequence[StoredFile]) -> None:
-        """Live: every row has its outcome in the journals, which are synced."""
+    def note_sent_all(self, shard: Shard) -> Shard:
+        """Live: every row has its outcome in the journals, which are synced. The lease is kept."""
         with self._write("note_sent_all") as connection:
-            self._step(connection, shard, ShardState.COLLECTING, due=self.moment())
-            insert_files(connection, shard.job_id, journals)
+            self._step(connection, shard, ShardState.COLLECTING, due=self.moment(), keep_lease=True)
+            return self._load(connection, shards.c.tag == shard.tag)[0]
 
     def open_journal(self, shard: Shard, journal: StoredFile) -> None:
         """A journal is about to be written: later workers must know where it lies."""
@@ -562,6 +568,18 @@ class ShardVerbs(Database):
     def in_flight(self, job_id: str) -> int:
         """How many shards of the job may be costing money now."""
         which = and_(shards.c.job_id == job_id, shards.c.state.in_(_IN_FLIGHT))
+        with self._read() as connection:
+            return int(connection.execute(select(func.count()).select_from(shards).where(which)).scalar_one())
+
+    def alert(self, job_id: str, tag: str | None, kind: str, text: str) -> None:
+        """Something a person should look at."""
+        with self._write("alert") as connection:
+            raise_alerts(connection, job_id, tag, [(kind, text)])
+
+    def to_collect(self, job_id: str) -> int:
+        """How many shards of the job wait for the provider or for collecting, whatever the job's state."""
+        states = (ShardState.SUBMITTING, ShardState.IN_DOUBT, ShardState.WAITING, ShardState.COLLECTING)
+        which = and_(shards.c.job_id == job_id, shards.c.state.in_(states))
         with self._read() as connection:
             return int(connection.execute(select(func.count()).select_from(shards).where(which)).scalar_one())
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from nightmill import wire
 from nightmill.answers import AnswerCache, Deduper, Folding, digest, salt
-from nightmill.ledger import NewShard, StoredFile
+from nightmill.ledger import NewShard, Shard, StoredFile
 from nightmill.plan.compiling import Compiled, Parameters
 from nightmill.plan.cutting import Bounds, Cutter, bounds
 from nightmill.pricing import PriceSheet, estimate_tokens
@@ -30,7 +30,18 @@ from nightmill.sources import Source
 from nightmill.store import Store
 from nightmill.types import Lane, Quote, Usage
 
-__all__ = ["Bounds", "Compiled", "Cutter", "Order", "Parameters", "Plan", "bounds", "make_plan", "recut_lines", "with_waves"]
+__all__ = [
+    "Bounds",
+    "Compiled",
+    "Cutter",
+    "Order",
+    "Parameters",
+    "Plan",
+    "Scissors",
+    "bounds",
+    "make_plan",
+    "with_waves",
+]
 
 _SAMPLED_ROWS = 20  # of every 5,000, for the token estimate
 _TWIN = struct.Struct("<qq")
@@ -289,11 +300,37 @@ def _digest_batch(into: hashlib.blake2b, batch: pa.RecordBatch) -> None:
             into.update(msgspec.json.encode(flat.to_pylist()))
 
 
-def recut_lines(cutter: Cutter, lines: Iterator[tuple[int, bytes]]) -> list[NewShard]:
-    """Requests that were in one shard, cut into new ones with tags of their own."""
-    for chunk in _chunks(lines):
-        cutter.add([i for i, _ in chunk], [wire.body_of(line) for _, line in chunk])
-    return cutter.close()
+@dataclass(frozen=True, slots=True)
+class Scissors:
+    """Cuts requests that were in one shard into new shards, with tags of their own."""
+
+    store: Store
+    provider: Provider
+    url: str  # endpoint of the requests
+    sheet: PriceSheet
+    take_seqs: Callable[[int], int]  # reserves shard numbers in the ledger; the first of them
+
+    def again(self, shard: Shard, rows: Container[int], *, most: int = 0) -> list[NewShard]:
+        """The requests of ``rows`` in shards of at most ``most`` requests (0: all in one).
+
+        What happened to the rows before stays with the new shards.
+        """
+
+        def tokens(body_bytes: int) -> int:
+            return -(-body_bytes * shard.input_tokens // max(1, shard.content_bytes))
+
+        def tag(_: int) -> str:
+            return f"{shard.job_id}-{self.take_seqs(1)}"
+
+        cutter = Cutter(
+            self.store, self.store.job_folder(shard.job_id), shard.lane, Bounds(most or shard.count, 0, None),
+            self.sheet, shard.cap_tokens // shard.count, self.provider.line_pieces(self.url), tag, tokens,
+        )  # fmt: skip
+        for chunk in _chunks(item for item in wire.shard_lines(self.store, shard) if item[0] in rows):
+            cutter.add([i for i, _ in chunk], [wire.body_of(line) for _, line in chunk])
+        history = {"attempt": shard.attempt, "expiries": shard.expiries, "missings": shard.missings,
+                   "splits": shard.splits}  # fmt: skip
+        return [replace(new, **history) for new in cutter.close()]
 
 
 def with_waves(quote: Quote, free_nanos: int | None) -> Quote:

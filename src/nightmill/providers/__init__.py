@@ -29,9 +29,7 @@ class Account:
 
     @property
     def id(self) -> str:
-        return "|".join(
-            (self.provider, self.base_url, self.organization, self.project, self.key_fingerprint)
-        )
+        return "|".join((self.provider, self.base_url, self.organization, self.project, self.key_fingerprint))
 
     @property
     def host(self) -> str:
@@ -134,6 +132,18 @@ class Provider(Protocol):
         """
         ...
 
+    def reply_line(self, custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
+        """``reply`` in the shape of this provider's result line plus ``duration_s``, newline included.
+
+        The body goes in as it came when it is JSON (CR and LF outside strings turned to spaces),
+        else as a JSON string; `decode` reads the line back.
+        """
+        ...
+
+    def error_body(self, message: str) -> bytes:
+        """An error response body in this provider's shape, for a request it refused outside a response."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -186,12 +196,3 @@ class LiveProvider(Provider, Protocol):
     async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
         """One request, one try. Raises NeverSent, Uncertain; every HTTP status is a reply."""
         ...
-
-    def reply_line(self, custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
-        """``reply`` in the shape of this provider's result line plus ``duration_s``, newline included.
-
-        The body goes in as it came when it is JSON (CR and LF outside strings turned to spaces),
-        else as a JSON string; `decode` reads the line back.
-        """
-        ...
-

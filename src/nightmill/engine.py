@@ -1,0 +1,311 @@
+"""The engine: claim due shards, act, save what was seen; a level-triggered reconciler.
+
+Nothing in memory matters: a shard that waits a day is a row with a due time. Killed at any moment,
+another engine goes on from the ledger. A lease is renewed while its shard is worked on; whoever
+loses one stops at the next write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nightmill import wire
+from nightmill.answers import AnswerCache
+from nightmill.collect import Check, Context, Results, RowCounts, Rules, settle_shard
+from nightmill.collect.results import JobFiles
+from nightmill.errors import LeaseLost
+from nightmill.lanes import Desk, Lease, Work, batch, live
+from nightmill.lanes.throttle import Throttle
+from nightmill.ledger import Job, Shard
+from nightmill.plan import Compiled
+from nightmill.pricing import PriceSheet
+from nightmill.providers import BatchProvider, LiveProvider, Provider
+from nightmill.store import Store
+from nightmill.types import JobState, Lane, ShardState
+
+log = logging.getLogger(__name__)
+
+_BATCH_HANDS = 8  # batch shards worked on at once
+_LIVE_HANDS = 4  # live shards; each sends many rows at once
+_IDLE_S = 1.0  # longest sleep between two looks at the ledger while something is due soon
+
+
+@dataclass(frozen=True, slots=True)
+class JobKit:
+    """A job made workable: everything its record only names."""
+
+    job: Job
+    provider: Provider
+    compiled: Compiled
+    work: Work
+    list_sheet: PriceSheet
+    check: Check | None
+    throttle: Throttle
+    salt: bytes
+    cache: AnswerCache | None  # where good answers are kept for later jobs
+    on_error: str  # continue, stop, threshold:N or threshold:N%
+
+
+@dataclass(slots=True)
+class Stop:
+    """How an engine is asked to end: ``gently`` finishes what is in hand."""
+
+    gently: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __call__(self) -> bool:
+        return self.gently.is_set()
+
+
+class Engine:
+    """Works on jobs until they are done, paused, or the engine is stopped.
+
+    ``kits`` opens a job by id; ``on_change`` is told the job's id after every step.
+    """
+
+    def __init__(
+        self, desk: Desk, kits: Callable[[str], JobKit], stop: Stop, on_change: Callable[[str], None] | None = None
+    ) -> None:
+        self._desk, self._open, self._stop = desk, kits, stop
+        self._on_change = on_change or (lambda _: None)
+        self._kits: dict[str, JobKit] = {}
+        self._leases: dict[str, Lease] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    async def run(self, job_ids: Iterable[str]) -> None:
+        """Work until every job is finished or paused with nothing in flight.
+
+        Raises:
+            StoreError: the disk or the ledger cannot be written; everything is as it was.
+        """
+        ids = list(job_ids)
+        heart = asyncio.create_task(self._keep_leases())
+        try:
+            while not self._stop() and self._failure is None:
+                if not await self._round(ids):
+                    break
+            await self._drain()
+        finally:
+            heart.cancel()
+            await self._abandon()
+            await self._desk.book(self._desk.ledger.leave)
+        if self._failure is not None:
+            raise self._failure
+
+    # -- one round -----------------------------------------------------------------------------
+
+    async def _round(self, ids: list[str]) -> bool:
+        """Claim what is due and start on it; False when nothing is left to do."""
+        desk, ledger = self._desk, self._desk.ledger
+        left = [job_id for job_id in ids if not await self._close_job(job_id)]
+        if not left:
+            return False
+        claimed = 0
+        for lane, hands in ((Lane.BATCH, _BATCH_HANDS), (Lane.LIVE, _LIVE_HANDS)):
+            free = hands - sum(lease.shard.lane is lane for lease in self._leases.values())
+            if free <= 0:
+                continue
+            shards = await desk.book(ledger.claim_due, lane=lane, limit=free, lease_s=desk.timing.lease_s, job_ids=left)
+            for shard in shards:
+                self._start(shard)
+            claimed += len(shards)
+        if not claimed:
+            await self._sleep(left)
+        return True
+
+    async def _sleep(self, ids: list[str]) -> None:
+        """Until something is due, a task ends, or the engine is stopped."""
+        due = await self._desk.book(self._desk.ledger.next_due, ids)
+        wait = _IDLE_S if due is None else min(_IDLE_S, max(0.005, due - self._desk.ledger.moment()))
+        self._wake.clear()
+        waiters = [asyncio.create_task(self._wake.wait()), asyncio.create_task(self._stop.gently.wait())]
+        _, pending = await asyncio.wait(waiters, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+        for waiter in pending:
+            waiter.cancel()
+
+    def _start(self, shard: Shard) -> None:
+        lease = Lease(shard, shard.lease_until)
+        self._leases[shard.tag] = lease
+        task = asyncio.create_task(self._work_on(lease), name=shard.tag)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _work_on(self, lease: Lease) -> None:
+        shard = lease.shard
+        try:
+            await self._step(self._kit(shard.job_id), lease)
+        except LeaseLost as lost:
+            log.warning("%s", lost)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # kept for the caller of run(): a task has nobody else to tell
+            self._failure = self._failure or error
+            log.debug("shard %s", shard.tag, exc_info=True)
+        finally:
+            self._leases.pop(shard.tag, None)
+            self._wake.set()
+            self._on_change(shard.job_id)
+
+    async def _step(self, kit: JobKit, lease: Lease) -> None:
+        """One step of one shard, in its lane."""
+        desk, shard = self._desk, lease.shard
+        if shard.state is ShardState.PLANNED and shard.cancel_requested:
+            await desk.book(desk.ledger.release, shard)
+            await desk.book(desk.ledger.drop_planned, shard.job_id)
+        elif shard.state is ShardState.COLLECTING:
+            await self._collect(kit, shard)
+        elif shard.lane is Lane.LIVE:
+            if not isinstance(kit.provider, LiveProvider):
+                raise TypeError(f"{kit.provider.name} has no live lane")
+            done = await live.run_shard(desk, kit.work, kit.provider, kit.throttle, lease, self._stop)
+            if done is not None:
+                await self._collect(kit, done)
+        else:
+            await batch.step(desk, kit.work, self._batch_provider(kit), shard)
+
+    @staticmethod
+    def _batch_provider(kit: JobKit) -> BatchProvider:
+        if not isinstance(kit.provider, BatchProvider):
+            raise TypeError(f"{kit.provider.name} has no batch lane")
+        return kit.provider
+
+    # -- collecting ----------------------------------------------------------------------------
+
+    async def _collect(self, kit: JobKit, shard: Shard) -> None:
+        desk = self._desk
+        if shard.lane is Lane.BATCH:
+            fetched = await batch.bring_back(desk, self._batch_provider(kit), shard)
+            if fetched is None:
+                return
+            shard = fetched
+        sheet = PriceSheet.from_json(shard.price) if shard.price else kit.work.sheet
+        context = Context(desk.store, kit.provider, sheet, kit.list_sheet, kit.check, kit.work.scissors, Rules())
+        collected = await asyncio.to_thread(settle_shard, context, shard, stopping=shard.cancel_requested)
+        if collected.read_again:
+            await desk.book(desk.ledger.note_reread, shard, due_in_s=desk.timing.reread_s)
+            return
+        await desk.book(desk.ledger.settle, shard, collected.settlement)
+        await self._mind_errors(kit)
+
+    async def _mind_errors(self, kit: JobKit) -> None:
+        """Stop the job where the user said how many failed rows are too many."""
+        if kit.on_error == "continue":
+            return
+        tally = await self._desk.book(self._desk.ledger.tally, kit.job.id)
+        c = tally.counts
+        if c.failed + c.missing + c.expired >= allowed_failures(kit.on_error, kit.job.rows):
+            await self._desk.book(self._desk.ledger.request_cancel, kit.job.id, stopped="on_error")
+
+    # -- finishing -----------------------------------------------------------------------------
+
+    async def _close_job(self, job_id: str) -> bool:
+        """Finish the job if all is settled; True when there is nothing left to do for it here."""
+        desk, ledger = self._desk, self._desk.ledger
+        job = await desk.book(ledger.job, job_id)
+        if job is None or job.state in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED):
+            return True
+        if job.cancel_requested:
+            await desk.book(ledger.drop_planned, job_id)
+        ripe = await desk.book(ledger.claim_finish, job_id, desk.timing.lease_s)
+        if ripe is not None:
+            await self._finish(self._kit(job_id), ripe)
+            return True
+        idle = not any(lease.shard.job_id == job_id for lease in self._leases.values())
+        return (
+            job.state is JobState.PAUSED
+            and not job.cancel_requested
+            and idle
+            and not await desk.book(ledger.to_collect, job_id)
+        )
+
+    async def _finish(self, kit: JobKit, job: Job) -> None:
+        """Build the results of a job that has none of its rows open, and close it."""
+        desk = self._desk
+        shards = await desk.book(desk.ledger.shards_of, job.id)
+        files = await desk.book(desk.ledger.files_of, job.id, wire.ROWS, wire.TWINS, wire.RESULTS)
+        counts, written = await asyncio.to_thread(build_results, desk.store, kit, shards, files)
+        state = end_state(job, counts)
+        final = {name: getattr(counts, name) for name in ("succeeded", "failed", "missing", "expired", "cancelled")}
+        await desk.book(desk.ledger.finish, job, state, counts=final, results=written)
+        self._on_change(job.id)
+
+    # -- leases --------------------------------------------------------------------------------
+
+    async def _keep_leases(self) -> None:
+        """Renew what is worked on, take part in sharing the limits, hear of cool-downs."""
+        desk, timing = self._desk, self._desk.timing
+        while True:
+            workers = await desk.book(desk.ledger.heartbeat, timing.lease_s)
+            held = list(self._leases.values())
+            if held:
+                until = desk.ledger.moment() + timing.lease_s
+                ours = await desk.book(desk.ledger.renew, [lease.shard for lease in held], timing.lease_s)
+                for lease in held:
+                    if lease.shard.tag in ours:
+                        lease.until = until
+                    else:
+                        lease.lost = True
+            for kit in list(self._kits.values()):
+                kit.throttle.workers = workers
+                account, model = kit.provider.account.id, kit.provider.model
+                kit.throttle.cool_until(await desk.book(desk.ledger.cooling_until, account, model))
+            await asyncio.sleep(min(timing.lease_s / 4, 15.0))
+
+    def _kit(self, job_id: str) -> JobKit:
+        if job_id not in self._kits:
+            self._kits[job_id] = self._open(job_id)
+        return self._kits[job_id]
+
+    async def _drain(self) -> None:
+        """Let what is in hand finish; live calls stop by themselves, no new ones begin."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _abandon(self) -> None:
+        """Stop at once: tasks are cancelled where they are, as a crash would; nothing is lost by it."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for kit in self._kits.values():
+            await kit.provider.close()
+
+
+def allowed_failures(on_error: str, rows: int) -> int:
+    """How many finally failed rows stop the job: ``stop`` = 1, ``threshold:N``, ``threshold:N%``."""
+    if on_error == "stop":
+        return 1
+    text = on_error.partition(":")[2]
+    if text.endswith("%"):
+        return max(1, -(-rows * int(text[:-1]) // 100))
+    return int(text)
+
+
+def end_state(job: Job, counts: RowCounts) -> JobState:
+    """Cancelled when it was asked for; failed when no row was answered; else completed."""
+    if job.stopped == "cancelled":
+        return JobState.CANCELLED
+    return JobState.COMPLETED if counts.succeeded or not job.rows else JobState.FAILED
+
+
+def results_of(store: Store, kit: JobKit, shards: list[Shard], files: list[Any]) -> Results:
+    """A reader of the job's results as its files stand."""
+    rows = next(f for f in files if f.kind == wire.ROWS)
+    twins = next((f for f in files if f.kind == wire.TWINS), None)
+    sheets = {s.tag: PriceSheet.from_json(s.price) for s in shards if s.price}
+    return Results(store, JobFiles(rows, twins, shards, sheets), kit.provider, kit.compiled, kit.check)
+
+
+def build_results(store: Store, kit: JobKit, shards: list[Shard], files: list[Any]) -> tuple[RowCounts, list[Any]]:
+    """Write every row range as Parquet, under the next rebuild number, and count how the rows ended."""
+    results = results_of(store, kit, shards, files)
+    n = 1 + max((f.n for f in files if f.kind == wire.RESULTS), default=-1)
+    folder = store.job_folder(kit.job.id)
+    keep = {"keep": kit.cache, "salt": kit.salt}
+    written = [results.write(folder, first, end, n, **keep) for first, end in results.ranges()]
+    return results.counts, written

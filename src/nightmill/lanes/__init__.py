@@ -1,0 +1,122 @@
+"""Lanes: how a shard gets done. Two modules with the same shape, `batch` and `live`.
+
+A lane decides from a shard's record alone what to do next, does it, and writes to the ledger what
+it saw. Whatever it holds in memory may be lost at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+from zoneinfo import ZoneInfo
+
+from nightmill.config import Timing
+from nightmill.ledger import Denied, Ledger, Shard
+from nightmill.plan import Scissors
+from nightmill.pricing import PriceSheet
+from nightmill.providers import Provider
+from nightmill.store import Store
+from nightmill.types import usd
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Desk:
+    """What every step needs: the ledger (on a thread of its own), the store, waits, chance."""
+
+    ledger: Ledger
+    store: Store
+    timing: Timing
+    zone: ZoneInfo
+    rand: Callable[[], float] = random.random
+    wall: Callable[[], float] = time.time
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "ledger"))
+
+    async def book(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a ledger verb on the ledger's thread; it has committed when this returns."""
+        call = partial(verb, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def backoff_s(self, waits: int) -> float:
+        """How long to wait after ``waits`` failures in a row: full jitter, capped."""
+        cap = min(self.timing.backoff_cap_s, self.timing.backoff_first_s * 2.0 ** min(waits, 30))
+        return cap * (0.5 + self.rand() / 2)
+
+    def scopes(self, job_id: str, has_budget: bool) -> list[str]:
+        """The limits a hold made now is in, always in this order."""
+        today = dt.datetime.fromtimestamp(self.wall(), self.zone)
+        own = [f"job:{job_id}"] if has_budget else []
+        return [*own, f"day:{today:%Y-%m-%d}", f"month:{today:%Y-%m}", "total"]
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A job as the lanes see it."""
+
+    job_id: str
+    provider: Provider
+    url: str
+    sheet: PriceSheet  # of the job's lane, now
+    scissors: Scissors
+    has_budget: bool  # a limit of its own
+    confirmed: PriceSheet | None = None  # the sheet the user said yes to
+
+
+@dataclass(slots=True)
+class Lease:
+    """A shard's lease as the heartbeat keeps it; shared by everything that works on the shard."""
+
+    shard: Shard
+    until: float
+    lost: bool = False
+
+
+def hold_nanos(work: Work, shard: Shard) -> int:
+    return work.sheet.worst(shard.content_bytes, shard.count, shard.cap_tokens)
+
+
+async def handle_denied(desk: Desk, work: Work, shard: Shard, denied: Denied) -> None:
+    """A planned shard that fits no limit: wait for money to come free, go out in halves, or pause."""
+    ledger = desk.ledger
+    if denied.scope == "enqueued tokens":
+        await desk.book(ledger.release, shard, due_in_s=desk.timing.limit_wait_s, reason=_waits_for(denied))
+    elif await desk.book(ledger.in_flight, work.job_id):
+        wait = min(desk.timing.poll_s, 5.0)
+        await desk.book(ledger.release, shard, due_in_s=wait, reason=_waits_for(denied))
+    elif shard.count > 1:
+        halves = await asyncio.to_thread(work.scissors.again, shard, _Everything(), most=-(-shard.count // 2))
+        await desk.book(ledger.recut, shard, halves)
+    else:
+        await desk.book(ledger.release, shard, reason=_waits_for(denied))
+        await desk.book(ledger.pause, work.job_id, over_budget(denied), stopped="budget")
+
+
+def over_budget(denied: Denied) -> str:
+    scope = {"total": "the budget", "day": "today's budget", "month": "this month's budget", "job": "the job's budget"}
+    name = scope[denied.scope.partition(":")[0]]
+    flag = {"total": "", "day": " --day", "month": " --month"}.get(denied.scope.partition(":")[0], " --job JOB")
+    return (
+        f"{name} has ${usd(denied.free_nanos):.6f} free and the next request may cost ${usd(denied.needed_nanos):.6f}; "
+        f"raise it with: nightmill budget set{flag} USD, then: nightmill resume"
+    )
+
+
+def _waits_for(denied: Denied) -> str:
+    return f"waits for {denied.scope}"
+
+
+class _Everything:
+    def __contains__(self, _: Any) -> bool:
+        return True

@@ -1,0 +1,393 @@
+"""The batch lane: hand a shard over once, find out what became of it, bring back its files.
+
+`next_action` is a pure function of the shard's record; `step` obeys it. A create is the only act
+that cannot be repeated blindly: it is sent once, under a fresh lease, after its intent and its
+uploaded file are in the ledger; whatever leaves it without an id is looked for, never guessed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import Enum
+from typing import Any
+
+from nightmill import wire
+from nightmill.errors import LeaseLost, Limited, NeverSent, ProviderError, Refused
+from nightmill.lanes import Desk, Work, handle_denied, hold_nanos
+from nightmill.ledger import Booking, Counts, Denied, Settlement, Shard, StoredFile, Submission, SubmissionState
+from nightmill.providers import BatchProvider, BatchView, LiveReply
+from nightmill.types import FailureKind, ShardState
+
+log = logging.getLogger(__name__)
+
+UNEXPLAINED_TRIES = 3
+LINE_SPLITS = 3  # refusals that name a line, before the rest goes out in halves
+_SKEW_S = 300.0  # a list is read back to so long before the intent
+
+
+class Action(Enum):
+    SUBMIT = "submit"
+    DOUBT = "doubt"  # whoever was submitting is gone
+    LOOK = "look"
+    POLL = "poll"
+    COLLECT = "collect"
+    NOTHING = "nothing"
+
+
+def next_action(shard: Shard) -> Action:
+    """What to do with a shard that was just claimed."""
+    match shard.state:
+        case ShardState.PLANNED:
+            return Action.NOTHING if shard.cancel_requested else Action.SUBMIT
+        case ShardState.SUBMITTING:
+            return Action.DOUBT
+        case ShardState.IN_DOUBT:
+            return Action.LOOK
+        case ShardState.WAITING:
+            return Action.POLL
+        case ShardState.COLLECTING:
+            return Action.COLLECT
+        case _:
+            return Action.NOTHING
+
+
+async def step(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
+    """Do what `next_action` says, COLLECT excepted, and write down what was seen.
+
+    Raises:
+        LeaseLost: another worker has the shard; nothing was written.
+    """
+    match next_action(shard):
+        case Action.SUBMIT:
+            await _submit(desk, work, provider, shard)
+        case Action.DOUBT:
+            await _doubt(desk, shard)
+        case Action.LOOK:
+            await _look(desk, provider, shard)
+        case Action.POLL:
+            await _poll(desk, work, provider, shard)
+        case _:
+            await desk.book(desk.ledger.release, shard, due_in_s=desk.timing.poll_s)
+
+
+# -- handing over ----------------------------------------------------------------------------------
+
+
+async def _submit(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
+    await asyncio.to_thread(desk.store.verify, shard.file)
+    ready = await desk.book(
+        desk.ledger.note_intent,
+        shard,
+        to=ShardState.SUBMITTING,
+        account=provider.account.id,
+        model=provider.model,
+        price=work.sheet.to_json(),
+        hold_nanos=hold_nanos(work, shard),
+        scopes=desk.scopes(work.job_id, work.has_budget),
+        intent_at=desk.wall() + provider.clock_skew_s(),
+    )
+    if isinstance(ready, Denied):
+        await handle_denied(desk, work, shard, ready)
+        return
+    sub = ready.current
+    try:
+        async with asyncio.timeout(desk.timing.upload_timeout_s):
+            file_id = await provider.upload(desk.store.path(shard.file.path), name=sub.name)
+    except (ProviderError, TimeoutError) as error:  # an upload alone runs nothing
+        await _not_sent(desk, ready, sub, _as_provider_error(error))
+        return
+    await desk.book(desk.ledger.note_upload, ready, sub.n, file_id)
+    if not await desk.book(desk.ledger.renew, [ready], desk.timing.lease_s):
+        raise LeaseLost(f"shard {shard.tag} is another worker's now")
+    await _create(desk, work, provider, ready, file_id)
+
+
+async def _create(desk: Desk, work: Work, provider: BatchProvider, shard: Shard, file_id: str) -> None:
+    sub = shard.current
+    try:
+        async with asyncio.timeout(desk.timing.create_timeout_s):
+            view = await provider.create(file_id, url=work.url, submission=sub.name)
+    except (NeverSent, Limited, Refused) as error:
+        await _not_sent(desk, shard, sub, error)
+    except (ProviderError, TimeoutError) as error:
+        due = desk.ledger.moment() + desk.timing.looks_s[0]
+        await desk.book(desk.ledger.note_doubt, shard, due=due, reason=str(error) or "no answer to the create in time")
+    else:
+        due_in_s = desk.timing.poll_s
+        await desk.book(desk.ledger.note_created, shard, sub.n, view.id, status=view.status, due_in_s=due_in_s)
+
+
+def _as_provider_error(error: ProviderError | TimeoutError) -> ProviderError:
+    return error if isinstance(error, ProviderError) else NeverSent("the upload took too long")
+
+
+async def _not_sent(desk: Desk, shard: Shard, sub: Submission, error: ProviderError) -> None:
+    """Proven not to be at the provider: the hold goes back, and the error says what comes next."""
+    due_in_s, pause, refused = desk.backoff_s(shard.waits), None, False
+    if isinstance(error, Limited):
+        due_in_s = error.after_s or max(due_in_s, desk.timing.limit_wait_s)
+        if error.enqueued_tokens_cap:
+            model = sub.batch_model or ""
+            await desk.book(desk.ledger.learn_enqueued_cap, sub.account, model, error.enqueued_tokens_cap)
+    elif isinstance(error, Refused):
+        refused = True
+        due_in_s = desk.backoff_s(shard.refusals)
+        if error.scope in ("account", "job") or shard.refusals + 1 >= UNEXPLAINED_TRIES:
+            pause = _said(error)
+    await desk.book(
+        desk.ledger.note_not_sent, shard, sub.n, due_in_s=due_in_s, reason=_said(error), refused=refused, pause=pause
+    )
+
+
+def _said(error: ProviderError) -> str:
+    return "; ".join(filter(None, (error.what, error.why, error.fix)))
+
+
+# -- in doubt --------------------------------------------------------------------------------------
+
+
+async def _doubt(desk: Desk, shard: Shard) -> None:
+    """The worker that was submitting is gone, or its lease ran out."""
+    sub = shard.current
+    if sub.file_id is None:  # a create is sent only after the upload is in the ledger
+        reason = "the worker ended before anything was created"
+        await desk.book(desk.ledger.note_not_sent, shard, sub.n, due_in_s=0.0, reason=reason)
+        return
+    quiet = desk.timing.create_timeout_s + desk.timing.list_lag_s
+    due = max(desk.ledger.moment(), shard.lease_was_until + quiet)
+    await desk.book(desk.ledger.note_doubt, shard, due=due, reason="the worker ended while the batch was being created")
+
+
+async def _look(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
+    """One complete look for the submission in doubt; adopt it, look again later, or fence and conclude."""
+    sub, timing = shard.current, desk.timing
+    try:
+        found = await _find(provider, [sub])
+        if not found and shard.looks + 1 >= len(timing.looks_s) and not shard.fenced:
+            await _fence(provider, sub)
+    except ProviderError as error:
+        await _look_failed(desk, shard, error)
+        return
+    if found:
+        await _adopt(desk, provider, shard, found)
+    elif shard.fenced and _same_key(sub, provider):
+        reason = "looked for at the provider, and not there"
+        await desk.book(desk.ledger.note_not_sent, shard, sub.n, due_in_s=0.0, reason=reason, sure=False)
+    elif not _same_key(sub, provider):
+        unproven = ProviderError("sent with another key, so that not finding it proves nothing", fix=_resolve(shard))
+        await _look_failed(desk, shard, unproven)
+    else:
+        await _look_again(desk, shard)
+
+
+async def _look_again(desk: Desk, shard: Shard) -> None:
+    looks, timing, now = shard.looks + 1, desk.timing, desk.ledger.moment()
+    if looks < len(timing.looks_s):
+        due = now + timing.looks_s[looks] - timing.looks_s[looks - 1]
+        await desk.book(desk.ledger.note_look, shard, looks=looks, fenced=False, due=due, reason=shard.reason)
+    else:  # the fence is up; what was created just before it shows within the list's lag
+        due = now + timing.list_lag_s
+        await desk.book(desk.ledger.note_look, shard, looks=looks, fenced=True, due=due, reason=shard.reason)
+
+
+async def _fence(provider: BatchProvider, sub: Submission) -> None:
+    """Without its input file no create of this submission can succeed any more."""
+    if sub.file_id:
+        await provider.delete_file(sub.file_id)
+    else:
+        for file_id in await provider.find_files(f"{sub.name}.jsonl"):
+            await provider.delete_file(file_id)
+
+
+async def _find(provider: BatchProvider, subs: Sequence[Submission]) -> list[BatchView]:
+    names = frozenset(s.name for s in subs)
+    files = frozenset(s.file_id for s in subs if s.file_id)
+    since = min(s.intent_at for s in subs) - _SKEW_S
+    found = await provider.find(names, files, since=since)
+    return sorted(found, key=lambda view: (view.created_at, view.id))
+
+
+async def _adopt(desk: Desk, provider: BatchProvider, shard: Shard, found: list[BatchView]) -> None:
+    """The oldest is ours; any other is cancelled, collected and booked beside it."""
+    known = {s.batch_id for s in shard.submissions}
+    oldest, *others = [view for view in found if view.id not in known] or found
+    for view in others:
+        await desk.book(desk.ledger.note_stray, shard, view.id, status=view.status, account=provider.account.id)
+    await desk.book(desk.ledger.note_created, shard, shard.submission, oldest.id, status=oldest.status, due_in_s=0.0)
+
+
+async def _look_failed(desk: Desk, shard: Shard, error: ProviderError) -> None:
+    """This was no answer: nothing is concluded. After an hour of it a person should know."""
+    ledger, now = desk.ledger, desk.wall()
+    overdue = now - shard.current.intent_at > desk.timing.doubt_alert_s
+    if overdue and not (shard.reason or "").startswith("no complete look"):
+        text = f"shard {shard.tag} is in doubt and could not be looked for: {_said(error)}; {_resolve(shard)}"
+        await desk.book(ledger.alert, shard.job_id, shard.tag, "in_doubt", text)
+    reason = f"no complete look yet: {_said(error)}"
+    due = ledger.moment() + max(desk.timing.limit_wait_s if overdue else 0.0, desk.backoff_s(shard.looks + 3))
+    await desk.book(ledger.note_look, shard, looks=shard.looks, fenced=shard.fenced, due=due, reason=reason)
+
+
+def _resolve(shard: Shard) -> str:
+    return f"nightmill resolve {shard.tag} --adopt BATCH_ID | --resend | --write-off"
+
+
+def _same_key(sub: Submission, provider: BatchProvider) -> bool:
+    return sub.account in ("", provider.account.id)
+
+
+# -- waiting ---------------------------------------------------------------------------------------
+
+
+async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
+    seen: list[tuple[int, dict[str, Any]]] = []
+    ended = True
+    try:
+        await _cancel_unwanted(desk, provider, shard)
+        for sub in shard.submissions:
+            if sub.batch_id is None or sub.ended:
+                continue
+            view = await provider.poll(sub.batch_id)
+            if view.phase == "failed" and sub.n == shard.submission and not _has_answers(view):
+                await _refused_whole(desk, work, shard, sub, view)
+                return
+            over = view.phase in ("ended", "failed")
+            ended = ended and over
+            seen.append((sub.n, _facts(view, sub, over)))
+    except ProviderError as error:
+        await desk.book(
+            desk.ledger.release, shard, due_in_s=max(desk.timing.poll_s, desk.backoff_s(3)), reason=_said(error)
+        )
+        return
+    age_s = desk.wall() + provider.clock_skew_s() - shard.current.intent_at
+    if age_s > 1.5 * provider.limits.window_s and shard.reason != "far past its window":
+        text = f"batch {shard.current.batch_id} is {age_s / 3600:.0f} h old and has not ended"
+        await desk.book(desk.ledger.alert, shard.job_id, shard.tag, "late_batch", text)
+    wait = min(desk.timing.poll_max_s, max(desk.timing.poll_s, age_s * 0.02))
+    await desk.book(desk.ledger.note_polled, shard, seen, due_in_s=0.0 if ended else wait, done=ended)
+
+
+async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
+    """A cancelled job's batches, and any batch beside the shard's own."""
+    asked = []
+    for sub in shard.submissions:
+        unwanted = shard.cancel_requested or sub.n != shard.submission
+        if sub.batch_id and not sub.ended and unwanted and not sub.cancel_asked:
+            await provider.cancel(sub.batch_id)
+            asked.append(sub.n)
+    if asked:
+        await desk.book(desk.ledger.note_cancel_asked, shard, asked)
+
+
+def _has_answers(view: BatchView) -> bool:
+    return bool(view.output_file or view.error_file or view.completed)
+
+
+def _facts(view: BatchView, sub: Submission, over: bool) -> dict[str, Any]:
+    """What the ledger keeps of a batch; its highest count of answered rows, since a cancel may take some back."""
+    completed = view.completed if sub.completed is None else max(sub.completed, view.completed or 0)
+    return {
+        "status": view.status, "ended": int(over), "total": view.total, "completed": completed, "failed": view.failed,
+        "output_file": view.output_file, "error_file": view.error_file,
+    }  # fmt: skip
+
+
+async def _refused_whole(desk: Desk, work: Work, shard: Shard, sub: Submission, view: BatchView) -> None:
+    """The provider took the batch and refused it as a whole: nothing ran."""
+    error = view.refusal if isinstance(view.refusal, ProviderError) else Refused("the batch failed without a reason")
+    row = None
+    if isinstance(error, Refused) and error.scope == "line" and error.line:
+        lines = list(await asyncio.to_thread(_line_ids, desk, shard))
+        row = lines[error.line - 1] if error.line <= len(lines) else None
+    if row is None:
+        await _not_sent(desk, shard, sub, error)
+    else:
+        await _fail_line(desk, work, shard, sub, row, error)
+
+
+def _line_ids(desk: Desk, shard: Shard) -> list[int]:
+    return [index for index, _ in wire.shard_lines(desk.store, shard)]
+
+
+async def _fail_line(desk: Desk, work: Work, shard: Shard, sub: Submission, row: int, error: ProviderError) -> None:
+    """The named row fails, with the provider's words; the rest goes into new shards."""
+
+    def cut() -> tuple[StoredFile, list[Any]]:
+        body = work.provider.error_body(_said(error))
+        line = work.provider.reply_line(f"{shard.tag}-{row}", LiveReply(400, body), 0.0)
+        path = f"{desk.store.job_folder(shard.job_id)}/wire/{sub.name}.{shard.epoch}.refused.jsonl"
+        with desk.store.create(path) as out:
+            out.write(line)
+        rest = {index for index in _line_ids(desk, shard) if index != row}
+        most = -(-len(rest) // 2) if shard.splits + 1 >= LINE_SPLITS else 0
+        new = work.scissors.again(shard, rest, most=most) if rest else []
+        return StoredFile(out.ref, wire.ERROR, shard.tag, sub.n), [replace(s, splits=s.splits + 1) for s in new]
+
+    file, leftovers = await asyncio.to_thread(cut)
+    settlement = Settlement(
+        counts=Counts(failed=shard.count), bookings=(Booking(sub.n, 0, 0, 0),),
+        resent=Counts(failed=shard.count - 1), failures={FailureKind.BAD_REQUEST.value: 1},
+        leftovers=tuple(leftovers), files=(file,), reason=_said(error),
+    )  # fmt: skip
+    await desk.book(desk.ledger.settle, shard, settlement)
+
+
+# -- bringing back ---------------------------------------------------------------------------------
+
+
+async def bring_back(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard | None:
+    """Fetch every result file there is, unless it was done; the shard with its files.
+
+    None: it cannot be accounted for yet; the ledger says when to come back.
+    """
+    lost = [s for s in shard.submissions if s.state is SubmissionState.ABSENT]
+    try:
+        if lost and await _revived(desk, provider, shard, lost):
+            return None
+        if shard.reads and not shard.reread:
+            return shard
+        return await _fetch(desk, provider, shard)
+    except (ProviderError, TimeoutError) as error:
+        reason = _said(error) if isinstance(error, ProviderError) else "fetching the results took too long"
+        await desk.book(desk.ledger.release, shard, due_in_s=max(desk.timing.poll_s, desk.backoff_s(2)), reason=reason)
+        return None
+
+
+async def _revived(desk: Desk, provider: BatchProvider, shard: Shard, lost: list[Submission]) -> bool:
+    """The last look for submissions that were thought absent, before the shard settles."""
+    found = await _find(provider, lost)
+    known = {s.batch_id for s in shard.submissions}
+    strays = [view for view in found if view.id not in known]
+    if not strays:
+        await desk.book(desk.ledger.confirm_absent, shard, [s.n for s in lost])
+        return False
+    for view in strays:
+        n = next((s.n for s in lost if view.submission == s.name or view.input_file == s.file_id), lost[0].n)
+        await desk.book(desk.ledger.revive, shard, n, view.id, status=view.status)
+    await desk.book(desk.ledger.back_to_waiting, shard)
+    return True
+
+
+async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard:
+    read = shard.reads + 1
+    folder = f"{desk.store.job_folder(shard.job_id)}/wire"
+    desk.store.path(folder).mkdir(parents=True, exist_ok=True)
+    stored: list[StoredFile] = []
+    seen: list[tuple[int, dict[str, Any]]] = []
+    for sub in shard.submissions:
+        if sub.batch_id is None or sub.state is SubmissionState.GONE:
+            continue
+        files = {wire.OUTPUT: sub.output_file, wire.ERROR: sub.error_file}
+        if shard.reread:  # an error file may come late
+            view = await provider.poll(sub.batch_id)
+            files = {wire.OUTPUT: view.output_file, wire.ERROR: view.error_file}
+            seen.append((sub.n, _facts(view, sub, over=True)))
+        for kind, file_id in files.items():
+            path = f"{folder}/{sub.name}.{shard.epoch}.{read}.{kind}.jsonl"
+            if file_id and await provider.fetch(file_id, desk.store.path(path)):
+                ref = await asyncio.to_thread(desk.store.seal, path)
+                stored.append(StoredFile(ref, kind, shard.tag, sub.n, read))
+    return await desk.book(desk.ledger.note_fetched, shard, read, stored, seen)

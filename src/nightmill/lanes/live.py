@@ -1,0 +1,310 @@
+"""The live lane: one call a request, each marked on disk before it leaves, each answer kept.
+
+A shard is resumed row by row. A journal has one writer ever (its name holds the epoch); a worker
+that takes a shard over reads all older journals first, and books every send that may have been
+billed before it sends anything again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from nightmill import wire
+from nightmill.errors import LeaseLost, NeverSent, ProviderError, Uncertain
+from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, over_budget
+from nightmill.lanes.throttle import Throttle
+from nightmill.ledger import Denied, Shard, StoredFile
+from nightmill.providers import LiveProvider, LiveReply
+from nightmill.types import RETRYABLE, Failed, FileRef, ShardState
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # completed exchanges of a row
+UNREACHABLE_TRIES = 8  # in a row, over all rows of a shard, before the job pauses
+_RETRY_STATUSES = frozenset({0, 408, 409})
+
+
+class _Pause(Exception):
+    """Nothing more of this job can be sent now."""
+
+    def __init__(self, reason: str, stopped: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.stopped = reason, stopped
+
+
+@dataclass(slots=True)
+class _Row:
+    index: int
+    body: bytes
+    attempts: int = 0  # completed exchanges so far
+    done: bool = False
+
+
+@dataclass(slots=True)
+class _Past:
+    """What the journals of earlier epochs say."""
+
+    attempts: dict[int, int] = field(default_factory=dict)
+    done: set[int] = field(default_factory=set)
+    doubtful: list[int] = field(default_factory=list)  # one entry a send that may have been billed
+
+
+class Journal:
+    """Appends lines with one system call each, so that what was written survives the process."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, line: bytes) -> None:
+        left = memoryview(line)
+        while left:
+            left = left[os.write(self._fd, left) :]
+
+    def sync(self) -> None:
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+async def run_shard(
+    desk: Desk, work: Work, provider: LiveProvider, throttle: Throttle, lease: Lease, stopping: Callable[[], bool]
+) -> Shard | None:
+    """Send every row of a live shard that has no answer; the shard, ready to be accounted for.
+
+    None: it is not done; the ledger says when to come back. ``stopping`` turns true when nothing
+    new may be sent.
+
+    Raises:
+        LeaseLost: another worker has the shard.
+    """
+    shard = lease.shard
+    path = f"{desk.store.job_folder(shard.job_id)}/wire/{shard.tag}.{shard.epoch}.0.jsonl"
+    journal_file = StoredFile(FileRef(path, 0, ""), wire.JOURNAL, shard.tag, max(1, shard.submission))
+    if shard.state is ShardState.PLANNED:
+        if shard.cancel_requested or stopping():
+            await desk.book(desk.ledger.release, shard)
+            return None
+        ready = await _intend(desk, work, provider, shard, journal_file)
+        if ready is None:
+            return None
+        shard = lease.shard = ready
+        past = _Past()
+    else:
+        past = await asyncio.to_thread(_read_past, desk, provider, shard)
+        await desk.book(desk.ledger.open_journal, shard, journal_file)
+    return await _Sender(desk, work, provider, throttle, lease, stopping, past).run(path)
+
+
+async def _intend(desk: Desk, work: Work, provider: LiveProvider, shard: Shard, journal: StoredFile) -> Shard | None:
+    await asyncio.to_thread(desk.store.verify, shard.file)
+    ready = await desk.book(
+        desk.ledger.note_intent, shard, to=ShardState.SENDING, account=provider.account.id, model=provider.model,
+        price=work.sheet.to_json(), hold_nanos=hold_nanos(work, shard),
+        scopes=desk.scopes(work.job_id, work.has_budget), intent_at=desk.wall(), journal=journal,
+    )  # fmt: skip
+    if isinstance(ready, Denied):
+        await handle_denied(desk, work, shard, ready)
+        return None
+    return ready
+
+
+def _read_past(desk: Desk, provider: LiveProvider, shard: Shard) -> _Past:
+    past = _Past()
+    for file in wire.chosen(shard.files):
+        pending: set[str] = set()
+        lost: list[str] = []
+        for line in wire.lines(desk.store, file):
+            if wire.read_mark(line, pending, lost):
+                continue
+            try:
+                answer = provider.decode(line)
+            except ValueError:
+                continue
+            pending.discard(answer.custom_id)
+            index = int(answer.custom_id.rpartition("-")[2])
+            past.attempts[index] = past.attempts.get(index, 0) + 1
+            if not (isinstance(answer.outcome, Failed) and answer.outcome.kind in RETRYABLE):
+                past.done.add(index)
+        for custom_id in (*pending, *lost):
+            index = int(custom_id.rpartition("-")[2])
+            past.doubtful.append(index)
+            past.attempts[index] = past.attempts.get(index, 0) + 1
+    return past
+
+
+def _again(status: int) -> bool:
+    """Whether an exchange that ended so is worth another. 429 never gets here: it is no exchange."""
+    return status >= 500 or status in _RETRY_STATUSES
+
+
+class _Sender:
+    """Sends the open rows of one shard."""
+
+    def __init__(
+        self, desk: Desk, work: Work, provider: LiveProvider, throttle: Throttle, lease: Lease,
+        stopping: Callable[[], bool], past: _Past,
+    ) -> None:  # fmt: skip
+        self._desk, self._work, self._provider, self._throttle = desk, work, provider, throttle
+        self._lease, self._stopping, self._past = lease, stopping, past
+        self._shard = lease.shard
+        self._cap = self._shard.cap_tokens // self._shard.count
+        self._tokens = -(-self._shard.input_tokens // self._shard.count)  # about, for the token rate
+        self._request_s = desk.timing.request_timeout_s
+        self._need_s = desk.timing.request_timeout_s + desk.timing.margin_s
+        self._unreachable = 0
+        self._pause: _Pause | None = None
+
+    async def run(self, path: str) -> Shard | None:
+        rows = await asyncio.to_thread(self._open_rows)
+        journal = Journal(_open(self._desk, path))
+        try:
+            await self._book_past()
+            await self._send_all(rows, journal)
+        except _Pause as pause:
+            self._pause = pause
+        finally:
+            journal.sync()
+            journal.close()
+        return await self._leave(rows)
+
+    async def _leave(self, rows: list[_Row]) -> Shard | None:
+        desk, shard = self._desk, self._shard
+        if self._pause is not None:
+            await desk.book(desk.ledger.pause, shard.job_id, self._pause.reason, stopped=self._pause.stopped)
+        if all(row.done for row in rows) or shard.cancel_requested:
+            return await desk.book(desk.ledger.note_sent_all, shard)
+        await desk.book(desk.ledger.release, shard, reason=self._pause.reason if self._pause else None)
+        return None
+
+    def _open_rows(self) -> list[_Row]:
+        past, shard = self._past, self._shard
+        rows = []
+        for index, line in wire.shard_lines(self._desk.store, shard):
+            tried = past.attempts.get(index, 0)
+            done = index in past.done or tried >= ATTEMPTS or shard.cancel_requested
+            rows.append(_Row(index, wire.body_of(line), tried, done))
+        return rows
+
+    async def _book_past(self) -> None:
+        """Sends of earlier epochs that may have been billed: book them, and hold as much again."""
+        if not self._past.doubtful or self._shard.cancel_requested:
+            return
+        sizes = {index: len(wire.body_of(line)) for index, line in wire.shard_lines(self._desk.store, self._shard)}
+        worst = sum(self._worst(sizes[index]) for index in self._past.doubtful if index in sizes)
+        await self._book(worst - self._shard.current.unproven_nanos)
+
+    async def _book(self, nanos: int) -> None:
+        if nanos <= 0:
+            return
+        denied = await self._desk.book(self._desk.ledger.book_resend, self._shard, nanos)
+        if denied is not None:
+            raise _Pause(over_budget(denied), "budget")
+
+    def _worst(self, body_bytes: int) -> int:
+        return self._work.sheet.worst(body_bytes, 1, self._cap)
+
+    async def _send_all(self, rows: list[_Row], journal: Journal) -> None:
+        todo = iter([row for row in rows if not row.done])
+        hands = min(sum(not row.done for row in rows), self._throttle.most)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(hands):
+                    group.create_task(self._send_some(todo, journal))
+        except* _Pause as pauses:
+            raise pauses.exceptions[0] from None
+        except* LeaseLost as losses:
+            raise losses.exceptions[0] from None
+
+    async def _send_some(self, todo: Iterator[_Row], journal: Journal) -> None:
+        for row in todo:
+            while not row.done:
+                await self._throttle.take(self._tokens + self._cap)
+                answered = False
+                try:
+                    if self._stopping() or self._pause is not None:
+                        return
+                    answered = await self._exchange(row, journal)
+                finally:
+                    self._throttle.give_back(answered=answered)
+
+    async def _exchange(self, row: _Row, journal: Journal) -> bool:
+        """One try for one row, marked first. True when the provider answered it."""
+        custom_id = f"{self._shard.tag}-{row.index}"
+        journal.write(wire.sent_mark(custom_id))
+        if self._lease.lost or self._lease.until - self._desk.ledger.moment() <= self._need_s:
+            journal.write(wire.unsent_mark(custom_id))
+            raise LeaseLost(f"shard {self._shard.tag} has too little of its lease left")
+        began = self._desk.ledger.moment()
+        try:
+            reply = await self._provider.send(self._work.url, row.body, timeout_s=self._request_s)
+        except NeverSent as error:
+            journal.write(wire.unsent_mark(custom_id))
+            await self._not_reached(error)
+            return False
+        except Uncertain as error:
+            journal.write(wire.lost_mark(custom_id))
+            await self._lost(row, error)
+            return False
+        return await self._answered(row, custom_id, reply, self._desk.ledger.moment() - began, journal)
+
+    async def _answered(self, row: _Row, custom_id: str, reply: LiveReply, took_s: float, journal: Journal) -> bool:
+        self._unreachable = 0
+        if reply.hint is not None:
+            self._throttle.learn(reply.hint)
+        if reply.stop:  # quota or key: it was not processed, and nothing else will be
+            journal.write(wire.unsent_mark(custom_id))
+            raise _Pause(self._explain(reply))
+        if reply.status == 429:
+            journal.write(wire.unsent_mark(custom_id))
+            await self._cool(reply)
+            return False
+        if reply.status < 300 and reply.body.lstrip()[:1] != b"{":  # a proxy's page: it may have run all the same
+            journal.write(wire.lost_mark(custom_id))
+            await self._lost(row, Uncertain("the answer is no answer", why=f"it begins {reply.body[:40]!r}"))
+            return False
+        journal.write(self._provider.reply_line(custom_id, reply, took_s))
+        row.attempts += 1
+        if not _again(reply.status) or row.attempts >= ATTEMPTS:
+            row.done = True
+            return reply.status < 500
+        await asyncio.sleep(self._desk.backoff_s(row.attempts - 1))
+        return False
+
+    async def _cool(self, reply: LiveReply) -> None:
+        told = reply.hint.retry_after_s if reply.hint else None
+        until = self._throttle.cool_down(told if told is not None else self._desk.backoff_s(2))
+        if until is not None:
+            account = self._provider.account.id
+            await self._desk.book(self._desk.ledger.cool_down, account, self._provider.model, until)
+
+    def _explain(self, reply: LiveReply) -> str:
+        outcome = self._provider.decode(self._provider.reply_line("x-0", reply, 0.0)).outcome
+        said = outcome.message if isinstance(outcome, Failed) else ""
+        return f"{self._work.provider.name} refuses every call (HTTP {reply.status}): {said}"
+
+    async def _not_reached(self, error: ProviderError) -> None:
+        self._unreachable += 1
+        if self._unreachable >= UNREACHABLE_TRIES:
+            raise _Pause("; ".join(filter(None, (error.what, error.why, error.fix))))
+        await asyncio.sleep(self._desk.backoff_s(self._unreachable - 1))
+
+    async def _lost(self, row: _Row, error: ProviderError) -> None:
+        """Sent, and nobody knows whether it ran: it counts as an attempt and as money."""
+        log.info("row %d of %s: %s", row.index, self._shard.tag, error)
+        row.attempts += 1
+        if row.attempts >= ATTEMPTS:
+            row.done = True
+            return
+        await self._book(self._worst(len(row.body)))
+        await asyncio.sleep(self._desk.backoff_s(row.attempts - 1))
+
+
+def _open(desk: Desk, path: str) -> int:
+    target = desk.store.path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -42,13 +42,16 @@ class _Message(msgspec.Struct):
     content: str | list[_Part] | None = None
 
 
+_ABSENT = msgspec.Raw()
+
+
 class _Chat(msgspec.Struct):
     model: str
     messages: list[_Message]
     max_completion_tokens: int | None = None
     max_tokens: int | None = None
     n: int | None = None
-    response_format: msgspec.Raw | None = None
+    response_format: msgspec.Raw = _ABSENT  # a union with None would take no objects
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -200,7 +203,8 @@ class Model:
     def _chat(self, chat: _Chat, digest: bytes, created: int, twists: frozenset[str], salt: int) -> Reply:
         self._check_chat(chat)
         cap = chat.max_completion_tokens or chat.max_tokens
-        schema = _schema(bytes(chat.response_format)) if chat.response_format is not None else None
+        given = bytes(chat.response_format)
+        schema = _schema(given) if given else None
         number = int.from_bytes(digest[:8], "big") + salt * 0x9E3779B97F4A7C15
         choices = [
             self._choice(number + turn * 0xD1B54A32D192ED03 & 0xFFFFFFFFFFFFFFFF, cap, schema, twists)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import secrets
 import tempfile
@@ -44,6 +45,7 @@ _ROUTES: tuple[tuple[str, str, str, Handler], ...] = (
     ("models", "GET", "/v1/models", http_live.list_models),
     ("model", "GET", "/v1/models/{model:.+}", http_live.get_model),
 )
+_STARTED = web.RequestKey("started", float)
 _SPEAKS_BEFORE = frozenset({"create"})  # handles its own non_json_bodies: it matters whether it was committed
 
 
@@ -54,18 +56,18 @@ def create_app(config: SimulatorConfig) -> web.Application:
         ValueError: a fault in the configuration is unknown, or speed is not above 0.
     """
     app = web.Application(middlewares=[_answer], client_max_size=_MAX_JSON_BYTES)
-    spare = tempfile.TemporaryDirectory(prefix="simulator-") if config.dir is None else None
-    folder = Path(spare.name) if spare is not None else config.dir or Path()
-    provider = Provider.of(config, folder / "files")
+    provider = Provider.of(config)
     app[PROVIDER] = provider
 
     async def life(_: web.Application) -> AsyncIterator[None]:
-        yield
-        await provider.batches.close()
-        if spare is not None:
-            spare.cleanup()
+        with contextlib.ExitStack() as stack:
+            folder = config.dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="simulator-")))
+            provider.files.open(folder / "files")
+            yield
+            await provider.batches.close()
 
     app.cleanup_ctx.append(life)
+    app.on_response_prepare.append(_sign)
     for name, method, path, handler in _ROUTES:
         app.router.add_route(method, path, handler, name=name)
     app.router.add_get("/simulator/invoice", _invoice)
@@ -84,14 +86,11 @@ def _operation(request: web.Request) -> str:
 
 @web.middleware
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    started = time.perf_counter()
-    provider = request.app[PROVIDER]
+    request[_STARTED] = time.perf_counter()
     try:
         answer = await _answer_or_refuse(request, handler)
-        if not answer.prepared:
-            _sign(provider, answer, started)
         if isinstance(answer, web.Response):
-            return await _deliver(request, provider, answer)
+            return await _deliver(request, request.app[PROVIDER], answer)
     except Dropped:
         return web.Response(status=500)  # goes nowhere: the connection is closed
     return answer
@@ -120,12 +119,13 @@ async def _answer_or_refuse(request: web.Request, handler: Handler) -> web.Strea
         return json_reply(ApiError(wrong.status, message).body(), wrong.status)
 
 
-def _sign(provider: Provider, answer: web.StreamResponse, started: float) -> None:
+async def _sign(request: web.Request, answer: web.StreamResponse) -> None:
     """The headers OpenAI puts on every answer."""
+    took_s = time.perf_counter() - request.get(_STARTED, time.perf_counter())
     answer.headers["x-request-id"] = f"req_{secrets.token_hex(16)}"
-    answer.headers["openai-processing-ms"] = str(round((time.perf_counter() - started) * 1000))
+    answer.headers["openai-processing-ms"] = str(round(took_s * 1000))
     answer.headers["openai-version"] = "2020-10-01"
-    answer.headers["Date"] = email.utils.formatdate(provider.clock.unix(), usegmt=True)
+    answer.headers["Date"] = email.utils.formatdate(request.app[PROVIDER].clock.unix(), usegmt=True)
 
 
 async def _deliver(request: web.Request, provider: Provider, answer: web.Response) -> web.StreamResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -79,21 +80,16 @@ def _resolve(model: str, batch: bool) -> RateCard | None:
         ).model_price
     except LookupError:
         return None
-    columns = (price.input_mtok, price.output_mtok)
-    starts = {0}
-    for column in columns:
+    steps: list[dict[int, Decimal]] = []  # per column: {tokens above which it holds: dollars a million tokens}
+    for column in (price.input_mtok, price.output_mtok):
         if isinstance(column, TieredPrices):
-            starts |= {tier.start for tier in column.tiers}
-
-    def at(column: Any, above: int) -> Fraction:
-        if isinstance(column, TieredPrices):
-            column = max((t for t in column.tiers if t.start <= above), key=lambda t: t.start, default=None) or column
-            column = getattr(column, "price", None) or column.base
-        return Fraction(column or 0) * 1000  # dollars a million tokens -> nano-dollars a token
-
+            steps.append({0: column.base, **{tier.start: tier.price for tier in column.tiers}})
+        else:
+            steps.append({0: column or Decimal(0)})
     rates = []
-    for above in sorted(starts):
-        cost_in, cost_out = (at(column, above) for column in columns)
+    for above in sorted(steps[0].keys() | steps[1].keys()):
+        # 1 $ a million tokens = 1000 nano-dollars a token
+        cost_in, cost_out = (Fraction(step[max(s for s in step if s <= above)]) * 1000 for step in steps)
         per = cost_in.denominator * cost_out.denominator
         rates.append(Rate(above, int(cost_in * per), int(cost_out * per), per))
     return RateCard(tuple(rates))

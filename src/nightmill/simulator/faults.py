@@ -151,7 +151,12 @@ class FaultBook:
     def concerns(self, names: Iterable[str], operation: str) -> bool:
         """Whether any fault of these names might hit the operation; uses nothing up."""
         wanted = set(names)
-        return any(f.name in wanted and (not f.on or operation in f.on) for f in self._faults)
+        return any(
+            fault.name in wanted
+            and (not fault.on or operation in fault.on)
+            and (fault.times is None or fault.fired < fault.times)
+            for fault in self._faults
+        )
 
     def view(self) -> list[dict[str, Any]]:
         """The faults as given, each with ``fired``."""

@@ -46,10 +46,14 @@ class FileRecord:
 class FileStore:
     """Every file of the provider, oldest first."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
+        self._folder = Path()
+        self._records: dict[str, FileRecord] = {}
+
+    def open(self, folder: Path) -> None:
+        """Keep contents in ``folder``, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._records: dict[str, FileRecord] = {}
 
     def scratch(self) -> Path:
         """A path for a file that `add` may take over; nothing is there yet."""

@@ -23,6 +23,7 @@ from nightmill.simulator.http_common import (
     whole_number,
 )
 from nightmill.simulator.provider import Provider
+from nightmill.simulator.validation import model_of
 from nightmill.simulator.wire import SERVED, ApiError, enqueued_limit_text, page, server_error
 
 _MOST_PAIRS, _MOST_KEY, _MOST_VALUE = 16, 64, 512
@@ -57,7 +58,8 @@ async def _create(request: web.Request, provider: Provider, facts: dict[str, Any
         raise server_error()
     told = faults.take("enqueued_limit_now", "create")
     if told is not None:
-        message = enqueued_limit_text(str(told.get("model", "this model")), int(told.get("limit", 2_000_000)))
+        model = model_of(source.path) if source else None
+        message = enqueued_limit_text(model or "this model", int(told.get("limit", 2_000_000)))
         raise ApiError(429, message, code="token_limit_exceeded")
     batch = _batch(asked, provider, scope_of(request))
     page_fault = faults.take("non_json_bodies", "create")

@@ -139,7 +139,7 @@ async def send_slowly(request: web.Request, answer: web.Response, params: Mappin
 
 async def _start(request: web.Request, answer: web.Response, size: int, first: bytes) -> web.StreamResponse:
     stream = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
-    stream.headers.update({k: v for k, v in answer.headers.items() if k.lower().startswith(("x-", "openai-", "date"))})
+    stream.headers.update({k: v for k, v in answer.headers.items() if k.lower().startswith(("x-", "retry-"))})
     stream.content_length = size
     await stream.prepare(request)
     await stream.write(first)

@@ -15,7 +15,7 @@ from nightmill.simulator.wire import ApiError, page, server_error
 
 _CHUNK_BYTES = 1 << 18
 _GENERAL_BYTES = 512 * 1024 * 1024
-_SERVED_WHOLE = ("short_body", "slow_bodies", "truncated_last_line", "pretty_printed_bodies")
+_SERVED_WHOLE = ("short_body", "slow_bodies", "truncated_last_line")
 
 
 async def upload(request: web.Request) -> web.StreamResponse:

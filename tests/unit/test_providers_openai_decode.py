@@ -81,6 +81,7 @@ def test_the_text_is_what_the_official_sdk_reads():
         (chat(" \n"), FailureKind.EMPTY, " \n"),
         ({"choices": [], "usage": USAGE}, FailureKind.EMPTY, None),
         (chat(None, refusal="I cannot."), FailureKind.CONTENT_FILTER, "I cannot."),
+        (chat("Well,", refusal="I cannot."), FailureKind.CONTENT_FILTER, "I cannot."),
         (chat("so far", finish="content_filter"), FailureKind.CONTENT_FILTER, "so far"),
         (chat([{"type": "refusal", "refusal": "No."}]), FailureKind.CONTENT_FILTER, "No."),
     ],

@@ -208,10 +208,10 @@ def test_a_fresh_request_rides_on_a_connection_of_its_own():
 
     async def handler(reader, writer):
         connections.append(1)
-        await read_request(reader)
-        writer.write(answer(200, b"{}"))
-        await writer.drain()
-        await reader.read(-1)
+        while True:
+            await read_request(reader)
+            writer.write(answer(200, b"{}"))
+            await writer.drain()
 
     async def run():
         http = Http()

@@ -182,6 +182,23 @@ class ShardVerbs(Database):
         tags = list(connection.execute(taken).scalars())
         return self._load(connection, shards.c.tag.in_(tags)) if tags else []
 
+    def claim_one(self, tag: str, lease_s: float) -> Shard:
+        """Take one shard whatever it is due, for a person's decision. Raises LeaseLost if somebody works on it."""
+        now = self.moment()
+        with self._write("claim_one") as connection:
+            owner = connection.execute(select(shards.c.owner).where(shards.c.tag == tag)).scalar()
+            free = shards.c.lease_until <= now
+            if owner and self.is_dead(owner):
+                free = or_(free, shards.c.owner == owner)
+            taken = (
+                update(shards)
+                .where(shards.c.tag == tag, free)
+                .values(owner=self.me, epoch=shards.c.epoch + 1, lease_until=now + lease_s, lease_was_until=now)
+            )
+            if connection.execute(taken.returning(shards.c.tag)).first() is None:
+                raise LeaseLost(f"shard {tag} is being worked on", fix="try again in a while")
+            return self._load(connection, shards.c.tag == tag)[0]
+
     def renew(self, held: Sequence[Shard], lease_s: float) -> set[str]:
         """Extend the leases that are still ours; the tags that are."""
         until = self.moment() + lease_s

@@ -115,7 +115,7 @@ class Cutter:
         tag = self._tag(len(self.shards))
         before, between, after = self._pieces
         head = before + b'"' + tag.encode() + b"-"
-        self._open = _Open(self._store, f"{self._folder}/shards/{tag}.jsonl", tag, head, b'"' + between, after + b"\n")
+        self._open = _Open(self._store, f"{self._folder}/shards/{tag}.jsonl", tag, head, b'"' + between, after)
         return self._open
 
     def _finish(self) -> None:

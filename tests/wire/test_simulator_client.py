@@ -298,6 +298,23 @@ def test_bad_requests_name_the_parameter(base: str, path: str, body: dict[str, A
     assert invoice(base)["total_nanos"] == before
 
 
+_PART = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    "form",
+    [b"", b"garbage", b"--edge\r\nno header", _PART + b"{}\r\n--edge--\r\n", _PART + b"never ends"],
+    ids=["empty", "garbage", "bad header", "no purpose", "no end"],
+)
+def test_broken_uploads_are_refused(base: str, form: bytes) -> None:
+    """A form that cannot be read, or lacks its purpose, is a 400 and leaves no file."""
+    known = call(base, "GET", "/v1/files").json()["data"]
+    answer = call(base, "POST", "/v1/files", form, **{"Content-Type": "multipart/form-data; boundary=edge"})
+    assert answer.status == 400
+    assert judge("ErrorResponse", answer.json()) == []
+    assert call(base, "GET", "/v1/files").json()["data"] == known
+
+
 @pytest.mark.parametrize(
     "metadata",
     [{f"k{i}": "v" for i in range(17)}, {"k" * 65: "v"}, {"k": "v" * 513}, {"k": 1}],

@@ -91,7 +91,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         answer = await _answer_or_refuse(request, handler)
         if isinstance(answer, web.Response):
             return await _deliver(request, request.app[PROVIDER], answer)
-    except Dropped:
+    except (Dropped, ConnectionResetError):  # the latter: the caller left while it was being written to
         return web.Response(status=500)  # goes nowhere: the connection is closed
     return answer
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from nightmill.simulator.files import PURPOSES, THIRTY_DAYS_S, FileRecord, spool
 from nightmill.simulator.http_common import PROVIDER, json_reply, scope_of, whole_number
@@ -60,7 +61,7 @@ async def _read_form(request: web.Request, scratch: Path, max_bytes: int) -> tup
                 size = await spool(_chunks(part), scratch, max(max_bytes, _GENERAL_BYTES))
             elif part.name:
                 fields[part.name] = await part.text()
-    except ValueError as broken:
+    except (ValueError, HttpProcessingError) as broken:
         raise ApiError(400, f"Could not parse multipart form: {broken}") from None
     return fields, filename, size
 

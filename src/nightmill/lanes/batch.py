@@ -99,7 +99,8 @@ async def _submit(desk: Desk, work: Work, provider: BatchProvider, shard: Shard)
     except (ProviderError, TimeoutError) as error:  # an upload alone runs nothing
         await _not_sent(desk, ready, sub, _as_provider_error(error))
         return
-    await desk.book(desk.ledger.note_upload, ready, sub.n, file_id)
+    seen_at = desk.wall() + provider.clock_skew_s()  # the upload's own Date: no jump of our clock is in it
+    await desk.book(desk.ledger.note_upload, ready, sub.n, file_id, at=seen_at)
     if not await desk.book(desk.ledger.renew, [ready], desk.timing.lease_s):
         raise LeaseLost(f"shard {shard.tag} is another worker's now")
     await _create(desk, work, provider, ready, file_id)

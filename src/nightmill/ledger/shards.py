@@ -344,11 +344,14 @@ class ShardVerbs(Database):
             .values(state=JobState.RUNNING, started_at=time.time())
         )
 
-    def note_upload(self, shard: Shard, n: int, file_id: str) -> None:
-        """Step 2a: the input file is there. Only after this commit may a create be sent."""
+    def note_upload(self, shard: Shard, n: int, file_id: str, *, at: float) -> None:
+        """Step 2a: the input file is there, since ``at`` (unix seconds, provider's clock).
+
+        Only after this commit may a create be sent: whatever it makes is younger than ``at``.
+        """
         with self._write("note_upload") as connection:
             self._step(connection, shard, keep_lease=True)
-            self._update_submission(connection, shard.tag, n, file_id=file_id)
+            self._update_submission(connection, shard.tag, n, file_id=file_id, intent_at=at)
 
     def note_created(self, shard: Shard, n: int, batch_id: str, *, status: str, due_in_s: float) -> None:
         """Step 3: the provider has it, and this is its id (created now, or adopted after a look)."""

@@ -60,7 +60,10 @@ def test_the_demo_model_answers_by_a_schema(model):
 @needs_model
 def test_the_cap_is_kept_and_named(model):
     """An answer cut at the cap is a truncated one with its text."""
-    outcome = ask(model, {"messages": [{"role": "user", "content": "Count to 100."}], "max_completion_tokens": 5})
+    outcome = ask(
+        model,
+        {"messages": [{"role": "user", "content": "Count to 100."}], "max_completion_tokens": 5, "ignore_eos": True},
+    )
     assert (outcome.kind, outcome.usage.output_tokens) == (FailureKind.TRUNCATED, 5)
     assert outcome.text
 
@@ -206,7 +209,9 @@ def test_what_is_not_installed_is_named_with_the_way_to_get_it(tmp_path, monkeyp
 
 
 INTERRUPTED = """
-import asyncio, os, signal, sys
+import asyncio, faulthandler, os, signal, sys
+faulthandler.dump_traceback_later(50, exit=True)  # a hang shows where it hangs
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the parent ignores
 from nightmill.providers.local import connect
 
 async def run():

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -80,6 +81,7 @@ class Prepared:
     source: Source
     model: str
     lane: Lane
+    task_digest: str
     free: Limit | None  # the tightest limit
     resumes: Job | None = None
 
@@ -133,7 +135,7 @@ class Mill:
         except BaseException:
             self._drop_plan(job_id)
             raise
-        return Prepared(plan, spec, options, source, model, order.lane, free, unfinished)
+        return Prepared(plan, spec, options, source, model, order.lane, order.compiled.digest, free, unfinished)
 
     def rehearse(self, options: RunOptions) -> Prepared:
         """`prepare` in a folder that is gone afterwards: nothing is written to the home."""
@@ -146,7 +148,7 @@ class Mill:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         plan = replace(plan, quote=with_waves(plan.quote, free.free_nanos if free else None))
-        return Prepared(plan, spec, options, source, model, order.lane, free)
+        return Prepared(plan, spec, options, source, model, order.lane, order.compiled.digest, free)
 
     def submit(self, prepared: Prepared) -> Job:
         """Make the plan a job; if the same command began one that is unfinished, that one.
@@ -164,10 +166,19 @@ class Mill:
             self._check_name(options.name, plan.fingerprint)
             fingerprint = f"{plan.fingerprint}:{plan.job_id}" if options.new else plan.fingerprint
             return self.ledger.publish_plan(
-                plan.job_id, name=options.name, fingerprint=fingerprint, spec=prepared.spec, quote=plan.quote,
-                rows=plan.rows, duplicates=plan.duplicates, cached=plan.cached, shards=plan.shards, files=plan.files,
+                plan.job_id,
+                name=options.name,
+                fingerprint=fingerprint,
+                task_digest=prepared.task_digest,
+                spec=prepared.spec,
+                quote=plan.quote,
+                rows=plan.rows,
+                duplicates=plan.duplicates,
+                cached=plan.cached,
+                shards=plan.shards,
+                files=plan.files,
                 budget_nanos=options.budget_nanos,
-            )  # fmt: skip
+            )
         except Conflict:
             self._drop_plan(plan.job_id)
             if winner := self.ledger.find_unfinished(plan.fingerprint):  # another process was first: help it
@@ -206,13 +217,21 @@ class Mill:
         parameters = self._parameters(options, bound.task)
         compiled = Compiled(provider, bound, parameters)
         lane = _lane(options.lane or settings.default_lane, provider, source)
-        expect = _expected_tokens(bound.task, compiled)
+        expect = self._expected_tokens(model, bound.task, compiled)
         order = Order(
             source, provider, compiled, lane, self._sheet(model, lane), self._sheet(model, Lane.LIVE),
             Bounds(1, 0, None), expect, options.dedupe, self.cache if options.cache else None,
             (f"limit={options.limit}", f"key={options.key}"),
         )  # fmt: skip
-        return order, _spec(options, bound, parameters, model, lane, source), source, model
+        spec = _spec(options, bound, parameters, model, lane, source) | {"price": order.sheet.to_json()}
+        return order, spec, source, model
+
+    def _expected_tokens(self, model: str, task: Task, compiled: Compiled) -> int:
+        """Output tokens of a typical answer: measured, else the task's word, else a guess under the cap."""
+        if not compiled.cap_tokens:
+            return 0
+        measured = self.ledger.mean_output_tokens(model, compiled.digest)
+        return measured or task.expect or min(compiled.cap_tokens, _EXPECTED_OUTPUT)
 
     def _provider(self, model: str) -> Provider:
         paths = {ref: str(m["path"]) for ref, m in self.settings.models.items() if m.get("path")}
@@ -277,7 +296,10 @@ class Mill:
         await Engine(self.desk, self.open_kit, stop or Stop(), on_change).run(job_ids)
 
     def resume(self, job: Job) -> None:
-        """Let a paused job go on; a later `run` works on it."""
+        """Let a paused job go on, at today's price; a later `run` works on it."""
+        sheet = self._sheet(job.model, job.lane)
+        if sheet.dearer_than(PriceSheet.from_json(job.spec["price"])):
+            self.ledger.reprice(job.id, job.spec | {"price": sheet.to_json()})
         self.ledger.resume(job.id)
 
     def cancel(self, job: Job) -> None:
@@ -293,14 +315,14 @@ class Mill:
         parameters = Parameters.from_dict(spec["parameters"])
         compiled = Compiled(provider, bound, parameters)
         sheet = self._sheet(job.model, job.lane)
-        scissors = Scissors(
-            self.store, provider, compiled.url, sheet, lambda count: self.ledger.take_seqs(job_id, count)
-        )
+        confirmed = PriceSheet.from_json(spec["price"])
+        scissors = Scissors(self.store, provider, compiled.url, sheet, partial(self.ledger.take_seqs, job_id))
         rates = Rates(
             spec["rpm"], spec["tpm"], spec["concurrency"] or provider.limits.concurrency, bool(spec["concurrency"])
         )
         return JobKit(
-            job, provider, compiled, Work(job_id, provider, compiled.url, sheet, scissors, spec["has_budget"]),
+            job, provider, compiled,
+            Work(job.id, provider, compiled.url, sheet, scissors, spec["has_budget"], confirmed),
             self._sheet(job.model, Lane.LIVE), check_of(parameters), Throttle(rates, self.ledger.moment),
             salt(provider.name, provider.model, provider.account.host), self.cache if spec["cache"] else None,
             spec["on_error"],
@@ -454,12 +476,6 @@ def _lane(asked: str, provider: Provider, source: Source) -> Lane:
 def _for_model(task: Task, provider: Provider) -> Task:
     """A bare prompt for an embedding model asks for embeddings."""
     return replace(task, endpoint="embeddings") if "embed" in provider.model.lower() else task
-
-
-def _expected_tokens(task: Task, compiled: Compiled) -> int:
-    if not compiled.cap_tokens:
-        return 0
-    return task.expect or min(compiled.cap_tokens, _EXPECTED_OUTPUT)
 
 
 def _columns(source: Source) -> list[str]:

@@ -39,7 +39,8 @@ class Writer:
     @property
     def ref(self) -> FileRef:
         """What the ledger should hold; only there once the file is closed and synced."""
-        assert self._ref is not None, "the file is still open"
+        if self._ref is None:
+            raise ValueError(f"{self._path} is still open")
         return self._ref
 
     def write(self, data: bytes) -> int:

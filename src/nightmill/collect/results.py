@@ -304,13 +304,13 @@ class _RangeReader:
             for number, shard in enumerate(self._shards):
                 if shard.lane is not Lane.CACHE and shard.last >= self._lowest and shard.first <= self._highest:
                     self._unsent.update((i, number) for i, _ in wire.shard_lines(self._results._store, shard))
-        newest = self._unsent.get(index)
-        shard = None if newest is None else self._shards[newest]
-        if shard is None or not any(s.batch_id or s.spent_nanos for s in shard.submissions):
-            return _Row(Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), shard)
-        if shard.lane is Lane.LIVE:
-            return _Row(Failed(FailureKind.TIMEOUT, "sent, and no answer came that could be trusted"), shard)
-        return _Row(Failed(FailureKind.MISSING, "the provider ended the batch without a line for it"), shard)
+        number = self._unsent.get(index, -1)
+        newest = self._shards[number] if number >= 0 else None
+        if newest is None or not any(s.batch_id or s.spent_nanos for s in newest.submissions):
+            return _Row(Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), newest)
+        if newest.lane is Lane.LIVE:
+            return _Row(Failed(FailureKind.TIMEOUT, "sent, and no answer came that could be trusted"), newest)
+        return _Row(Failed(FailureKind.MISSING, "the provider ended the batch without a line for it"), newest)
 
 
 def _checked(outcome: Succeeded, usage: Usage | None, check: Check) -> Succeeded | Failed:

@@ -71,7 +71,7 @@ class Work:
     sheet: PriceSheet  # of the job's lane, now
     scissors: Scissors
     has_budget: bool  # a limit of its own
-    confirmed: PriceSheet | None = None  # the sheet the user said yes to
+    confirmed: PriceSheet  # the sheet the user said yes to
 
 
 @dataclass(slots=True)
@@ -85,6 +85,19 @@ class Lease:
 
 def hold_nanos(work: Work, shard: Shard) -> int:
     return work.sheet.worst(shard.content_bytes, shard.count, shard.cap_tokens)
+
+
+async def price_rose(desk: Desk, work: Work, shard: Shard) -> bool:
+    """Whether the price is above the confirmed one: then the job pauses and the shard stays planned."""
+    if not work.sheet.dearer_than(work.confirmed):
+        return False
+    reason = (
+        f"the price of {work.sheet.model} rose since you confirmed the quote "
+        f"({work.confirmed.source}, {work.confirmed.date}); nightmill resume {work.job_id} goes on at today's price"
+    )
+    await desk.book(desk.ledger.release, shard, reason=reason)
+    await desk.book(desk.ledger.pause, work.job_id, reason)
+    return True
 
 
 async def handle_denied(desk: Desk, work: Work, shard: Shard, denied: Denied) -> None:

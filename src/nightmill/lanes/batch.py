@@ -16,7 +16,7 @@ from typing import Any
 
 from nightmill import wire
 from nightmill.errors import LeaseLost, Limited, NeverSent, ProviderError, Refused
-from nightmill.lanes import Desk, Work, handle_denied, hold_nanos
+from nightmill.lanes import Desk, Work, handle_denied, hold_nanos, price_rose
 from nightmill.ledger import Booking, Counts, Denied, Settlement, Shard, StoredFile, Submission, SubmissionState
 from nightmill.providers import BatchProvider, BatchView, LiveReply
 from nightmill.types import FailureKind, ShardState
@@ -77,6 +77,8 @@ async def step(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) ->
 
 
 async def _submit(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
+    if await price_rose(desk, work, shard):
+        return
     await asyncio.to_thread(desk.store.verify, shard.file)
     ready = await desk.book(
         desk.ledger.note_intent,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from nightmill import wire
 from nightmill.errors import LeaseLost, NeverSent, ProviderError, Uncertain
-from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, over_budget
+from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, over_budget, price_rose
 from nightmill.lanes.throttle import Throttle
 from nightmill.ledger import Denied, Shard, StoredFile
 from nightmill.providers import LiveProvider, LiveReply
@@ -101,6 +101,8 @@ async def run_shard(
 
 
 async def _intend(desk: Desk, work: Work, provider: LiveProvider, shard: Shard, journal: StoredFile) -> Shard | None:
+    if await price_rose(desk, work, shard):
+        return None
     await asyncio.to_thread(desk.store.verify, shard.file)
     ready = await desk.book(
         desk.ledger.note_intent, shard, to=ShardState.SENDING, account=provider.account.id, model=provider.model,

@@ -19,6 +19,7 @@ from nightmill.ledger.shards import insert_files, insert_shards, stored_file
 from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState
 
 _OPEN = tuple(UNFINISHED)
+_PAID = ("spent_nanos", "unproven_nanos", "hold_nanos")
 
 
 def _job(row: Any) -> Job:
@@ -64,6 +65,7 @@ class JobVerbs(Database):
         *,
         name: str | None,
         fingerprint: str,
+        task_digest: str,
         spec: dict[str, Any],
         quote: Quote,
         rows: int,
@@ -83,7 +85,7 @@ class JobVerbs(Database):
             with self._write("publish_plan") as connection:
                 connection.execute(
                     update(jobs).where(jobs.c.id == job_id).values(
-                        state=state, name=name, fingerprint=fingerprint, spec=json.dumps(spec),
+                        state=state, name=name, fingerprint=fingerprint, task_digest=task_digest, spec=json.dumps(spec),
                         quote=msgspec.json.encode(quote).decode(), rows=rows, duplicates=duplicates, cached=cached,
                         next_seq=max((s.seq for s in shards), default=-1) + 1, owner=None,
                     )
@@ -98,9 +100,7 @@ class JobVerbs(Database):
                 why="its name or its fingerprint (rows, task, model, options) is that of an unfinished job",
                 fix="run the same command again to go on with it, or give another --name, or --new",
             ) from error
-        found = self.job(job_id)
-        assert found is not None
-        return found
+        return self.find_job(job_id)
 
     def extend(
         self, job: Job, new: Sequence[NewShard], stored: Sequence[StoredFile], *, spec: dict[str, Any] | None = None
@@ -192,6 +192,21 @@ class JobVerbs(Database):
             rows = connection.execute(select(*columns).where(alerts.c.job_id == job_id).order_by(alerts.c.id))
             return [tuple(row) for row in rows.tuples()]
 
+    def mean_output_tokens(self, model: str, task_digest: str) -> int | None:
+        """How long answers of this task and model were so far, in tokens; None before the first."""
+        same = and_(jobs.c.model == model, jobs.c.task_digest == task_digest, shards.c.lane != Lane.CACHE)
+        answered = func.sum(shards.c.succeeded)
+        with self._read() as connection:
+            tokens, rows = connection.execute(
+                select(func.sum(shards.c.tokens_out), answered).join(jobs, jobs.c.id == shards.c.job_id).where(same)
+            ).one()
+        return -(-int(tokens) // int(rows)) if rows else None
+
+    def reprice(self, job_id: str, spec: dict[str, Any]) -> None:
+        """The user goes on at today's price."""
+        with self._write("reprice") as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(spec=json.dumps(spec)))
+
     # -- steering ------------------------------------------------------------------------------
 
     def pause(self, job_id: str, reason: str, *, stopped: str | None = None) -> None:
@@ -282,9 +297,10 @@ class JobVerbs(Database):
                 select(shards.c.state, func.count(), func.sum(shards.c["count"])).where(mine).group_by(shards.c.state)
             ).all()
             paid = connection.execute(
-                select(*(func.coalesce(func.sum(submissions.c[n]), 0)
-                         for n in ("spent_nanos", "unproven_nanos", "hold_nanos"))).where(submissions.c.job_id == job_id)
-            ).one()  # fmt: skip
+                select(*(func.coalesce(func.sum(submissions.c[name]), 0) for name in _PAID)).where(
+                    submissions.c.job_id == job_id
+                )
+            ).one()
             handed = connection.execute(
                 select(func.coalesce(func.sum(shards.c["count"]), 0)).where(
                     mine, shards.c.attempt == 1, shards.c.expiries == 0, shards.c.missings == 0, shards.c.splits == 0,

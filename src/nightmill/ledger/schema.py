@@ -54,6 +54,7 @@ jobs = Table(
     Column("stopped", String),  # "budget", "on_error" or "cancelled": why it ended early
     Column("fingerprint", String),
     Column("model", String, nullable=False),
+    Column("task_digest", String),  # same task, same parameters: what answers look like is learned by it
     Column("lane", String, nullable=False),
     Column("spec", Text, nullable=False),  # JSON: everything needed to go on without the caller
     Column("quote", Text),  # JSON of types.Quote

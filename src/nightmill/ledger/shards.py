@@ -90,27 +90,37 @@ def doubt_after_restore(connection: Connection) -> None:
     )
 
 
+_SHARD_PLAIN = (
+    "tag", "job_id", "seq", "attempt", "expiries", "missings", "splits", "first", "last", "count", "content_bytes",
+    "cap_tokens", "input_tokens", "due", "lease_until", "lease_was_until", "epoch", "submission", "looks", "reads",
+    "refusals", "waits", "price", "reason",
+)  # fmt: skip
+_SUBMISSION_PLAIN = (
+    "tag", "n", "account", "hold_nanos", "spent_nanos", "unproven_nanos", "intent_at", "file_id", "batch_id",
+    "batch_model", "status", "total", "completed", "failed", "output_file", "error_file",
+)  # fmt: skip
+
+
 def _shard(row: Any, subs: Sequence[Submission], stored: Sequence[StoredFile]) -> Shard:
     r = row._mapping
     return Shard(
-        tag=r["tag"], job_id=r["job_id"], seq=r["seq"], lane=Lane(r["lane"]), state=ShardState(r["state"]),
-        attempt=r["attempt"], expiries=r["expiries"], missings=r["missings"], splits=r["splits"],
-        first=r["first"], last=r["last"], count=r["count"], content_bytes=r["content_bytes"],
-        cap_tokens=r["cap_tokens"], input_tokens=r["input_tokens"],
-        file=FileRef(r["path"], r["size_bytes"], r["digest"]), due=r["due"], lease_until=r["lease_until"],
-        lease_was_until=r["lease_was_until"], epoch=r["epoch"], submission=r["submission"], looks=r["looks"],
-        fenced=bool(r["fenced"]), reread=bool(r["reread"]), reads=r["reads"], refusals=r["refusals"], waits=r["waits"], price=r["price"],
-        reason=r["reason"], job_state=JobState(r["job_state"]), cancel_requested=bool(r["cancel_requested"]),
-        submissions=tuple(subs), files=tuple(stored),
-    )  # fmt: skip
+        lane=Lane(r["lane"]),
+        state=ShardState(r["state"]),
+        file=FileRef(r["path"], r["size_bytes"], r["digest"]),
+        fenced=bool(r["fenced"]),
+        reread=bool(r["reread"]),
+        job_state=JobState(r["job_state"]),
+        cancel_requested=bool(r["cancel_requested"]),
+        submissions=tuple(subs),
+        files=tuple(stored),
+        **{name: r[name] for name in _SHARD_PLAIN},
+    )
 
 
 def _submission(row: Any) -> Submission:
     r = row._mapping
     flags: dict[str, Any] = {name: bool(r[name]) for name in ("ended", "cancel_asked")}
-    plain = ("tag", "n", "account", "hold_nanos", "spent_nanos", "unproven_nanos", "intent_at", "file_id",
-             "batch_id", "batch_model", "status", "total", "completed", "failed", "output_file", "error_file")  # fmt: skip
-    return Submission(state=SubmissionState(r["state"]), **flags, **{name: r[name] for name in plain})
+    return Submission(state=SubmissionState(r["state"]), **flags, **{name: r[name] for name in _SUBMISSION_PLAIN})
 
 
 def stored_file(row: Any) -> StoredFile:
@@ -260,7 +270,8 @@ class ShardVerbs(Database):
         """Move a shard that is still ours, and give the lease back unless told to keep it."""
         keep = values.pop("keep_lease", False)
         if to is not None:
-            assert to in SHARD_MOVES[shard.state], f"{shard.tag}: {shard.state} -> {to} is no legal move"
+            if to not in SHARD_MOVES[shard.state]:
+                raise ValueError(f"{shard.tag}: {shard.state} -> {to} is no legal move")
             values["state"] = to
         if not keep:
             values |= _FREE

@@ -14,6 +14,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -328,7 +329,7 @@ class Scissors:
         )  # fmt: skip
         for chunk in _chunks(item for item in wire.shard_lines(self.store, shard) if item[0] in rows):
             cutter.add([i for i, _ in chunk], [wire.body_of(line) for _, line in chunk])
-        history = {"attempt": shard.attempt, "expiries": shard.expiries, "missings": shard.missings,
+        history: dict[str, Any] = {"attempt": shard.attempt, "expiries": shard.expiries, "missings": shard.missings,
                    "splits": shard.splits}  # fmt: skip
         return [replace(new, **history) for new in cutter.close()]
 

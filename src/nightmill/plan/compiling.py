@@ -7,6 +7,7 @@ JSON-escaped and joined. Templates that are more than text and ``{{ name }}`` ar
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -68,6 +69,11 @@ class Compiled:
     def is_spliced(self) -> bool:
         """Whether rows are joined from pieces rather than rendered in full."""
         return self._pieces is not None
+
+    @property
+    def digest(self) -> str:
+        """Stands for the task and its parameters: everything of a request but the rows and the model."""
+        return hashlib.blake2b(self.digest_text, digest_size=16).hexdigest()
 
     @property
     def digest_text(self) -> bytes:

@@ -9,11 +9,11 @@ last whole line.)
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -117,11 +117,11 @@ class Store:
         _sync_folder(target.parent)
         return FileRef(path, size_bytes, digest.hexdigest())
 
-    def open(self, ref: FileRef) -> io.BufferedReader:
+    def open(self, ref: FileRef) -> BufferedReader:
         """Read a file that the ledger holds; its size is checked first."""
         target = self.path(ref.path)
         try:
-            file = io.BufferedReader(io.FileIO(target), 1 << 18)
+            file = BufferedReader(FileIO(target), 1 << 18)
         except FileNotFoundError as error:
             raise StoreError(
                 f"a file of this job is gone: {ref.path}",

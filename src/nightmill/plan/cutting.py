@@ -127,8 +127,8 @@ class Cutter:
         self.shards.append(
             NewShard(
                 tag=shard.tag, seq=int(shard.tag.rpartition("-")[2]), lane=self._lane, first=shard.first,
-                last=shard.last, count=shard.count, content_bytes=shard.content_bytes, cap_tokens=shard.count * self._cap,
-                input_tokens=self._tokens(shard.content_bytes), file=file.ref,
+                last=shard.last, count=shard.count, content_bytes=shard.content_bytes,
+                cap_tokens=shard.count * self._cap, input_tokens=self._tokens(shard.content_bytes), file=file.ref,
             )
         )  # fmt: skip
 

@@ -117,7 +117,7 @@ class Store:
         _sync_folder(target.parent)
         return FileRef(path, size_bytes, digest.hexdigest())
 
-    def open(self, ref: FileRef) -> BufferedReader:
+    def open(self, ref: FileRef) -> BufferedReader[FileIO]:
         """Read a file that the ledger holds; its size is checked first."""
         target = self.path(ref.path)
         try:

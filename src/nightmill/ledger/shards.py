@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, true, update
 
 from nightmill.errors import LeaseLost
 from nightmill.ledger import money
@@ -129,6 +129,21 @@ def stored_file(row: Any) -> StoredFile:
     return StoredFile(ref, r["kind"], r["tag"], r["n"], r["read"], r["first"], r["last"])
 
 
+def _workable(job_ids: Collection[str] | None) -> Any:
+    """Shards that a worker may take when they are due. Needs a join with jobs.
+
+    A paused job's planned and half-sent shards stay where they are; what may already have cost
+    money is always collected.
+    """
+    ready = or_(
+        shards.c.state.in_((ShardState.SUBMITTING, ShardState.IN_DOUBT, ShardState.WAITING, ShardState.COLLECTING)),
+        jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)),
+        jobs.c.cancel_requested == 1,
+    )
+    mine = true() if job_ids is None else shards.c.job_id.in_(job_ids)
+    return and_(shards.c.state != ShardState.SETTLED, ready, mine)
+
+
 class ShardVerbs(Database):
     """Claiming, sending, doubting, waiting, collecting, settling."""
 
@@ -137,20 +152,9 @@ class ShardVerbs(Database):
     def claim_due(
         self, *, lane: Lane, limit: int, lease_s: float, job_ids: Collection[str] | None = None
     ) -> list[Shard]:
-        """Take up to ``limit`` due shards of a lane under a lease with a new epoch.
-
-        A paused job's planned and half-sent shards stay where they are; what may already have
-        cost money is always collected.
-        """
+        """Take up to ``limit`` due shards of a lane under a lease with a new epoch."""
         now = self.moment()
-        ready = or_(
-            shards.c.state.in_((ShardState.SUBMITTING, ShardState.IN_DOUBT, ShardState.WAITING, ShardState.COLLECTING)),
-            jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)),
-            jobs.c.cancel_requested == 1,
-        )
-        open_ = and_(shards.c.lane == lane, shards.c.state != ShardState.SETTLED, shards.c.due <= now, ready)
-        if job_ids is not None:
-            open_ = and_(open_, shards.c.job_id.in_(job_ids))
+        open_ = and_(_workable(job_ids), shards.c.lane == lane, shards.c.due <= now)
         with self._read() as connection:  # looking costs no write transaction
             seen = select(shards.c.owner).join(jobs, jobs.c.id == shards.c.job_id).where(open_).distinct()
             owners = connection.execute(seen).scalars().all()
@@ -239,12 +243,12 @@ class ShardVerbs(Database):
             return self._load(connection, and_(which, shards.c.state.in_(states)) if states else which)
 
     def next_due(self, job_ids: Collection[str] | None = None) -> float | None:
-        """The earliest moment at which an unsettled shard is due; None when all is settled."""
-        open_ = shards.c.state != ShardState.SETTLED
-        if job_ids is not None:
-            open_ = and_(open_, shards.c.job_id.in_(job_ids))
+        """The earliest moment at which a shard that nobody works on can be claimed; None: there is none."""
+        now = self.moment()
+        mine_to_take = and_(_workable(job_ids), shards.c.lease_until <= now)
         with self._read() as connection:
-            found: float | None = connection.execute(select(func.min(shards.c.due)).where(open_)).scalar()
+            earliest = select(func.min(shards.c.due)).join(jobs, jobs.c.id == shards.c.job_id).where(mine_to_take)
+            found: float | None = connection.execute(earliest).scalar()
         return found
 
     def _load(self, connection: Connection, which: Any) -> list[Shard]:

@@ -69,7 +69,7 @@ class Database:
     def _prepare(self) -> None:
         with self._explained(), self._engine.connect() as connection, connection.begin():
             schema.metadata.create_all(connection)
-            known = dict(connection.execute(select(meta.c.key, meta.c.value)).tuples().all())
+            known = dict(connection.execute(select(meta.c.key, meta.c.value)).all())
             if not known:
                 self._begin_ledger(connection)
                 return

@@ -46,7 +46,7 @@ class JobVerbs(Database):
         """
         with self._write("begin_plan") as connection:
             planning = select(jobs.c.id, jobs.c.owner).where(jobs.c.state == JobState.PLANNING)
-            dead = [i for i, owner in connection.execute(planning).tuples() if self.is_dead(owner)]
+            dead = [i for i, owner in connection.execute(planning) if self.is_dead(owner)]
             connection.execute(delete(jobs).where(jobs.c.id.in_(dead)))
             connection.execute(
                 insert(jobs).values(id=job_id, state=JobState.PLANNING, model=model, lane=lane, spec="{}",
@@ -190,7 +190,7 @@ class JobVerbs(Database):
         columns = (alerts.c.kind, alerts.c.tag, alerts.c.text)
         with self._read() as connection:
             rows = connection.execute(select(*columns).where(alerts.c.job_id == job_id).order_by(alerts.c.id))
-            return [tuple(row) for row in rows.tuples()]
+            return [tuple(row) for row in rows]
 
     def mean_output_tokens(self, model: str, task_digest: str) -> int | None:
         """How long answers of this task and model were so far, in tokens; None before the first."""

@@ -107,7 +107,7 @@ class MoneyVerbs(Database):
         """Every limit, or those named (a day or month not yet used shows the cap of its kind)."""
         with self._read() as connection:
             rows = connection.execute(select(limits.c.scope, limits.c.cap_nanos, limits.c.spent_nanos,
-                                             limits.c.held_nanos).order_by(limits.c.scope)).tuples()  # fmt: skip
+                                             limits.c.held_nanos).order_by(limits.c.scope))  # fmt: skip
             have = {row[0]: Limit(*row) for row in rows}
         if scopes is None:
             return list(have.values())

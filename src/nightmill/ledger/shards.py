@@ -78,7 +78,7 @@ def doubt_after_restore(connection: Connection) -> None:
     columns = (shards.c.tag, shards.c.submission, shards.c.job_id, jobs.c.created_at)
     for tag, n, job_id, created_at in connection.execute(
         select(*columns).join(jobs, jobs.c.id == shards.c.job_id).where(unsent)
-    ).tuples():
+    ):
         connection.execute(
             insert(submissions).values(tag=tag, n=n + 1, job_id=job_id, state=SubmissionState.OPEN, account="",
                                        scopes="[]", intent_at=created_at)
@@ -223,7 +223,7 @@ class ShardVerbs(Database):
                 .values(lease_until=until)
                 .returning(shards.c.tag, shards.c.epoch)
             )
-            ours: dict[str, int] = dict(connection.execute(still).tuples().all())
+            ours: dict[str, int] = dict(connection.execute(still).all())
         return {s.tag for s in held if ours.get(s.tag) == s.epoch}
 
     def release(self, shard: Shard, *, due_in_s: float = 0.0, reason: str | None = None) -> None:
@@ -624,7 +624,7 @@ class ShardVerbs(Database):
         """Say that this worker lives; how many workers share the limits now, this one included."""
         now = self.moment()
         with self._write("heartbeat") as connection:
-            known = connection.execute(select(workers.c.owner, workers.c.seen_until)).tuples().all()
+            known = connection.execute(select(workers.c.owner, workers.c.seen_until)).all()
             gone = [o for o, until in known if until <= now or (o != self.me and self.is_dead(o))]
             if gone:
                 connection.execute(delete(workers).where(workers.c.owner.in_(gone)))

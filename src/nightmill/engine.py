@@ -29,8 +29,8 @@ from nightmill.types import JobState, Lane, ShardState
 
 log = logging.getLogger(__name__)
 
-_BATCH_HANDS = 8  # batch shards worked on at once
-_LIVE_HANDS = 4  # live shards; each sends many rows at once
+# Shards worked on at once; each live one sends many rows at once.
+_HANDS = {Lane.CACHE: 1, Lane.BATCH: 8, Lane.LIVE: 4}
 _IDLE_S = 1.0  # longest sleep between two looks at the ledger while something is due soon
 
 
@@ -106,7 +106,7 @@ class Engine:
         if not left:
             return False
         claimed = 0
-        for lane, hands in ((Lane.BATCH, _BATCH_HANDS), (Lane.LIVE, _LIVE_HANDS)):
+        for lane, hands in _HANDS.items():
             free = hands - sum(lease.shard.lane is lane for lease in self._leases.values())
             if free <= 0:
                 continue
@@ -157,7 +157,7 @@ class Engine:
         if shard.state is ShardState.PLANNED and shard.cancel_requested:
             await desk.book(desk.ledger.release, shard)
             await desk.book(desk.ledger.drop_planned, shard.job_id)
-        elif shard.state is ShardState.COLLECTING:
+        elif shard.state is ShardState.COLLECTING or shard.lane is Lane.CACHE:
             await self._collect(kit, shard)
         elif shard.lane is Lane.LIVE:
             if not isinstance(kit.provider, LiveProvider):

@@ -89,7 +89,7 @@ def split_lines(stream: Iterable[bytes], tag: str) -> Iterator[tuple[int, bytes]
     mark = b'"' + tag.encode() + b"-"
     start = -1
     for line in stream:
-        if start < 0:
+        if start < 0 or line[start - len(mark) : start] != mark:  # cached answers come from lines of any layout
             start = line.index(mark) + len(mark)
         yield int(line[start : line.index(b'"', start)]), line
 

@@ -105,6 +105,20 @@ class PriceSheet:
         scale = self._scale
         return (total + tokens * fresh_rate + scale // 2) // scale
 
+    def total(self, usages: Sequence[Usage]) -> int:
+        """The summed `cost` of many requests, each rounded by itself."""
+        if len(self._meters) > 1:
+            return sum(map(self.cost, usages))
+        (_, (fresh_rate, _, _, output_rate, request_rate)), scale = self._meters[0], self._scale
+        base = request_rate + scale // 2
+        total = 0
+        for usage in usages:
+            if usage.cached_tokens or usage.cache_write_tokens:
+                total += self.cost(usage)
+            else:
+                total += (base + usage.output_tokens * output_rate + usage.input_tokens * fresh_rate) // scale
+        return total
+
     def worst(self, content_bytes: int, requests: int, output_cap_tokens: int) -> int:
         """An upper bound, in nanos, on the summed `cost` of ``requests`` requests.
 

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 Check = Callable[[str], "tuple[object, str | None]"]
 
 _UNEXPECTED, _OPEN, _SUCCEEDED = 0, 1, 2
+_PAID_AT_ONCE = 4_096
 _KINDS = tuple(FailureKind)
 _CODE = {kind: 3 + i for i, kind in enumerate(_KINDS)}
 
@@ -155,11 +156,12 @@ class _Reader:
     ) -> None:  # fmt: skip
         self.acc, self.n = acc, n
         self._decode, self._check, self._sizes, self._hashes = provider.decode, check, sizes, hashes
-        self._cost, self._list_cost = sheet.cost, list_sheet.cost
+        self._sheet, self._list_sheet = sheet, list_sheet
         self._cached = acc.shard.lane is Lane.CACHE
+        self._usages: list[Usage] = []  # to be paid, many at once
 
     def read(self, stream: Iterator[bytes], pending: set[str] | None) -> None:
-        acc, seen, decode = self.acc, self.acc.seen, self._decode
+        acc, seen, decode, hashes, usages = self.acc, self.acc.seen, self._decode, self._hashes, self._usages
         first, width = acc.shard.first, len(acc.seen)
         prefix = acc.shard.tag + "-"
         skip = len(prefix)
@@ -171,16 +173,24 @@ class _Reader:
                 if line.strip():
                     acc.garbled += 1
                 continue
-            custom_id = answer.custom_id
+            custom_id, outcome = answer.custom_id, answer.outcome
             if pending is not None:
                 pending.discard(custom_id)
             digits = custom_id[skip:]
             place = int(digits) - first if custom_id.startswith(prefix) and digits.isdigit() else -1
-            if not 0 <= place < width or not seen[place]:
-                self._unknown(answer.outcome)
+            if not 0 <= place < width or not (before := seen[place]):
+                self._unknown(outcome)
                 continue
             good += 1
-            self._take(place, answer.outcome)
+            if before == _OPEN and type(outcome) is Succeeded and outcome.usage is not None and self._check is None:
+                seen[place] = _SUCCEEDED  # nearly every line; `_take` would do the same
+                hashes[place] = hash(outcome.text)
+                usages.append(outcome.usage)
+            else:
+                self._take(place, outcome)
+            if len(usages) >= _PAID_AT_ONCE:
+                self._settle()
+        self._settle()
         acc.lines[self.n] = acc.lines.get(self.n, 0) + good
 
     def _take(self, place: int, outcome: object) -> None:
@@ -189,13 +199,13 @@ class _Reader:
             code = _SUCCEEDED
             if self._check is not None and self._check(outcome.text)[1] is not None:
                 code = _CODE[FailureKind.INVALID_OUTPUT]
-            self._pay(place, outcome.usage or estimated(self._sizes, acc.shard.first + place, outcome.text))
+            self._usages.append(outcome.usage or estimated(self._sizes, acc.shard.first + place, outcome.text))
             text = outcome.text
         else:
             code = _CODE[outcome.kind]  # type: ignore[attr-defined]
             text = ""
             if outcome.usage is not None:  # type: ignore[attr-defined]
-                self._pay(place, outcome.usage)  # type: ignore[attr-defined]
+                self._usages.append(outcome.usage)  # type: ignore[attr-defined]
         if before == _OPEN:
             acc.seen[place] = code
             self._hashes[place] = hash(text)
@@ -213,24 +223,27 @@ class _Reader:
             acc.seen[place] = code
             self._hashes[place] = hash(text)
 
-    def _pay(self, place: int, usage: Usage) -> None:
-        acc = self.acc
-        acc.answered[self.n] = acc.answered.get(self.n, 0) + 1
-        if self._cached:
+    def _settle(self) -> None:
+        """Pay for the answers read since the last time."""
+        acc, usages = self.acc, self._usages
+        if not usages:
             return
-        acc.calls += 1
-        acc.tokens_in += usage.input_tokens
-        acc.tokens_out += usage.output_tokens
-        acc.tokens_cached += usage.cached_tokens
-        acc.spent[self.n] = acc.spent.get(self.n, 0) + self._cost(usage)
-        acc.list_nanos += self._list_cost(usage)
+        acc.answered[self.n] = acc.answered.get(self.n, 0) + len(usages)
+        if not self._cached:
+            acc.calls += len(usages)
+            acc.tokens_in += sum([usage.input_tokens for usage in usages])
+            acc.tokens_out += sum([usage.output_tokens for usage in usages])
+            acc.tokens_cached += sum([usage.cached_tokens for usage in usages])
+            acc.spent[self.n] = acc.spent.get(self.n, 0) + self._sheet.total(usages)
+            acc.list_nanos += self._list_sheet.total(usages)
+        usages.clear()
 
     def _unknown(self, outcome: object) -> None:
         """An id that is not of this shard: kept on disk, counted, and paid for if it has usage."""
         self.acc.unknown_ids += 1
         usage = getattr(outcome, "usage", None)
         if usage is not None:
-            self._pay(-1, usage)
+            self._usages.append(usage)
 
 
 def bookings(acc: Accounting, sheet: PriceSheet, sizes: BodySizes) -> tuple[Booking, ...]:

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -62,23 +62,23 @@ class _Usage(msgspec.Struct, gc=False):
 
 
 class _Message(msgspec.Struct, gc=False):
-    content: str | None = None
-    refusal: str | None = None
+    content: str
+    refusal: Literal[""] | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
     message: _Message
-    finish_reason: str | None = None
+    finish_reason: Literal["stop"] | None = None
 
 
 class _Body(msgspec.Struct, gc=False):
-    choices: list[_Choice]
+    choices: tuple[_Choice]
     model: str | None = None
     usage: _Usage | None = None
 
 
 class _Response(msgspec.Struct, gc=False):
-    status_code: int
+    status_code: Literal[200]
     body: _Body
 
 
@@ -117,7 +117,6 @@ class _VectorLine(msgspec.Struct, gc=False):
 _NOT_STRICT = (msgspec.DecodeError, ValueError, RecursionError)  # ValueError: bytes that are not UTF-8
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_vectors = msgspec.json.Decoder(_VectorLine).decode
-_PLAIN_ENDS = frozenset({"stop", None})
 
 
 def decode_line(line: bytes) -> Answer:
@@ -133,13 +132,12 @@ def decode_line(line: bytes) -> Answer:
     except _NOT_STRICT:
         return _decode_any(line)
     body = plain.response.body
-    if 200 <= plain.response.status_code < 300 and len(body.choices) == 1:
-        choice = body.choices[0]
-        text = choice.message.content
-        if text and not text.isspace() and choice.finish_reason in _PLAIN_ENDS and not choice.message.refusal:
-            outcome = Succeeded(text, _plain_usage(body.usage), choice.finish_reason, body.model)
-            return Answer(plain.custom_id, outcome, plain.duration_s)
-    return _decode_any(line)
+    choice = body.choices[0]
+    text = choice.message.content
+    if not text or text.isspace():
+        return _decode_any(line)
+    outcome = Succeeded(text, _plain_usage(body.usage), choice.finish_reason, body.model)
+    return Answer(plain.custom_id, outcome, plain.duration_s)
 
 
 def _decode_embeddings(line: bytes) -> Answer | None:
@@ -460,8 +458,7 @@ class OpenAILines:
     def line_pieces(self, url: str) -> tuple[bytes, bytes, bytes]:
         return line_pieces(url)
 
-    def decode(self, line: bytes) -> Answer:
-        return decode_line(line)
+    decode = staticmethod(decode_line)  # called for every answer: one frame less
 
     def reply_line(self, custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
         return reply_line(custom_id, reply, duration_s)

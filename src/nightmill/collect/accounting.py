@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 Check = Callable[[str], "tuple[object, str | None]"]
 
 _UNEXPECTED, _OPEN, _SUCCEEDED = 0, 1, 2
-_PAID_AT_ONCE = 4_096
 _KINDS = tuple(FailureKind)
 _CODE = {kind: 3 + i for i, kind in enumerate(_KINDS)}
 
@@ -161,11 +160,9 @@ class _Reader:
         self._usages: list[Usage] = []  # to be paid, many at once
 
     def read(self, stream: Iterator[bytes], pending: set[str] | None) -> None:
-        acc, seen, decode, hashes, usages = self.acc, self.acc.seen, self._decode, self._hashes, self._usages
-        first, width = acc.shard.first, len(acc.seen)
-        prefix = acc.shard.tag + "-"
-        skip = len(prefix)
-        good = 0
+        acc, seen, hashes, decode = self.acc, self.acc.seen, self._hashes, self._decode
+        first, width, prefix = acc.shard.first, len(acc.seen), acc.shard.tag + "-"
+        skip, pay, is_checked, good = len(prefix), self._usages.append, self._check is not None, 0
         for line in stream:
             try:
                 answer = decode(line)
@@ -177,18 +174,18 @@ class _Reader:
             if pending is not None:
                 pending.discard(custom_id)
             digits = custom_id[skip:]
-            place = int(digits) - first if custom_id.startswith(prefix) and digits.isdigit() else -1
+            place = int(digits) - first if digits.isdecimal() and custom_id.startswith(prefix) else -1
             if not 0 <= place < width or not (before := seen[place]):
                 self._unknown(outcome)
                 continue
             good += 1
-            if before == _OPEN and type(outcome) is Succeeded and outcome.usage is not None and self._check is None:
+            if before == _OPEN and type(outcome) is Succeeded and not is_checked and (usage := outcome.usage):
                 seen[place] = _SUCCEEDED  # nearly every line; `_take` would do the same
                 hashes[place] = hash(outcome.text)
-                usages.append(outcome.usage)
+                pay(usage)
             else:
                 self._take(place, outcome)
-            if len(usages) >= _PAID_AT_ONCE:
+            if not good & 511:
                 self._settle()
         self._settle()
         acc.lines[self.n] = acc.lines.get(self.n, 0) + good

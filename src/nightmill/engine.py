@@ -120,9 +120,9 @@ class Engine:
 
     async def _sleep(self, ids: list[str]) -> None:
         """Until something is due, a task ends, or the engine is stopped."""
+        self._wake.clear()  # first: a task that ends while the ledger is asked must not go unheard
         due = await self._desk.book(self._desk.ledger.next_due, ids)
         wait = _IDLE_S if due is None else min(_IDLE_S, max(0.005, due - self._desk.ledger.moment()))
-        self._wake.clear()
         waiters = [asyncio.create_task(self._wake.wait()), asyncio.create_task(self._stop.gently.wait())]
         _, pending = await asyncio.wait(waiters, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
         for waiter in pending:

@@ -118,7 +118,7 @@ class Results:
 
         With ``keep`` every new good answer goes into the cache. Adds to `counts`.
         """
-        twins = self._twins(first, end)
+        twins = self.twins(first, end)
         wanted = set(twins.values()) - set(range(first, end))
         with ExitStack() as stack:
             reader = _RangeReader(self, stack, first, end, wanted)
@@ -140,7 +140,7 @@ class Results:
 
     # -- rows ----------------------------------------------------------------------------------
 
-    def _twins(self, first: int, end: int) -> dict[int, int]:
+    def twins(self, first: int, end: int) -> dict[int, int]:
         """Duplicate rows of the range and the row whose outcome each shares."""
         file = self._files.twins
         if file is None:

@@ -11,7 +11,8 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,26 +20,47 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from nightmill.answers import AnswerCache, salt
-from nightmill.collect import Check, Results
+from nightmill.collect import Answers, Check, Results, SoFar
 from nightmill.config import DEFAULT_BUDGET_NANOS, Settings
 from nightmill.engine import Engine, JobKit, Stop, results_of
 from nightmill.errors import Conflict, NightmillError, OverBudget, UsageError
 from nightmill.lanes import Desk, Work
+from nightmill.lanes.live import ATTEMPTS
 from nightmill.lanes.throttle import Rates, Throttle
-from nightmill.ledger import Job, Ledger, Limit, Shard, Tally
+from nightmill.ledger import (
+    OUTCOMES,
+    Job,
+    Ledger,
+    Limit,
+    NewShard,
+    Shard,
+    Standing,
+    StoredFile,
+    Tally,
+    standing_of,
+    with_answers,
+)
 from nightmill.plan import Bounds, Compiled, Cutter, Order, Parameters, Plan, Scissors, bounds, make_plan, with_waves
 from nightmill.pricing import PriceSheet, price_sheet
 from nightmill.providers import BatchProvider, LiveProvider, Provider
 from nightmill.providers.resolve import available, resolve
+from nightmill.sinks import Target, write_all
+from nightmill.sinks.exports import check_targets, note_written
 from nightmill.sources import Source, open_source
 from nightmill.store import Store
 from nightmill.tasks import BoundTask, Task, bind, check_answer, load_schema, load_task, prompt_task, verbatim_task
-from nightmill.types import Lane, Quote, ShardState, usd
-from nightmill.wire import ROWS, TWINS
+from nightmill.types import JobState, Lane, Quote, ShardState, Usage, usd
+from nightmill.wire import RESULTS, ROWS, TWINS
 
+_GROUP_ROWS = 5_000  # of rows.parquet
+_UNDER_WAY = (ShardState.SENDING, ShardState.COLLECTING)
+LEDGER_NAME = "nightmill.db"
 LIVE_UP_TO = 10  # rows that run live unless told otherwise
+_OVERDUE_S = 3.0  # a shard that is due for so long has nobody who looks after it
 _EXPECTED_OUTPUT = 300  # tokens, where nobody knows better
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -90,6 +112,67 @@ class Prepared:
         return self.plan.quote
 
 
+@dataclass(frozen=True, slots=True)
+class LaneCost:
+    """What a plan would cost in one lane."""
+
+    lane: Lane
+    expected_nanos: int
+    at_most_nanos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Failed rows of a finished job, cut anew; nothing is promised yet."""
+
+    job: Job
+    rows: int
+    shards: tuple[NewShard, ...]
+    spec: dict[str, Any]
+    at_most_nanos: int
+
+
+@dataclass(slots=True)
+class Group:
+    """Rows that failed alike: how many, and one of them."""
+
+    kind: str
+    count: int
+    message: str
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Where a job stands this moment, answers that are not settled yet included."""
+
+    job: Job
+    now: Standing  # distinct requests
+    in_hand: int  # live calls under way
+    item: str  # key of the row that was answered last
+
+
+@contextmanager
+def opened(settings: Settings, *, create: bool = True) -> Iterator[Mill]:
+    """A `Mill` for as long as the block lasts.
+
+    Without ``create`` a home that has no ledger yet stays as it is: an empty one in a folder that
+    is gone afterwards takes its place.
+    """
+    if create or (settings.home / LEDGER_NAME).exists():
+        mill = Mill(settings)
+        try:
+            yield mill
+        finally:
+            mill.close()
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="nightmill-") as folder,
+        opened(replace(settings, home=Path(folder))) as mill,
+    ):
+        yield mill
+
+
 class Mill:
     """One home: its settings, ledger and files.
 
@@ -101,7 +184,7 @@ class Mill:
         self.settings = settings
         self.store = Store(settings.home)
         self.store.prepare()
-        self.ledger = Ledger(settings.home / "nightmill.db")
+        self.ledger = Ledger(settings.home / LEDGER_NAME)
         total = settings.budget_total_nanos
         self.ledger.ensure_budget(
             DEFAULT_BUDGET_NANOS if total is None else total, settings.budget_day_nanos, settings.budget_month_nanos
@@ -148,7 +231,8 @@ class Mill:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         plan = replace(plan, quote=with_waves(plan.quote, free.free_nanos if free else None))
-        return Prepared(plan, spec, options, source, model, order.lane, order.compiled.digest, free)
+        unfinished = None if options.new else self._unfinished_like(plan, spec, options)
+        return Prepared(plan, spec, options, source, model, order.lane, order.compiled.digest, free, unfinished)
 
     def submit(self, prepared: Prepared) -> Job:
         """Make the plan a job; if the same command began one that is unfinished, that one.
@@ -160,7 +244,7 @@ class Mill:
         plan, options = prepared.plan, prepared.options
         if prepared.resumes is not None:
             self._drop_plan(plan.job_id)
-            return prepared.resumes
+            return self._go_on(prepared.resumes, options)
         try:
             check_affordable(prepared)
             self._check_name(options.name, plan.fingerprint)
@@ -182,11 +266,39 @@ class Mill:
         except Conflict:
             self._drop_plan(plan.job_id)
             if winner := self.ledger.find_unfinished(plan.fingerprint):  # another process was first: help it
-                return winner
+                return self._go_on(winner, options)
             raise
         except BaseException:
             self._drop_plan(plan.job_id)
             raise
+
+    def _go_on(self, job: Job, options: RunOptions) -> Job:
+        """The unfinished job, under the budget this command gives, if it gives one, and no longer paused."""
+        if options.budget_nanos is not None:
+            self.ledger.set_budget(f"job:{job.id}", options.budget_nanos)
+        if job.state is JobState.PAUSED:
+            self.resume(job)
+        return self.job(job.id)
+
+    def lane_costs(self, prepared: Prepared) -> list[LaneCost]:
+        """What the plan would cost in each lane that its model has, batch first."""
+        quote, provider = prepared.quote, self._provider(prepared.model)
+        each = Usage(-(-quote.input_tokens // max(1, quote.requests)), quote.output_tokens // max(1, quote.requests))
+        costs = []
+        for lane, able in ((Lane.BATCH, BatchProvider), (Lane.LIVE, LiveProvider)):
+            if lane is prepared.lane:
+                costs.append(LaneCost(lane, quote.expected_nanos, quote.at_most_nanos))
+            elif isinstance(provider, able):
+                sheet = self._sheet(prepared.model, lane)
+                sent = [s for s in prepared.plan.shards if s.lane is not Lane.CACHE]
+                at_most = sum(sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in sent)
+                costs.append(LaneCost(lane, sheet.cost(each) * quote.requests, at_most))
+        return costs
+
+    def check_outputs(self, targets: Sequence[Target], prepared: Prepared, *, force: bool) -> None:
+        """Refuse outputs that could not or must not be written. Raises UsageError."""
+        folder = self.folder(prepared.resumes) if prepared.resumes else None
+        check_targets(targets, inputs=prepared.options.inputs, folder=folder, force=force)
 
     def discard(self, prepared: Prepared) -> None:
         """The user said no: no trace stays."""
@@ -302,6 +414,14 @@ class Mill:
             self.ledger.reprice(job.id, job.spec | {"price": sheet.to_json()})
         self.ledger.resume(job.id)
 
+    def is_dearer(self, job: Job) -> bool:
+        """Whether today's price is above the one that was confirmed for this job."""
+        return self._sheet(job.model, job.lane).dearer_than(PriceSheet.from_json(job.spec["price"]))
+
+    def attended(self, job: Job) -> bool:
+        """Whether another process works on the job, so that this one need not."""
+        return self.ledger.attended(job.id, overdue_s=_OVERDUE_S)
+
     def cancel(self, job: Job) -> None:
         """Claim nothing more; what is at the provider is cancelled and collected by the next `run`."""
         self.ledger.request_cancel(job.id)
@@ -322,7 +442,7 @@ class Mill:
         )
         return JobKit(
             job, provider, compiled,
-            Work(job.id, provider, compiled.url, sheet, scissors, spec["has_budget"], confirmed),
+            Work(job.id, provider, compiled.url, sheet, scissors, True, confirmed),
             self._sheet(job.model, Lane.LIVE), check_of(parameters), Throttle(rates, self.ledger.moment),
             salt(provider.name, provider.model, provider.account.host), self.cache if spec["cache"] else None,
             spec["on_error"],
@@ -337,11 +457,66 @@ class Mill:
     def tally(self, job: Job) -> Tally:
         return self.ledger.tally(job.id)
 
-    def results(self, job: Job) -> Iterator[pa.RecordBatch]:
-        """Results in input order, as far as there are any; open rows are left out."""
+    def standing(self, job: Job) -> Standing:
+        """The job in rows and money."""
+        return standing_of(job, self.ledger.tally(job.id))
+
+    def follow(self, job_ids: Sequence[str]) -> Follower:
+        return Follower(self, job_ids)
+
+    def folder(self, job: Job) -> Path:
+        """Where the job's files lie."""
+        return self.store.path(self.store.job_folder(job.id))
+
+    def results(self, job: Job, first: int = 0, end: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Results of rows ``first`` to ``end`` in input order; rows that are still open are left out."""
+        end = job.rows if end is None else min(end, job.rows)
+        built = self.ledger.files_of(job.id, RESULTS) if job.finished_at is not None else []
+        for batch in self._built(built, first, end) if built else self._read_open(job, first, end):
+            index = batch.column("index")
+            yield batch.filter(pc.and_(pc.greater_equal(index, first), pc.less(index, end)))
+
+    def _built(self, files: Sequence[StoredFile], first: int, end: int) -> Iterator[pa.RecordBatch]:
+        for file in files:
+            if file.first >= end or file.last < first:
+                continue
+            with self.store.open(file.ref) as stream:
+                parquet = pq.ParquetFile(stream, pre_buffer=False)
+                start = file.first
+                for group in range(parquet.num_row_groups):
+                    rows = parquet.metadata.row_group(group).num_rows
+                    if start < end and start + rows > first:
+                        yield from parquet.read_row_group(group).to_batches()
+                    start += rows
+
+    def _read_open(self, job: Job, first: int, end: int) -> Iterator[pa.RecordBatch]:
         results = self.open_results(job)
-        for first, end in results.ranges():
-            yield from results.batches(first, end)
+        for low, high in results.ranges():
+            if low < end and high > first:
+                yield from results.batches(low, high)
+
+    def failures(self, job: Job) -> tuple[list[Group], int]:
+        """Failed rows grouped by kind, most frequent first, and the nanos that rest on estimated usage."""
+        groups: dict[str, Group] = {}
+        estimated = 0
+        for batch in self.results(job):
+            estimated += pc.sum(batch.filter(batch.column("cost_estimated")).column("cost_nanos")).as_py() or 0
+            bad = batch.filter(pc.invert(batch.column("success"))).select(["index", "error_kind", "error"])
+            for row in bad.to_pylist():
+                kind = row["error_kind"] or "failed"
+                group = groups.setdefault(kind, Group(kind, 0, row["error"] or "", row["index"]))
+                group.count += 1
+        return sorted(groups.values(), key=lambda group: -group.count), estimated
+
+    def export(self, job: Job, targets: Sequence[Target], *, csv_raw: bool = False) -> int:
+        """Write what results there are to every target, whole or not at all; how many rows. Raises StoreError."""
+        rows = write_all(targets, self.results(job), schema=self.schema(job), csv_raw=csv_raw)
+        note_written(targets, self.folder(job))
+        return rows
+
+    def schema(self, job: Job) -> Mapping[str, Any] | None:
+        """The JSON Schema that the job's answers are held to, if there is one."""
+        return Parameters.from_dict(job.spec["parameters"]).schema
 
     def open_results(self, job: Job) -> Results:
         kit = self.open_kit(job.id)
@@ -351,28 +526,53 @@ class Mill:
     # -- again, and in doubt -------------------------------------------------------------------
 
     def retry(self, job: Job, *, max_output: int | None = None, temperature: float | None = None) -> int:
-        """Send the failed rows of a finished job again, with a fresh three attempts; how many.
+        """`prepare_retry` and `submit_retry` at once; how many rows go out again."""
+        again = self.prepare_retry(job, max_output=max_output, temperature=temperature)
+        self.submit_retry(again)
+        return again.rows
 
-        Rows that succeeded are not touched. Raises Conflict while the job is unfinished.
+    def prepare_retry(self, job: Job, *, max_output: int | None = None, temperature: float | None = None) -> Again:
+        """Cut the failed rows of a finished job into new shards, with a fresh three attempts.
+
+        Rows that succeeded are not touched; duplicates of a failed row share the new answer. The
+        caller submits what comes back or discards it. Raises Conflict while the job is unfinished.
         """
         if job.finished_at is None:
             raise Conflict(
                 f"job {job.id} is not finished", why=f"it is {job.state}", fix=f"nightmill resume {job.id}, then retry"
             )
-        failed = [i for batch in self.results(job) for i, ok in _success(batch) if not ok]
-        if not failed:
-            return 0
-        spec = dict(job.spec)
+        failed = self._failed_rows(job)
+        sheet = self._sheet(job.model, job.lane)
+        spec = job.spec | {"price": sheet.to_json(), "again": _counted_again(job.spec.get("again", {}), failed)}
         given = {"max_output": max_output, "temperature": temperature}
         spec["parameters"] = spec["parameters"] | {k: v for k, v in given.items() if v is not None}
-        shards = self._cut_rows(job, spec, failed)
-        self.ledger.extend(job, shards, [], spec=spec)
-        return len(failed)
+        shards = tuple(self._cut_rows(job, spec, list(failed))) if failed else ()
+        at_most = sum(sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in shards)
+        return Again(job, len(failed), shards, spec, at_most)
 
-    def _cut_rows(self, job: Job, spec: dict[str, Any], indexes: list[int]) -> list[Any]:
+    def submit_retry(self, again: Again) -> None:
+        """The rows go out with the next `run`. Raises Conflict when the job changed meanwhile."""
+        if again.shards:
+            self.ledger.extend(again.job, again.shards, [], spec=again.spec)
+
+    def discard_retry(self, again: Again) -> None:
+        for shard in again.shards:
+            self.store.path(shard.file.path).unlink(missing_ok=True)
+
+    def _failed_rows(self, job: Job) -> dict[int, str]:
+        """Row to failure kind, without duplicates of other rows."""
+        results = self.open_results(job)
+        failed: dict[int, str] = {}
+        for low, high in results.ranges():
+            twins = results.twins(low, high)
+            for batch in self.results(job, low, high):
+                bad = batch.filter(pc.invert(batch.column("success")))
+                rows = zip(bad.column("index").to_pylist(), bad.column("error_kind").to_pylist(), strict=True)
+                failed.update((index, kind or "failed") for index, kind in rows if index not in twins)
+        return failed
+
+    def _cut_rows(self, job: Job, spec: dict[str, Any], indexes: list[int]) -> list[NewShard]:
         """Shards for some rows of a job, encoded anew from the rows as they were taken."""
-        import pyarrow.parquet as pq
-
         provider = self._provider(job.model)
         compiled = Compiled(
             provider, bind(Task.from_dict(spec["task"]), spec["columns"], {}), Parameters.from_dict(spec["parameters"])
@@ -500,8 +700,78 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _success(batch: pa.RecordBatch) -> Iterator[tuple[int, bool]]:
-    return zip(batch.column("index").to_pylist(), batch.column("success").to_pylist(), strict=True)
+def _counted_again(before: Mapping[str, Any], failed: Mapping[int, str]) -> dict[str, Any]:
+    """How many rows ended in which way before a retry sent them anew, all retries of the job together."""
+    counts: dict[str, Any] = {name: before.get(name, 0) for name in OUTCOMES}
+    kinds = dict(before.get("failures", {}))
+    for kind in failed.values():
+        name = kind if kind in ("missing", "expired", "cancelled") else "failed"
+        counts[name] += 1
+        if name == "failed":
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return counts | {"failures": kinds}
 
 
-__all__ = ["Mill", "NightmillError", "Prepared", "RunOptions", "check_affordable", "new_id"]
+class Follower:
+    """Says where jobs stand while somebody works on them, in this process or in another."""
+
+    def __init__(self, mill: Mill, job_ids: Sequence[str]) -> None:
+        self._mill, self._ids = mill, list(job_ids)
+        self._journals: dict[str, SoFar] = {}
+        self._keys: dict[tuple[str, int], list[str | None]] = {}
+
+    def look(self) -> list[Look]:
+        """Every job as it stands. Blocks; call it on a thread. Raises StoreError."""
+        return [self._look(job_id) for job_id in self._ids]
+
+    def _look(self, job_id: str) -> Look:
+        mill, ledger = self._mill, self._mill.ledger
+        for _ in range(3):  # a shard that settles between the two reads would count twice, or not at all
+            tally = ledger.tally(job_id)
+            shards = [s for s in ledger.shards_of(job_id, *_UNDER_WAY) if s.lane is Lane.LIVE]
+            if ledger.tally(job_id).states == tally.states:
+                break
+        job = mill.job(job_id)
+        now = standing_of(job, tally, distinct=True)
+        if not shards:
+            return Look(job, now, 0, "")
+        if job_id not in self._journals:
+            kit = mill.open_kit(job_id)
+            self._journals[job_id] = SoFar(mill.store, kit.provider, kit.list_sheet, kit.check, ATTEMPTS)
+        found = self._journals[job_id].look(shards)
+        return Look(job, _joined(now, found), found.in_hand, self._key(job_id, found.last_row))
+
+    def _key(self, job_id: str, row: int | None) -> str:
+        if row is None:
+            return ""
+        group, place = divmod(row, _GROUP_ROWS)
+        if (job_id, group) not in self._keys:
+            rows = self._mill.ledger.files_of(job_id, ROWS)[0]
+            with self._mill.store.open(rows.ref) as stream:
+                column = pq.ParquetFile(stream).read_row_group(group, columns=["key"]).column("key")
+            self._keys = {(job_id, group): column.to_pylist()}
+        return self._keys[job_id, group][place] or ""
+
+
+def _joined(now: Standing, found: Answers) -> Standing:
+    spent = max(0, found.spent_nanos - now.unproven_nanos)  # what is booked as unproven is in both
+    return with_answers(
+        now, succeeded=found.succeeded, failures=found.failures, tokens_in=found.tokens_in,
+        tokens_out=found.tokens_out, spent_nanos=spent, list_nanos=found.list_nanos,
+    )  # fmt: skip
+
+
+__all__ = [
+    "Again",
+    "Follower",
+    "Group",
+    "LaneCost",
+    "Look",
+    "Mill",
+    "NightmillError",
+    "Prepared",
+    "RunOptions",
+    "check_affordable",
+    "new_id",
+    "opened",
+]

@@ -11,6 +11,7 @@ from typing import Any
 
 from nightmill.collect.accounting import Accounting, BodySizes, Check, Rules, Verdict, account, bookings, verdict
 from nightmill.collect.results import Results, RowCounts
+from nightmill.collect.sofar import Answers, SoFar
 from nightmill.ledger import Counts, NewShard, Settlement, Shard
 from nightmill.plan import Scissors
 from nightmill.pricing import PriceSheet
@@ -18,7 +19,7 @@ from nightmill.providers import Provider
 from nightmill.store import Store
 from nightmill.types import Lane
 
-__all__ = ["Check", "Collected", "Context", "Results", "RowCounts", "Rules", "settle_shard"]
+__all__ = ["Answers", "Check", "Collected", "Context", "Results", "RowCounts", "Rules", "SoFar", "settle_shard"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ def _alerts(acc: Accounting, shard: Shard) -> list[tuple[str, str]]:
         found.append(("answers_differ", f"{acc.differing} requests of {shard.tag} were answered twice, differently"))
     if acc.unknown_ids:
         found.append(("unknown_ids", f"{acc.unknown_ids} lines of {shard.tag} name requests it did not hold"))
+    if acc.garbled:
+        found.append(("unreadable_lines", f"{acc.garbled} lines of {shard.tag} could not be read and were left out"))
     if len(acc.models) > 1:
         found.append(("model_changed", f"{shard.tag} was answered by {', '.join(sorted(acc.models))}"))
     over = sum(acc.spent.values()) - sum(s.hold_nanos + s.unproven_nanos for s in shard.submissions)

@@ -6,6 +6,7 @@ commit. What it hands out are frozen records.
 
 from __future__ import annotations
 
+from nightmill.ledger.attendance import AttendanceVerbs
 from nightmill.ledger.jobs import JobVerbs
 from nightmill.ledger.money import MoneyVerbs
 from nightmill.ledger.records import (
@@ -23,8 +24,10 @@ from nightmill.ledger.records import (
     Tally,
 )
 from nightmill.ledger.shards import ShardVerbs
+from nightmill.ledger.standing import OUTCOMES, Standing, standing_of, with_answers
 
 __all__ = [
+    "OUTCOMES",
     "Booking",
     "Counts",
     "Denied",
@@ -34,12 +37,15 @@ __all__ = [
     "NewShard",
     "Settlement",
     "Shard",
+    "Standing",
     "StoredFile",
     "Submission",
     "SubmissionState",
     "Tally",
+    "standing_of",
+    "with_answers",
 ]
 
 
-class Ledger(JobVerbs, ShardVerbs, MoneyVerbs):
+class Ledger(JobVerbs, ShardVerbs, MoneyVerbs, AttendanceVerbs):
     """All transactional state. Open it with the path of its database file."""

@@ -22,7 +22,7 @@ from nightmill.errors import StoreError, UsageError
 from nightmill.sinks.columns import RESULT_SCHEMA
 from nightmill.sinks.formats import CsvWriter, JsonlWriter, ParquetWriter, Writer
 
-__all__ = ["RESULT_SCHEMA", "Target", "parse_target", "write", "write_all"]
+__all__ = ["RESULT_SCHEMA", "Format", "Target", "check_distinct", "parse_target", "stream", "write", "write_all"]
 
 Format = Literal["jsonl", "csv", "parquet"]
 
@@ -97,7 +97,7 @@ def write_all(
         StoreError: a target cannot be written. No target has been touched then, unless the very
             last step, putting finished files in place, failed half way.
     """
-    _check_distinct(targets)
+    check_distinct(targets)
     rows = 0
     with ExitStack() as open_outputs:
         outputs = [open_outputs.enter_context(_opened(target, schema, csv_raw)) for target in targets]
@@ -112,7 +112,32 @@ def write_all(
     return rows
 
 
-def _check_distinct(targets: Sequence[Target]) -> None:
+def stream(
+    file: BinaryIO,
+    format: Format,  # noqa: A002  the word every caller uses
+    batches: Iterable[pa.RecordBatch],
+    *,
+    schema: Mapping[str, Any] | None = None,
+    csv_raw: bool = False,
+) -> int:
+    """Write results to an open file as they come, and leave it open; the number of rows.
+
+    Raises:
+        OSError: the file cannot be written; a pipe whose reader left is a BrokenPipeError.
+    """
+    writer = _WRITERS[format](file, schema, csv_raw=csv_raw)
+    rows = 0
+    for batch in batches:
+        rows += batch.num_rows
+        writer.write(batch)
+        file.flush()
+    writer.close()
+    file.flush()
+    return rows
+
+
+def check_distinct(targets: Sequence[Target]) -> None:
+    """Raises UsageError when two targets are one file."""
     paths = [os.path.realpath(target.path) for target in targets]
     for target, path in zip(targets, paths, strict=True):
         if paths.count(path) > 1:

@@ -1,0 +1,86 @@
+"""Which files a job wrote: those it may write again, all others only when told to.
+
+The list lies in the job's folder. A file on it counts as the job's own only while it is, to the
+nanosecond and the byte, as the job left it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from nightmill.errors import UsageError
+from nightmill.sinks import Target, check_distinct
+
+_NAME = "exports.json"
+
+
+def check_targets(
+    targets: Sequence[Target], *, inputs: Sequence[str] = (), folder: Path | None = None, force: bool = False
+) -> None:
+    """Refuse, before anything is spent, what could not or must not be written at the end.
+
+    ``folder`` is that of the job which goes on, if one does: its own earlier exports are fine.
+
+    Raises:
+        UsageError: a target is a folder, an input, named twice, in a folder nobody may write to,
+            or a file that somebody else wrote and ``force`` is not given.
+    """
+    check_distinct(targets)
+    sources = {os.path.realpath(path) for path in inputs}
+    ours = _read(folder) if folder else {}
+    for target in targets:
+        path = os.path.realpath(target.path)
+        if path in sources:
+            raise UsageError(f"{target.path} is an input", why="the results would replace it", fix="name another --out")
+        if os.path.isdir(path):
+            raise UsageError(f"{target.path} is a folder", why="results go into a file", fix="name a file in it")
+        _check_writable(target, path)
+        if not force and _is_file(path) and ours.get(path) != _stamp(path):
+            raise UsageError(
+                f"{target.path} exists",
+                why="it was not written by this job, or was changed since",
+                fix="name another --out, or replace it with --force",
+            )
+
+
+def note_written(targets: Sequence[Target], folder: Path) -> None:
+    """Remember that the job of ``folder`` wrote these files."""
+    paths = [os.path.realpath(target.path) for target in targets]
+    ours = _read(folder) | {path: _stamp(path) for path in paths if _is_file(path)}
+    fresh = folder / f".{_NAME}.{os.getpid()}"
+    fresh.write_text(json.dumps(ours), encoding="utf-8")
+    fresh.replace(folder / _NAME)
+
+
+def _check_writable(target: Target, path: str) -> None:
+    parent = Path(path).parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{target.path} cannot be written",
+            why=f"{parent} is no folder that you may write to",
+            fix="name a path you may write to, or change its permissions",
+        )
+
+
+def _is_file(path: str) -> bool:
+    """Devices and pipes are written to as they are: they belong to nobody."""
+    return os.path.exists(path) and stat.S_ISREG(os.stat(path).st_mode)
+
+
+def _stamp(path: str) -> list[int]:
+    about = os.stat(path)
+    return [about.st_size, about.st_mtime_ns]
+
+
+def _read(folder: Path) -> dict[str, list[int]]:
+    try:
+        known: dict[str, list[int]] = json.loads((folder / _NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or cut short by a crash: then nothing is ours
+        return {}
+    return known

@@ -73,6 +73,7 @@ class Engine:
         self._on_change = on_change or (lambda _: None)
         self._kits: dict[str, JobKit] = {}
         self._leases: dict[str, Lease] = {}
+        self._finishing: dict[str, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
@@ -154,11 +155,11 @@ class Engine:
     async def _step(self, kit: JobKit, lease: Lease) -> None:
         """One step of one shard, in its lane."""
         desk, shard = self._desk, lease.shard
-        if shard.state is ShardState.PLANNED and shard.cancel_requested:
+        if shard.state is ShardState.COLLECTING or shard.lane is Lane.CACHE:
+            await self._collect(kit, shard)
+        elif shard.state is ShardState.PLANNED and shard.cancel_requested:
             await desk.book(desk.ledger.release, shard)
             await desk.book(desk.ledger.drop_planned, shard.job_id)
-        elif shard.state is ShardState.COLLECTING or shard.lane is Lane.CACHE:
-            await self._collect(kit, shard)
         elif shard.lane is Lane.LIVE:
             if not isinstance(kit.provider, LiveProvider):
                 raise TypeError(f"{kit.provider.name} has no live lane")
@@ -214,7 +215,7 @@ class Engine:
         ripe = await desk.book(ledger.claim_finish, job_id, desk.timing.lease_s)
         if ripe is not None:
             await self._finish(self._kit(job_id), ripe)
-            return True
+            return False  # the next round sees whether it is over, or another worker took it
         idle = not any(lease.shard.job_id == job_id for lease in self._leases.values())
         return (
             job.state is JobState.PAUSED
@@ -228,7 +229,14 @@ class Engine:
         desk = self._desk
         shards = await desk.book(desk.ledger.shards_of, job.id)
         files = await desk.book(desk.ledger.files_of, job.id, wire.ROWS, wire.TWINS, wire.RESULTS)
-        counts, written = await asyncio.to_thread(build_results, desk.store, kit, shards, files)
+        self._finishing[job.id] = job
+        try:
+            counts, written = await asyncio.to_thread(build_results, desk.store, kit, shards, files, job.epoch)
+        except BaseException:
+            await desk.book(desk.ledger.give_back_finish, job)
+            raise
+        finally:
+            del self._finishing[job.id]
         state = end_state(job, counts)
         final = {name: getattr(counts, name) for name in ("succeeded", "failed", "missing", "expired", "cancelled")}
         await desk.book(desk.ledger.finish, job, state, counts=final, results=written)
@@ -250,6 +258,8 @@ class Engine:
                         lease.until = until
                     else:
                         lease.lost = True
+            for job in list(self._finishing.values()):
+                await desk.book(desk.ledger.renew_finish, job, timing.lease_s)
             for kit in list(self._kits.values()):
                 kit.throttle.workers = workers
                 account, model = kit.provider.account.id, kit.provider.model
@@ -301,10 +311,14 @@ def results_of(store: Store, kit: JobKit, shards: list[Shard], files: list[Any])
     return Results(store, JobFiles(rows, twins, shards, sheets), kit.provider, kit.compiled, kit.check)
 
 
-def build_results(store: Store, kit: JobKit, shards: list[Shard], files: list[Any]) -> tuple[RowCounts, list[Any]]:
-    """Write every row range as Parquet, under the next rebuild number, and count how the rows ended."""
+def build_results(
+    store: Store, kit: JobKit, shards: list[Shard], files: list[Any], n: int
+) -> tuple[RowCounts, list[Any]]:
+    """Write every row range as Parquet, under rebuild number ``n``, and count how the rows ended.
+
+    ``n`` is the epoch of the right to build them: no two workers ever write to the same file.
+    """
     results = results_of(store, kit, shards, files)
-    n = 1 + max((f.n for f in files if f.kind == wire.RESULTS), default=-1)
     folder = store.job_folder(kit.job.id)
     keep = {"keep": kit.cache, "salt": kit.salt}
     written = [results.write(folder, first, end, n, **keep) for first, end in results.ranges()]

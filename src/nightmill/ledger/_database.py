@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, insert, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, ProgrammingError
 
 from nightmill.errors import Conflict, StoreError
 from nightmill.killpoints import reach
@@ -29,7 +29,11 @@ class Database:
         self._path = path
         self.me = _sqlite.me()
         self.copied = False  # this ledger was restored or copied: unsettled work is in doubt
-        self._prepare()
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._engine.dispose()
@@ -51,20 +55,27 @@ class Database:
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
+        """One snapshot for all that is read inside, so that sums and their parts agree."""
         with self._explained(), self._engine.connect() as connection:
-            # one statement a read: no transaction to hold the writers up
-            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+            yield connection.execution_options(**{_sqlite.READ_ONLY: True})
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
-            raise StoreError(
-                f"cannot use the ledger {self._path}",
-                why=str(error.orig),
-                fix="free some space or make the folder writable, then run the same command again; nothing was lost",
-            ) from error
+        except DatabaseError as error:
+            if isinstance(error, (IntegrityError, DataError, ProgrammingError)):
+                raise  # ours to answer for, not the disk's
+            raise self._unusable(str(error.orig)) from error
+        except OSError as error:
+            raise self._unusable(error.strerror or str(error)) from error
+
+    def _unusable(self, why: str) -> StoreError:
+        return StoreError(
+            f"cannot use the ledger {self._path}",
+            why=why,
+            fix="free some space or make the folder writable, then run the same command again; nothing was lost",
+        )
 
     def _prepare(self) -> None:
         with self._explained(), self._engine.connect() as connection, connection.begin():
@@ -79,7 +90,8 @@ class Database:
                     why=f"its revision is {known['revision']}; this program knows {schema.REVISION}",
                     fix="upgrade nightmill, or point NIGHTMILL_HOME at another folder",
                 )
-            self.copied = known["incarnation"] != self._incarnation()
+            behind = int(known.get("handed", 0)) < _sqlite.handed(self._path)
+            self.copied = behind or known["incarnation"] != self._incarnation()
             if known["boot"] != _sqlite.boot_id():
                 self._after_boot(connection)
             if self.copied:
@@ -91,17 +103,21 @@ class Database:
             "incarnation": self._incarnation(),
             "boot": _sqlite.boot_id(),
             "created_at": str(time.time()),
+            "handed": str(_sqlite.handed(self._path)),
         }
         connection.execute(insert(meta), [{"key": k, "value": v} for k, v in facts.items()])
 
     def _incarnation(self) -> str:
-        """Marks this very database file on this very disk; a copy or a restore differs."""
+        """Marks this very database file on this very disk; a copy differs."""
         return str(self._path.stat().st_ino)
 
     def _after_boot(self, connection: Connection) -> None:
-        """Moments begin again at every boot: all leases are over, everything is due."""
+        """Moments begin again at every boot: all leases are over, everything is due.
+
+        How long ago a look or a read was, nobody knows any more: looks and reads begin again.
+        """
         over = {"lease_until": 0.0, "lease_was_until": 0.0, "owner": None}
-        connection.execute(update(schema.shards).values(due=0.0, **over))
+        connection.execute(update(schema.shards).values(due=0.0, looks=0, fenced=0, reads=0, reread=0, **over))
         connection.execute(update(schema.jobs).values(owner=None, lease_until=0.0))
         connection.execute(update(schema.quotas).values(cool_until=0.0))
         connection.execute(schema.workers.delete())
@@ -113,3 +129,17 @@ class Database:
 
         doubt_after_restore(connection)
         connection.execute(update(meta).where(meta.c.key == "incarnation").values(value=self._incarnation()))
+        self._set_handed(connection, _sqlite.handed(self._path))
+
+    def _count_handed(self, connection: Connection) -> int:
+        """One more shard is handed over; `_note_handed` says so outside the database, after the commit."""
+        count = 1 + int(connection.execute(select(meta.c.value).where(meta.c.key == "handed")).scalar_one())
+        self._set_handed(connection, count)
+        return count
+
+    def _set_handed(self, connection: Connection, count: int) -> None:
+        connection.execute(update(meta).where(meta.c.key == "handed").values(value=str(count)))
+
+    def _note_handed(self, count: int) -> None:
+        with self._explained():
+            _sqlite.note_handed(self._path, count)

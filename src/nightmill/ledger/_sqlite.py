@@ -10,11 +10,17 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
 
+try:
+    import fcntl
+except ImportError:  # Windows: the note may lag behind by what two processes hand over at once
+    fcntl = None  # type: ignore[assignment]
+
 BUSY_TIMEOUT_MS = 60_000
+READ_ONLY = "nightmill_read_only"  # execution option: a snapshot that neither waits for writers nor stops them
 
 
 def engine(path: Path) -> Engine:
-    """An engine whose every commit is on disk and whose every write transaction is immediate."""
+    """An engine whose every commit is on disk; transactions write at once unless marked ``READ_ONLY``."""
     made = create_engine(f"sqlite:///{path}")
 
     @event.listens_for(made, "connect")
@@ -26,9 +32,37 @@ def engine(path: Path) -> Engine:
 
     @event.listens_for(made, "begin")
     def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return made
+
+
+def handed(path: Path) -> int:
+    """How many shards this home handed over, by the note beside the database; 0 without one.
+
+    A database that was put back from a backup counts fewer, also where it came back in place.
+    """
+    try:
+        return int(_note(path).read_bytes() or b"0")
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def note_handed(path: Path, count: int) -> None:
+    """Raise the note to ``count``."""
+    fd = os.open(_note(path), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if fcntl is not None:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if int(os.pread(fd, 20, 0) or b"0") < count:
+            os.pwrite(fd, b"%020d" % count, 0)
+    finally:
+        os.close(fd)
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(path.name + "-handed")
 
 
 def moment() -> float:

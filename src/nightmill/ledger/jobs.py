@@ -34,6 +34,11 @@ def _job(row: Any) -> Job:
     )  # fmt: skip
 
 
+def _claimed(job: Job) -> Any:
+    """The job is still as the worker that claimed it for finishing saw it."""
+    return and_(jobs.c.id == job.id, jobs.c.epoch == job.epoch, jobs.c.state.in_(_OPEN))
+
+
 class JobVerbs(Database):
     """Planning, finding, pausing, cancelling, finishing jobs."""
 
@@ -46,7 +51,7 @@ class JobVerbs(Database):
         """
         with self._write("begin_plan") as connection:
             planning = select(jobs.c.id, jobs.c.owner).where(jobs.c.state == JobState.PLANNING)
-            dead = [i for i, owner in connection.execute(planning) if self.is_dead(owner)]
+            dead = [i for i, owner in connection.execute(planning) if owner is None or self.is_dead(owner)]
             connection.execute(delete(jobs).where(jobs.c.id.in_(dead)))
             connection.execute(
                 insert(jobs).values(id=job_id, state=JobState.PLANNING, model=model, lane=lane, spec="{}",
@@ -80,16 +85,19 @@ class JobVerbs(Database):
         Raises:
             Conflict: an unfinished job has this fingerprint (`find_unfinished` tells which) or name.
         """
-        state = JobState.PENDING
+        mine = and_(jobs.c.id == job_id, jobs.c.state == JobState.PLANNING, jobs.c.owner == self.me)
         try:
             with self._write("publish_plan") as connection:
-                connection.execute(
-                    update(jobs).where(jobs.c.id == job_id).values(
-                        state=state, name=name, fingerprint=fingerprint, task_digest=task_digest, spec=json.dumps(spec),
-                        quote=msgspec.json.encode(quote).decode(), rows=rows, duplicates=duplicates, cached=cached,
-                        next_seq=max((s.seq for s in shards), default=-1) + 1, owner=None,
-                    )
-                )  # fmt: skip
+                published = connection.execute(
+                    update(jobs).where(mine).values(
+                        state=JobState.PENDING, name=name, fingerprint=fingerprint, task_digest=task_digest,
+                        spec=json.dumps(spec), quote=msgspec.json.encode(quote).decode(), rows=rows,
+                        duplicates=duplicates, cached=cached, owner=None,
+                        next_seq=max((s.seq for s in shards), default=-1) + 1,
+                    ).returning(jobs.c.id)
+                ).first()  # fmt: skip
+                if published is None:
+                    raise Conflict(f"the plan {job_id} is gone", why="it was given up", fix="plan it again")
                 insert_shards(connection, job_id, shards, self.moment())
                 insert_files(connection, job_id, files)
                 if budget_nanos is not None:
@@ -105,17 +113,29 @@ class JobVerbs(Database):
     def extend(
         self, job: Job, new: Sequence[NewShard], stored: Sequence[StoredFile], *, spec: dict[str, Any] | None = None
     ) -> None:
-        """More shards for a finished or running job (a retry); a finished one is running again."""
+        """More shards for a finished or running job (a retry); a finished one is running again.
+
+        Raises:
+            Conflict: the job changed since ``job`` was read, or one like it is unfinished.
+        """
         values: dict[str, Any] = {"state": JobState.RUNNING, "finished_at": None, "counts": None, "stopped": None,
                                   "reason": None, "cancel_requested": 0}  # fmt: skip
         if spec is not None:
             values["spec"] = json.dumps(spec)
-        with self._write("extend") as connection:
-            taken = update(jobs).where(jobs.c.id == job.id, jobs.c.epoch == job.epoch).values(**values)
-            if connection.execute(taken.returning(jobs.c.id)).first() is None:
-                raise Conflict("the job changed meanwhile", why="another command works on it", fix="try again")
-            insert_shards(connection, job.id, new, self.moment())
-            insert_files(connection, job.id, stored)
+        same = and_(jobs.c.id == job.id, jobs.c.epoch == job.epoch, jobs.c.state != JobState.PLANNING)
+        try:
+            with self._write("extend") as connection:
+                taken = update(jobs).where(same).values(epoch=jobs.c.epoch + 1, **values).returning(jobs.c.id)
+                if connection.execute(taken).first() is None:
+                    raise Conflict("the job changed meanwhile", why="another command works on it", fix="try again")
+                insert_shards(connection, job.id, new, self.moment())
+                insert_files(connection, job.id, stored)
+        except IntegrityError as error:
+            raise Conflict(
+                f"job {job.id} cannot go on beside a newer one",
+                why="an unfinished job has its name or its fingerprint (rows, task, model, options)",
+                fix="finish or cancel that job first",
+            ) from error
 
     def take_seqs(self, job_id: str, count: int) -> int:
         """Reserve ``count`` shard numbers; the first of them. A number is never given twice."""
@@ -231,27 +251,48 @@ class JobVerbs(Database):
         with self._write("request_cancel") as connection:
             open_ = and_(jobs.c.id == job_id, jobs.c.state.in_(_OPEN))
             connection.execute(update(jobs).where(open_).values(cancel_requested=1, stopped=stopped))
-            connection.execute(update(shards).where(shards.c.job_id == job_id).values(due=0.0))
+            # Not the others: a look or a second read sooner than planned would prove nothing.
+            waiting = shards.c.state.in_((ShardState.PLANNED, ShardState.SENDING, ShardState.WAITING))
+            connection.execute(update(shards).where(shards.c.job_id == job_id, waiting).values(due=0.0))
 
     # -- finishing -----------------------------------------------------------------------------
 
     def claim_finish(self, job_id: str, lease_s: float) -> Job | None:
-        """The right to build the results of a job whose shards are all settled, for one worker."""
+        """The right to build the results of a job whose shards are all settled, for one worker.
+
+        Its epoch is new with every claim; `renew_finish` keeps it, `finish` or `give_back_finish` ends it.
+        """
         now = self.moment()
         unsettled = select(shards.c.tag).where(shards.c.job_id == job_id, shards.c.state != ShardState.SETTLED)
         ripe = and_(jobs.c.id == job_id, jobs.c.state.in_(_OPEN), ~unsettled.exists())
         with self._read() as connection:
             owner = connection.execute(select(jobs.c.owner, jobs.c.lease_until).where(ripe)).first()
-        if owner is None or (owner.lease_until > now and not (owner.owner == self.me or self.is_dead(owner.owner))):
+        if owner is None:
+            return None
+        dead = owner.owner is not None and owner.owner != self.me and self.is_dead(owner.owner)
+        if owner.lease_until > now and not dead:
             return None
         with self._write("claim_finish") as connection:
-            free = or_(jobs.c.lease_until <= now, jobs.c.owner == owner.owner)
+            free = jobs.c.lease_until <= now
+            if dead:
+                free = or_(free, jobs.c.owner == owner.owner)
             taken = (
                 update(jobs).where(ripe, free).values(owner=self.me, epoch=jobs.c.epoch + 1, lease_until=now + lease_s)
             )
             if connection.execute(taken.returning(jobs.c.id)).first() is None:
                 return None
             return _job(connection.execute(select(jobs).where(jobs.c.id == job_id)).one())
+
+    def renew_finish(self, job: Job, lease_s: float) -> bool:
+        """Building takes long: keep the right. False when another worker has it now."""
+        with self._write("renew_finish") as connection:
+            still = update(jobs).where(_claimed(job)).values(lease_until=self.moment() + lease_s)
+            return connection.execute(still.returning(jobs.c.id)).first() is not None
+
+    def give_back_finish(self, job: Job) -> None:
+        """Building failed: whoever tries next need not wait for the lease to end."""
+        with self._write("give_back_finish") as connection:
+            connection.execute(update(jobs).where(_claimed(job)).values(owner=None, lease_until=0.0))
 
     def finish(self, job: Job, state: JobState, *, counts: dict[str, int], results: Sequence[StoredFile]) -> bool:
         """The job is over: its results are switched to, its final row counts are stored.
@@ -261,7 +302,7 @@ class JobVerbs(Database):
         with self._write("finish") as connection:
             over = (
                 update(jobs)
-                .where(jobs.c.id == job.id, jobs.c.epoch == job.epoch, jobs.c.state.in_(_OPEN))
+                .where(_claimed(job))
                 .values(state=state, counts=json.dumps(counts), finished_at=time.time(), owner=None, lease_until=0.0,
                         reason=None)
                 .returning(jobs.c.id)

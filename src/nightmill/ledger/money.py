@@ -37,6 +37,13 @@ def hold(connection: Connection, scopes: Sequence[str], nanos: int) -> Denied | 
     return None
 
 
+def hold_anyway(connection: Connection, scopes: Sequence[str], nanos: int) -> None:
+    """Reserve for what is out already: refusing it would not bring it back."""
+    for scope in scopes:
+        _ensure(connection, scope)
+    move(connection, scopes, held=nanos)
+
+
 def move(connection: Connection, scopes: Sequence[str], *, held: int = 0, spent: int = 0) -> None:
     """Change what is held and spent in every scope by signed amounts; never refused."""
     if held or spent:

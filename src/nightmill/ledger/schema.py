@@ -165,7 +165,7 @@ submissions = Table(
     Column("failed", Integer),
     Column("output_file", String),
     Column("error_file", String),
-    CheckConstraint("hold_nanos >= 0"),
+    CheckConstraint("hold_nanos >= 0 AND unproven_nanos >= 0 AND spent_nanos >= unproven_nanos"),
 )
 
 files = Table(
@@ -191,7 +191,7 @@ limits = Table(
     Column("cap_nanos", BigInteger),
     _int("spent_nanos"),
     _int("held_nanos"),
-    CheckConstraint("held_nanos >= 0"),
+    CheckConstraint("held_nanos >= 0 AND spent_nanos >= 0"),
 )
 
 entries = Table(

@@ -30,6 +30,7 @@ from nightmill.ledger.schema import alerts, files, jobs, quotas, shards, submiss
 from nightmill.types import SHARD_MOVES, FileRef, JobState, Lane, ShardState
 
 _FREE = {"owner": None, "lease_until": 0.0}
+_SEQS_SINCE_A_BACKUP = 1_000_000
 _IN_FLIGHT = (
     ShardState.SUBMITTING,
     ShardState.IN_DOUBT,
@@ -72,7 +73,11 @@ def raise_alerts(connection: Connection, job_id: str, tag: str | None, found: It
 
 
 def doubt_after_restore(connection: Connection) -> None:
-    """A restored ledger: every batch shard that is not settled may have gone out since the backup."""
+    """A restored ledger: every batch shard that is not settled may have gone out since the backup.
+
+    Shard numbers given since then are not known either, so that new ones begin far above.
+    """
+    connection.execute(update(jobs).values(next_seq=jobs.c.next_seq + _SEQS_SINCE_A_BACKUP))
     open_batch = and_(shards.c.lane == Lane.BATCH, shards.c.state != ShardState.SETTLED)
     unsent = and_(open_batch, shards.c.state == ShardState.PLANNED)
     columns = (shards.c.tag, shards.c.submission, shards.c.job_id, jobs.c.created_at)
@@ -84,9 +89,10 @@ def doubt_after_restore(connection: Connection) -> None:
                                        scopes="[]", intent_at=created_at)
         )  # fmt: skip
     connection.execute(update(shards).where(unsent).values(submission=shards.c.submission + 1))
-    doubtful = shards.c.state.in_((ShardState.PLANNED, ShardState.SUBMITTING))
+    doubtful = shards.c.state.in_((ShardState.PLANNED, ShardState.SUBMITTING, ShardState.IN_DOUBT))
+    begun_again = {"looks": 0, "fenced": 0, "due": 0.0, "epoch": shards.c.epoch + 1, **_FREE}
     connection.execute(
-        update(shards).where(and_(open_batch, doubtful)).values(state=ShardState.IN_DOUBT, looks=0, fenced=0, due=0.0)
+        update(shards).where(and_(open_batch, doubtful)).values(state=ShardState.IN_DOUBT, **begun_again)
     )
 
 
@@ -186,14 +192,15 @@ class ShardVerbs(Database):
             .limit(limit)
             .with_for_update(skip_locked=True, of=shards)
         )
+        chosen = list(connection.execute(free).scalars())  # locked, so that the update takes just these
         taken = (
             update(shards)
-            .where(shards.c.tag.in_(free.scalar_subquery()))
+            .where(shards.c.tag.in_(chosen))
             .values(owner=self.me, epoch=shards.c.epoch + 1, lease_until=now + lease_s,
                     lease_was_until=shards.c.lease_until)
             .returning(shards.c.tag)
         )  # fmt: skip
-        tags = list(connection.execute(taken).scalars())
+        tags = list(connection.execute(taken).scalars()) if chosen else []
         return self._load(connection, shards.c.tag.in_(tags)) if tags else []
 
     def claim_one(self, tag: str, lease_s: float) -> Shard:
@@ -309,29 +316,44 @@ class ShardVerbs(Database):
 
         ``to`` is SUBMITTING (batch) or SENDING (live). The lease is kept; the shard as it is now
         comes back. A denial changes nothing.
+
+        Raises:
+            LeaseLost: another worker has it, or its job was paused or cancelled since it was claimed.
         """
-        n = shard.submission + 1
+        n = 1 + max((s.n for s in shard.submissions), default=shard.submission)  # a stray has a number too
         state = SubmissionState.OPEN if to is ShardState.SUBMITTING else SubmissionState.CREATED
         with self._write("note_intent") as connection:
             self._step(connection, shard, to, submission=n, price=price, looks=0, fenced=0, reads=0,
                        reason=None, keep_lease=True)  # fmt: skip
-            denied = self._enqueued_denial(connection, shard, account, model) or money.hold(
-                connection, scopes, hold_nanos
-            )
-            if denied:
+            if not self._job_runs(connection, shard.job_id):
                 connection.rollback()
-                return denied
-            connection.execute(
-                insert(submissions).values(
-                    tag=shard.tag, n=n, job_id=shard.job_id, state=state, account=account,
-                    scopes=json.dumps(list(scopes)), hold_nanos=hold_nanos, intent_at=intent_at, batch_model=model,
-                )
-            )  # fmt: skip
-            if journal is not None:
-                insert_files(connection, shard.job_id, [journal])
-            self._job_runs(connection, shard.job_id)
-            money.record(connection, "hold", hold_nanos, job_id=shard.job_id, tag=shard.tag, n=n)
-            return self._load(connection, shards.c.tag == shard.tag)[0]
+                ready: Shard | Denied | None = None
+            elif denied := self._denied(connection, shard, account, model, scopes, hold_nanos):
+                connection.rollback()
+                ready = denied
+            else:
+                connection.execute(
+                    insert(submissions).values(
+                        tag=shard.tag, n=n, job_id=shard.job_id, state=state, account=account, batch_model=model,
+                        scopes=json.dumps(list(scopes)), hold_nanos=hold_nanos, intent_at=intent_at,
+                    )
+                )  # fmt: skip
+                if journal is not None:
+                    insert_files(connection, shard.job_id, [journal])
+                money.record(connection, "hold", hold_nanos, job_id=shard.job_id, tag=shard.tag, n=n)
+                handed = self._count_handed(connection)
+                ready = self._load(connection, shards.c.tag == shard.tag)[0]
+        if ready is None:
+            self.release(shard)
+            raise LeaseLost(f"job {shard.job_id} was paused or cancelled meanwhile")
+        if isinstance(ready, Shard):
+            self._note_handed(handed)
+        return ready
+
+    def _denied(
+        self, connection: Connection, shard: Shard, account: str, model: str, scopes: Sequence[str], nanos: int
+    ) -> Denied | None:
+        return self._enqueued_denial(connection, shard, account, model) or money.hold(connection, scopes, nanos)
 
     def _enqueued_denial(self, connection: Connection, shard: Shard, account: str, model: str) -> Denied | None:
         """A learned cap on enqueued tokens holds back what would pass it, never the only shard."""
@@ -352,12 +374,15 @@ class ShardVerbs(Database):
             return Denied("enqueued tokens", shard.input_tokens, max(0, cap - enqueued))
         return None
 
-    def _job_runs(self, connection: Connection, job_id: str) -> None:
-        connection.execute(
+    def _job_runs(self, connection: Connection, job_id: str) -> bool:
+        """The job is under way now; False when it was paused or cancelled, and nothing more may be sent."""
+        open_ = and_(jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)), jobs.c.cancel_requested == 0)
+        runs = (
             update(jobs)
-            .where(jobs.c.id == job_id, jobs.c.state == JobState.PENDING)
-            .values(state=JobState.RUNNING, started_at=time.time())
+            .where(jobs.c.id == job_id, open_)
+            .values(state=JobState.RUNNING, started_at=func.coalesce(jobs.c.started_at, time.time()))
         )
+        return connection.execute(runs.returning(jobs.c.id)).first() is not None
 
     def note_upload(self, shard: Shard, n: int, file_id: str, *, at: float) -> None:
         """Step 2a: the input file is there, since ``at`` (unix seconds, provider's clock).
@@ -431,6 +456,20 @@ class ShardVerbs(Database):
         """A complete look found nothing, or a fence was put up; the next look is at ``due``."""
         with self._write("note_look") as connection:
             self._step(connection, shard, due=due, looks=looks, fenced=int(fenced), reason=reason)
+
+    def note_terms(
+        self, shard: Shard, *, account: str, model: str, price: str, hold_nanos: int, scopes: Sequence[str]
+    ) -> None:
+        """A submission made after the backup that this ledger was restored from exists: hold its worst case.
+
+        It is out already, so that no limit refuses it.
+        """
+        with self._write("note_terms") as connection:
+            self._step(connection, shard, price=price, keep_lease=True)
+            self._update_submission(connection, shard.tag, shard.submission, account=account, batch_model=model,
+                                    hold_nanos=hold_nanos, scopes=json.dumps(list(scopes)))  # fmt: skip
+            money.hold_anyway(connection, scopes, hold_nanos)
+            money.record(connection, "hold", hold_nanos, job_id=shard.job_id, tag=shard.tag, n=shard.submission)
 
     def note_stray(self, shard: Shard, batch_id: str, *, status: str, account: str) -> None:
         """Another batch of this shard turned up: it is collected and booked too, as a submission of its own."""
@@ -548,7 +587,13 @@ class ShardVerbs(Database):
     # -- settling ------------------------------------------------------------------------------
 
     def settle(self, shard: Shard, done: Settlement) -> None:
-        """Every request has an outcome and every cent is booked; what is left over becomes new shards."""
+        """Every request has an outcome and every cent is booked; what is left over becomes new shards.
+
+        Raises:
+            ValueError: the settlement does not add up; nothing was written.
+        """
+        if sum(new.count for new in done.leftovers) != done.resent.total:
+            raise ValueError(f"{shard.tag}: {done.resent.total} requests go out again, but not that many are left over")
         with self._write("settle") as connection:
             c, r = done.counts, done.resent
             self._step(
@@ -561,17 +606,23 @@ class ShardVerbs(Database):
             )  # fmt: skip
             for booking in done.bookings:
                 self._book(connection, shard, booking)
+            self._nothing_held(connection, shard)
             insert_shards(connection, shard.job_id, done.leftovers, self.moment())
             insert_files(connection, shard.job_id, done.files)
             raise_alerts(connection, shard.job_id, shard.tag, done.alerts)
 
+    def _nothing_held(self, connection: Connection, shard: Shard) -> None:
+        held = select(func.count()).where(submissions.c.tag == shard.tag, submissions.c.hold_nanos > 0)
+        if connection.execute(held).scalar_one():
+            raise ValueError(f"{shard.tag} would settle with money still held")
+
     def _book(self, connection: Connection, shard: Shard, booking: Booking) -> None:
         """Exact spend in place of the hold and of anything booked as unproven on the way."""
-        before = next(s for s in shard.submissions if s.n == booking.n)
+        if not 0 <= booking.unproven_nanos <= booking.spent_nanos:
+            raise ValueError(f"{shard.tag}.{booking.n}: {booking} cannot be")
+        columns = (submissions.c.hold_nanos, submissions.c.spent_nanos, submissions.c.unproven_nanos)
         row = connection.execute(
-            select(submissions.c.hold_nanos, submissions.c.spent_nanos).where(
-                submissions.c.tag == shard.tag, submissions.c.n == before.n
-            )
+            select(*columns).where(submissions.c.tag == shard.tag, submissions.c.n == booking.n)
         ).one()
         scopes = money.scopes_of(connection, shard.tag, booking.n)
         money.move(connection, scopes, held=-row.hold_nanos, spent=booking.spent_nanos - row.spent_nanos)
@@ -581,20 +632,26 @@ class ShardVerbs(Database):
         )  # fmt: skip
         about: dict[str, Any] = {"job_id": shard.job_id, "tag": shard.tag, "n": booking.n}
         money.record(connection, "settle", booking.spent_nanos - booking.unproven_nanos, calls=booking.calls, **about)
-        if booking.unproven_nanos:
-            money.record(connection, "unproven", booking.unproven_nanos, **about)
+        if more := booking.unproven_nanos - row.unproven_nanos:  # what was booked on the way is recorded already
+            money.record(connection, "unproven", more, **about)
 
     def drop_planned(self, job_id: str) -> int:
         """A cancelled or stopped job: what was promised to nobody is settled as cancelled."""
         idle = and_(shards.c.job_id == job_id, shards.c.state == ShardState.PLANNED,
-                    shards.c.lease_until <= self.moment())  # fmt: skip
+                    shards.c.lane != Lane.CACHE, shards.c.lease_until <= self.moment())  # fmt: skip
         done = {"state": ShardState.SETTLED, "cancelled": shards.c.count, "settled_at": time.time()}
         with self._write("drop_planned") as connection:
             dropped = connection.execute(update(shards).where(idle).values(**done).returning(shards.c.tag)).all()
         return len(dropped)
 
     def recut(self, shard: Shard, halves: Sequence[NewShard]) -> None:
-        """A planned shard that fits no limit goes out in smaller ones."""
+        """A planned shard that fits no limit goes out in smaller ones.
+
+        Raises:
+            ValueError: the smaller ones do not hold what it held.
+        """
+        if shard.state is not ShardState.PLANNED or sum(half.count for half in halves) != shard.count:
+            raise ValueError(f"{shard.tag} cannot be cut so: its requests would be lost, doubled or sent again")
         with self._write("recut") as connection:
             self._step(connection, shard, keep_lease=True)
             connection.execute(delete(shards).where(shards.c.tag == shard.tag))

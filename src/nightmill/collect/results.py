@@ -11,9 +11,10 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,7 +27,7 @@ from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.sinks.columns import RESULT_SCHEMA
 from nightmill.store import Store, Writer
-from nightmill.types import Answer, Failed, FailureKind, Lane, ShardState, Succeeded, Usage
+from nightmill.types import Failed, FailureKind, Lane, ShardState, Succeeded, Usage
 
 RANGE_ROWS = 50_000
 GROUP_ROWS = 5_000
@@ -69,17 +70,22 @@ class JobFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where one result line lies."""
+class _WireFile:
+    """An open file of result lines, with what its lines have in common."""
 
-    shard: int
-    file: int
-    offset: int
-    length: int
+    raw: FileIO
+    number: int  # of the shard
+    shard: Shard
+    attempt: int
+    batch_id: str | None
+    sheet: PriceSheet | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+_Place = tuple[_WireFile, int, int]
+"""Where one result line lies: file, offset, length."""
+
+
+class _Row(msgspec.Struct, frozen=True, gc=False):
     """What is known of one row: its outcome and what all its lines cost together."""
 
     outcome: Succeeded | Failed | None  # None: still open
@@ -163,7 +169,7 @@ class Results:
     ) -> None:  # fmt: skip
         bodies = self._compiled.bodies(batch, start)
         cache.put_many(
-            (digest(salt, body), row.line)
+            (digest(salt, body), row.line.strip())
             for i, (body, row) in enumerate(zip(bodies, rows, strict=True))
             if row.line and start + i not in twins and row.shard is not None and row.shard.lane is not Lane.CACHE
         )
@@ -203,9 +209,9 @@ def _record(
     return (
         index, key, prompt, outcome.text if outcome else None, good,
         usage.input_tokens if usage else None, usage.output_tokens if usage else None, row.duration_s,
-        failed.message if failed else None, failed.kind.value if failed else None,
+        failed.message if failed else None, failed.kind if failed else None,
         outcome.finish_reason if outcome else None, outcome.text if good and has_schema and outcome else None,
-        outcome.model if outcome else None, provider, shard.lane.value if shard else None,
+        outcome.model if outcome else None, provider, shard.lane if shard else None,
         usage.cached_tokens if usage else None, 0 if is_twin else row.cost_nanos,
         bool(usage and usage.estimated), row.attempt, shard.tag if shard else None, row.batch_id,
     )  # fmt: skip
@@ -216,7 +222,6 @@ class _RangeReader:
 
     def __init__(self, results: Results, stack: ExitStack, first: int, end: int, others: set[int]) -> None:
         self._results, self._others, self._first, self._end = results, others, first, end
-        self._streams: dict[tuple[int, int], BufferedReader] = {}
         self._places: dict[int, list[_Place]] = {}
         self._open_rows: set[int] = set()
         self._unsent: dict[int, int] | None = None  # row -> shard number, read when first needed
@@ -227,41 +232,47 @@ class _RangeReader:
             shard = self._shards[number]
             if shard.last < self._lowest or shard.first > self._highest:
                 continue
-            for k, file in enumerate(files):
-                self._note_places(stack, number, k, file)
+            for file in files:
+                self._note_places(stack, number, file)
             if shard.state is not ShardState.SETTLED:
                 self._open_rows.update(i for i, _ in wire.shard_lines(results._store, shard) if self._wants(i))
 
     def _wants(self, index: int) -> bool:
         return self._first <= index < self._end or index in self._others
 
-    def _note_places(self, stack: ExitStack, number: int, k: int, file: StoredFile) -> None:
+    def _note_places(self, stack: ExitStack, number: int, file: StoredFile) -> None:
         """Remember where the lines of the rows we want lie in one file."""
-        store, tag = self._results._store, self._shards[number].tag
+        results, shard = self._results, self._shards[number]
         if file.kind == wire.JOURNAL:
-            path = store.path(file.ref.path)
+            path = results._store.path(file.ref.path)
             if not path.exists():
                 return
-            stream = stack.enter_context(path.open("rb", buffering=1 << 18))
+            stream = stack.enter_context(BufferedReader(FileIO(path), 1 << 18))
         else:
-            stream = stack.enter_context(store.open(file.ref))
-        self._streams[number, k] = stream  # type: ignore[assignment]
-        mark, offset = b'"' + tag.encode() + b"-", 0
-        skip = len(mark)
+            stream = stack.enter_context(results._store.open(file.ref))
+        batch_id = next((s.batch_id for s in shard.submissions if s.n == file.n), None)
+        attempt = 1 if shard.lane is Lane.LIVE else shard.attempt
+        sheet = results._files.sheets.get(shard.tag)
+        here = _WireFile(stream.raw, number, shard, attempt, batch_id, sheet)
+        mark, offset, is_journal = b'"' + shard.tag.encode() + b"-", 0, file.kind == wire.JOURNAL
+        skip, first, end, others, places = len(mark), self._first, self._end, self._others, self._places
         for line in stream:
-            at = line.find(mark)
-            if at >= 0 and not (file.kind == wire.JOURNAL and (at < 12 or not line.endswith(b"\n"))):
-                digits = line[at + skip : line.index(b'"', at + skip)]
-                if digits.isdigit() and self._wants(index := int(digits)):
-                    self._places.setdefault(index, []).append(_Place(number, k, offset, len(line)))
-            offset += len(line)
+            at, length = line.find(mark), len(line)
+            if at >= 0 and not (is_journal and (at < 12 or not line.endswith(b"\n"))):
+                digits = line[at + skip : line.find(b'"', at + skip)]
+                if digits.isdigit() and (first <= (index := int(digits)) < end or index in others):
+                    if index in places:
+                        places[index].append((here, offset, length))
+                    else:
+                        places[index] = [(here, offset, length)]
+            offset += length
 
     def row(self, index: int) -> _Row:
         """First success wins, in order of shards and files; else the last failure stands."""
         best: _Row | None = None
         cost = answers = 0
         for place in self._places.get(index, ()):
-            row = self._read(place)
+            row = self._read(index, place)
             if row is None:
                 continue
             cost += row.cost_nanos
@@ -269,33 +280,34 @@ class _RangeReader:
             if best is None or not isinstance(best.outcome, Succeeded):
                 best = row
         if best is not None and (isinstance(best.outcome, Succeeded) or index not in self._open_rows):
-            return _with(best, cost, answers)
+            if answers == 1:
+                return best
+            is_live = best.shard is not None and best.shard.lane is Lane.LIVE
+            attempt = answers if is_live else best.attempt
+            return msgspec.structs.replace(best, cost_nanos=cost, attempt=attempt)
         if index in self._open_rows:
             return _Row(None)
         return self._without_line(index)
 
-    def _read(self, place: _Place) -> _Row | None:
-        results, shard = self._results, self._shards[place.shard]
-        stream = self._streams[place.shard, place.file]
-        stream.seek(place.offset)
-        line = stream.read(place.length)
+    def _read(self, index: int, place: _Place) -> _Row | None:
+        file, offset, length = place
+        results, shard = self._results, file.shard
+        file.raw.seek(offset)
+        line = file.raw.read(length)  # unbuffered: the next line wanted lies elsewhere
         try:
-            answer: Answer = results._provider.decode(line)
+            answer = results._provider.decode(line)
         except ValueError:
             return None
         outcome = answer.outcome
         usage = outcome.usage
-        index = int(answer.custom_id.rpartition("-")[2])
-        if usage is None and isinstance(outcome, Succeeded):
-            usage = estimated(results._sizes[place.shard], index, outcome.text)
-        if results._check is not None and isinstance(outcome, Succeeded):
-            outcome = _checked(outcome, usage, results._check)
-        sheet = results._files.sheets.get(shard.tag)
-        cost = sheet.cost(usage) if sheet and usage else 0
-        file = results._wire[place.shard][1][place.file]
-        batch_id = next((s.batch_id for s in shard.submissions if s.n == file.n), None)
-        kept = line.strip() if isinstance(outcome, Succeeded) else b""
-        return _Row(outcome, shard, batch_id, usage, cost, shard.attempt, answer.duration_s, kept)
+        if isinstance(outcome, Succeeded):
+            if usage is None:
+                usage = estimated(results._sizes[file.number], index, outcome.text)
+            if results._check is not None:
+                outcome = _checked(outcome, usage, results._check)
+        cost = file.sheet.cost(usage) if file.sheet and usage else 0
+        kept = line if isinstance(outcome, Succeeded) else b""
+        return _Row(outcome, shard, file.batch_id, usage, cost, file.attempt, answer.duration_s, kept)
 
     def _without_line(self, index: int) -> _Row:
         """A row that no result line names: the provider lost it, or it was never sent."""
@@ -318,8 +330,3 @@ def _checked(outcome: Succeeded, usage: Usage | None, check: Check) -> Succeeded
     if error is None:
         return outcome
     return Failed(FailureKind.INVALID_OUTPUT, error, usage, outcome.text, outcome.finish_reason, outcome.model)
-
-
-def _with(row: _Row, cost_nanos: int, answers: int) -> _Row:
-    attempt = answers if row.shard is not None and row.shard.lane is Lane.LIVE else row.attempt
-    return _Row(row.outcome, row.shard, row.batch_id, row.usage, cost_nanos, attempt, row.duration_s, row.line)

@@ -30,6 +30,7 @@ from nightmill.engine import Engine, JobKit, Stop, results_of
 from nightmill.errors import Conflict, NightmillError, OverBudget, UsageError
 from nightmill.lanes import Desk, Work
 from nightmill.lanes.live import ATTEMPTS
+from nightmill.lanes.batch import note_terms
 from nightmill.lanes.throttle import Rates, Throttle
 from nightmill.ledger import (
     OUTCOMES,
@@ -600,9 +601,12 @@ class Mill:
         """End a shard's doubt by a person's word: adopt a batch, send again, or write it off."""
         if shard.state is not ShardState.IN_DOUBT:
             raise Conflict(f"shard {shard.tag} is not in doubt", why=f"it is {shard.state}", fix="nightmill show JOB")
+        provider = self._batch_provider(shard) if adopt else None
+        view = await provider.poll(adopt) if provider and adopt else None
         claimed = self.ledger.claim_one(shard.tag, self.settings.timing.lease_s)
-        if adopt:
-            view = await self._batch_provider(shard).poll(adopt)
+        if provider and adopt and view:
+            if not claimed.current.account:
+                await note_terms(self.desk, self.open_kit(shard.job_id).work, provider, claimed)
             self.ledger.note_created(claimed, claimed.submission, adopt, status=view.status, due_in_s=0.0)
             return f"{shard.tag} waits for {adopt} now"
         if resend:

@@ -66,7 +66,7 @@ async def step(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) ->
         case Action.DOUBT:
             await _doubt(desk, shard)
         case Action.LOOK:
-            await _look(desk, provider, shard)
+            await _look(desk, work, provider, shard)
         case Action.POLL:
             await _poll(desk, work, provider, shard)
         case _:
@@ -164,7 +164,7 @@ async def _doubt(desk: Desk, shard: Shard) -> None:
     await desk.book(desk.ledger.note_doubt, shard, due=due, reason="the worker ended while the batch was being created")
 
 
-async def _look(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
+async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
     """One complete look for the submission in doubt; adopt it, look again later, or fence and conclude."""
     sub, timing = shard.current, desk.timing
     try:
@@ -175,6 +175,8 @@ async def _look(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
         await _look_failed(desk, shard, error)
         return
     if found:
+        if not sub.account:  # handed over after the backup that this ledger was restored from
+            await note_terms(desk, work, provider, shard)
         await _adopt(desk, provider, shard, found)
     elif shard.fenced and _same_key(sub, provider):
         reason = "looked for at the provider, and not there"
@@ -184,6 +186,14 @@ async def _look(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
         await _look_failed(desk, shard, unproven)
     else:
         await _look_again(desk, shard)
+
+
+async def note_terms(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
+    """Price and hold of a submission that exists though its ledger was restored from before it."""
+    await desk.book(
+        desk.ledger.note_terms, shard, account=provider.account.id, model=provider.model, price=work.sheet.to_json(),
+        hold_nanos=hold_nanos(work, shard), scopes=desk.scopes(work.job_id, work.has_budget),
+    )  # fmt: skip
 
 
 async def _look_again(desk: Desk, shard: Shard) -> None:

@@ -29,8 +29,8 @@ from nightmill.config import DEFAULT_BUDGET_NANOS, Settings
 from nightmill.engine import Engine, JobKit, Stop, results_of
 from nightmill.errors import Conflict, NightmillError, OverBudget, UsageError
 from nightmill.lanes import Desk, Work
-from nightmill.lanes.live import ATTEMPTS
 from nightmill.lanes.batch import note_terms
+from nightmill.lanes.live import ATTEMPTS
 from nightmill.lanes.throttle import Rates, Throttle
 from nightmill.ledger import (
     OUTCOMES,

@@ -8,16 +8,19 @@ loses one stops at the next write.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from nightmill import wire
 from nightmill.answers import AnswerCache
 from nightmill.collect import Check, Context, Results, RowCounts, Rules, settle_shard
 from nightmill.collect.results import JobFiles
-from nightmill.errors import LeaseLost
+from nightmill.errors import LeaseLost, ProviderError, StoreError
+from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, batch, live
 from nightmill.lanes.throttle import Throttle
 from nightmill.ledger import Job, Shard
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 # Shards worked on at once; each live one sends many rows at once.
 _HANDS = {Lane.CACHE: 1, Lane.BATCH: 8, Lane.LIVE: 4}
 _IDLE_S = 1.0  # longest sleep between two looks at the ledger while something is due soon
+_BREATH_S = 0.05  # shortest: what is overdue and could not be claimed is in other hands, or ours are full
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
+        self._halted: set[str] = set()  # jobs that were paused or cancelled while worked on
 
     async def run(self, job_ids: Iterable[str]) -> None:
         """Work until every job is finished or paused with nothing in flight.
@@ -85,7 +90,7 @@ class Engine:
             StoreError: the disk or the ledger cannot be written; everything is as it was.
         """
         ids = list(job_ids)
-        heart = asyncio.create_task(self._keep_leases())
+        heart = asyncio.create_task(self._beat())
         try:
             while not self._stop() and self._failure is None:
                 if not await self._round(ids):
@@ -94,7 +99,8 @@ class Engine:
         finally:
             heart.cancel()
             await self._abandon()
-            await self._desk.book(self._desk.ledger.leave)
+            with contextlib.suppress(StoreError):  # a courtesy: our part of the limits runs out by itself
+                await self._desk.book(self._desk.ledger.leave)
         if self._failure is not None:
             raise self._failure
 
@@ -123,7 +129,7 @@ class Engine:
         """Until something is due, a task ends, or the engine is stopped."""
         self._wake.clear()  # first: a task that ends while the ledger is asked must not go unheard
         due = await self._desk.book(self._desk.ledger.next_due, ids)
-        wait = _IDLE_S if due is None else min(_IDLE_S, max(0.005, due - self._desk.ledger.moment()))
+        wait = _IDLE_S if due is None else min(_IDLE_S, max(_BREATH_S, due - self._desk.ledger.moment()))
         waiters = [asyncio.create_task(self._wake.wait()), asyncio.create_task(self._stop.gently.wait())]
         _, pending = await asyncio.wait(waiters, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
         for waiter in pending:
@@ -132,6 +138,8 @@ class Engine:
     def _start(self, shard: Shard) -> None:
         lease = Lease(shard, shard.lease_until)
         self._leases[shard.tag] = lease
+        if not (shard.cancel_requested or shard.job_state is JobState.PAUSED):
+            self._halted.discard(shard.job_id)
         task = asyncio.create_task(self._work_on(lease), name=shard.tag)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -139,18 +147,36 @@ class Engine:
     async def _work_on(self, lease: Lease) -> None:
         shard = lease.shard
         try:
-            await self._step(self._kit(shard.job_id), lease)
+            await self._try_step(self._kit(shard.job_id), lease)
         except LeaseLost as lost:
             log.warning("%s", lost)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # kept for the caller of run(): a task has nobody else to tell
-            self._failure = self._failure or error
-            log.debug("shard %s", shard.tag, exc_info=True)
+            self._fail(error)
         finally:
-            self._leases.pop(shard.tag, None)
+            if self._leases.get(shard.tag) is lease:  # not where we lost it, and claimed it anew
+                del self._leases[shard.tag]
             self._wake.set()
             self._on_change(shard.job_id)
+
+    def _fail(self, error: BaseException) -> None:
+        log.debug("the engine stops", exc_info=error)
+        self._failure = self._failure or error
+        self._wake.set()
+
+    def _stops(self, job_id: str) -> bool:
+        """Whether nothing new of a job may be sent."""
+        return self._stop() or self._failure is not None or job_id in self._halted
+
+    async def _try_step(self, kit: JobKit, lease: Lease) -> None:
+        """A step; a provider's trouble that its lane does not know delays this shard, and no other."""
+        try:
+            await self._step(kit, lease)
+        except ProviderError as error:
+            log.warning("shard %s: %s", lease.shard.tag, error)
+            wait = max(self._desk.timing.poll_s, self._desk.backoff_s(lease.shard.waits + 3))
+            await self._desk.book(self._desk.ledger.release, lease.shard, due_in_s=wait, reason=str(error))
 
     async def _step(self, kit: JobKit, lease: Lease) -> None:
         """One step of one shard, in its lane."""
@@ -163,7 +189,8 @@ class Engine:
         elif shard.lane is Lane.LIVE:
             if not isinstance(kit.provider, LiveProvider):
                 raise TypeError(f"{kit.provider.name} has no live lane")
-            done = await live.run_shard(desk, kit.work, kit.provider, kit.throttle, lease, self._stop)
+            stopping = partial(self._stops, shard.job_id)
+            done = await live.run_shard(desk, kit.work, kit.provider, kit.throttle, lease, stopping)
             if done is not None:
                 await self._collect(kit, done)
         else:
@@ -237,6 +264,7 @@ class Engine:
             raise
         finally:
             del self._finishing[job.id]
+        reach("results.written")
         state = end_state(job, counts)
         final = {name: getattr(counts, name) for name in ("succeeded", "failed", "missing", "expired", "cancelled")}
         await desk.book(desk.ledger.finish, job, state, counts=final, results=written)
@@ -244,27 +272,40 @@ class Engine:
 
     # -- leases --------------------------------------------------------------------------------
 
+    async def _beat(self) -> None:
+        try:
+            while True:
+                await self._keep_leases()
+                await self._hear()
+                await asyncio.sleep(min(self._desk.timing.lease_s / 4, 15.0))
+        except StoreError as error:  # without a heart no lease lasts: end as if a step had failed
+            self._fail(error)
+
     async def _keep_leases(self) -> None:
-        """Renew what is worked on, take part in sharing the limits, hear of cool-downs."""
+        """Renew what is worked on."""
         desk, timing = self._desk, self._desk.timing
-        while True:
-            workers = await desk.book(desk.ledger.heartbeat, timing.lease_s)
-            held = list(self._leases.values())
-            if held:
-                until = desk.ledger.moment() + timing.lease_s
-                ours = await desk.book(desk.ledger.renew, [lease.shard for lease in held], timing.lease_s)
-                for lease in held:
-                    if lease.shard.tag in ours:
-                        lease.until = until
-                    else:
-                        lease.lost = True
-            for job in list(self._finishing.values()):
-                await desk.book(desk.ledger.renew_finish, job, timing.lease_s)
-            for kit in list(self._kits.values()):
-                kit.throttle.workers = workers
-                account, model = kit.provider.account.id, kit.provider.model
-                kit.throttle.cool_until(await desk.book(desk.ledger.cooling_until, account, model))
-            await asyncio.sleep(min(timing.lease_s / 4, 15.0))
+        if held := list(self._leases.values()):
+            until = desk.ledger.moment() + timing.lease_s
+            ours = await desk.book(desk.ledger.renew, [lease.shard for lease in held], timing.lease_s)
+            for lease in held:
+                if lease.shard.tag in ours:
+                    lease.until = until
+                else:
+                    lease.lost = True
+        for job in list(self._finishing.values()):
+            await desk.book(desk.ledger.renew_finish, job, timing.lease_s)
+
+    async def _hear(self) -> None:
+        """Take part in sharing the limits; hear of cool-downs, pauses and cancels."""
+        desk = self._desk
+        workers = await desk.book(desk.ledger.heartbeat, desk.timing.lease_s)
+        for job_id, kit in list(self._kits.items()):
+            kit.throttle.workers = workers
+            account, model = kit.provider.account.id, kit.provider.model
+            kit.throttle.cool_until(await desk.book(desk.ledger.cooling_until, account, model))
+            job = await desk.book(desk.ledger.job, job_id)
+            if job is None or job.cancel_requested or job.state is JobState.PAUSED:
+                self._halted.add(job_id)
 
     def _kit(self, job_id: str) -> JobKit:
         if job_id not in self._kits:

@@ -11,10 +11,13 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nightmill import wire
-from nightmill.errors import LeaseLost, NeverSent, ProviderError, Uncertain
+from nightmill.errors import LeaseLost, NeverSent, NightmillError, ProviderError, StoreError, Uncertain
+from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, over_budget, price_rose
 from nightmill.lanes.throttle import Throttle
 from nightmill.ledger import Denied, Shard, StoredFile
@@ -54,21 +57,41 @@ class _Past:
 
 
 class Journal:
-    """Appends lines with one system call each, so that what was written survives the process."""
+    """Appends lines with one system call each, so that what was written survives the process.
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    Raises:
+        StoreError: the disk does not take it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._explained():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def write(self, line: bytes) -> None:
-        left = memoryview(line)
-        while left:
-            left = left[os.write(self._fd, left) :]
+        with self._explained():
+            left = memoryview(line)
+            while left:
+                left = left[os.write(self._fd, left) :]
 
     def sync(self) -> None:
-        os.fsync(self._fd)
+        with self._explained():
+            os.fsync(self._fd)
 
     def close(self) -> None:
         os.close(self._fd)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {self._path}",
+                why=error.strerror or str(error),
+                fix="free some space, then run the same command again: it goes on with the rows that have no answer",
+            ) from error
 
 
 async def run_shard(
@@ -84,7 +107,7 @@ async def run_shard(
     """
     shard = lease.shard
     path = f"{desk.store.job_folder(shard.job_id)}/wire/{shard.tag}.{shard.epoch}.0.jsonl"
-    journal_file = StoredFile(FileRef(path, 0, ""), wire.JOURNAL, shard.tag, max(1, shard.submission))
+    journal_file = StoredFile(FileRef(path, 0, ""), wire.JOURNAL, shard.tag, max(1, shard.submission), shard.epoch)
     if shard.state is ShardState.PLANNED:
         if shard.cancel_requested or stopping():
             await desk.book(desk.ledger.release, shard)
@@ -158,29 +181,33 @@ class _Sender:
         self._tokens = -(-self._shard.input_tokens // self._shard.count)  # about, for the token rate
         self._request_s = desk.timing.request_timeout_s
         self._need_s = desk.timing.request_timeout_s + desk.timing.margin_s
+        self._renewing = asyncio.Lock()
         self._unreachable = 0
-        self._pause: _Pause | None = None
+        self._trouble: _Pause | NightmillError | None = None  # the first; nothing more is sent then
 
     async def run(self, path: str) -> Shard | None:
         rows = await asyncio.to_thread(self._open_rows)
-        journal = Journal(_open(self._desk, path))
+        journal = Journal(self._desk.store.path(path))
         try:
             await self._book_past()
             await self._send_all(rows, journal)
         except _Pause as pause:
-            self._pause = pause
+            self._trouble = pause
         finally:
             journal.sync()
             journal.close()
-        return await self._leave(rows)
+        reach("live.synced")
+        if isinstance(self._trouble, NightmillError):
+            raise self._trouble
+        return await self._leave(rows, self._trouble)
 
-    async def _leave(self, rows: list[_Row]) -> Shard | None:
+    async def _leave(self, rows: list[_Row], pause: _Pause | None) -> Shard | None:
         desk, shard = self._desk, self._shard
-        if self._pause is not None:
-            await desk.book(desk.ledger.pause, shard.job_id, self._pause.reason, stopped=self._pause.stopped)
-        if all(row.done for row in rows) or shard.cancel_requested:
+        if pause is not None:
+            await desk.book(desk.ledger.pause, shard.job_id, pause.reason, stopped=pause.stopped)
+        if all(row.done for row in rows):
             return await desk.book(desk.ledger.note_sent_all, shard)
-        await desk.book(desk.ledger.release, shard, reason=self._pause.reason if self._pause else None)
+        await desk.book(desk.ledger.release, shard, reason=pause.reason if pause else None)
         return None
 
     def _open_rows(self) -> list[_Row]:
@@ -213,34 +240,50 @@ class _Sender:
     async def _send_all(self, rows: list[_Row], journal: Journal) -> None:
         todo = iter([row for row in rows if not row.done])
         hands = min(sum(not row.done for row in rows), self._throttle.most)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(hands):
-                    group.create_task(self._send_some(todo, journal))
-        except* _Pause as pauses:
-            raise pauses.exceptions[0] from None
-        except* LeaseLost as losses:
-            raise losses.exceptions[0] from None
+        async with asyncio.TaskGroup() as group:
+            for _ in range(hands):
+                group.create_task(self._send_some(todo, journal))
 
     async def _send_some(self, todo: Iterator[_Row], journal: Journal) -> None:
+        """Send one row after the other. Trouble ends every hand, but never a call under way: that is paid for."""
         for row in todo:
             while not row.done:
                 await self._throttle.take(self._tokens + self._cap)
                 answered = False
                 try:
-                    if self._stopping() or self._pause is not None:
+                    if self._stopping() or self._trouble is not None:
                         return
                     answered = await self._exchange(row, journal)
+                except (_Pause, NightmillError) as trouble:
+                    self._trouble = self._trouble or trouble
+                    return
                 finally:
                     self._throttle.give_back(answered=answered)
+
+    def _lease_is_long_enough(self) -> bool:
+        return not self._lease.lost and self._lease.until - self._desk.ledger.moment() > self._need_s
+
+    async def _keep_lease(self) -> None:
+        """Renew, now, a lease that is too short for another call. Raises LeaseLost."""
+        async with self._renewing:
+            if self._lease_is_long_enough():
+                return
+            desk = self._desk
+            until = desk.ledger.moment() + desk.timing.lease_s
+            if self._lease.lost or not await desk.book(desk.ledger.renew, [self._shard], desk.timing.lease_s):
+                raise LeaseLost(f"shard {self._shard.tag} is another worker's now")
+            self._lease.until = until
 
     async def _exchange(self, row: _Row, journal: Journal) -> bool:
         """One try for one row, marked first. True when the provider answered it."""
         custom_id = f"{self._shard.tag}-{row.index}"
+        if not self._lease_is_long_enough():
+            await self._keep_lease()
         journal.write(wire.sent_mark(custom_id))
-        if self._lease.lost or self._lease.until - self._desk.ledger.moment() <= self._need_s:
+        reach("live.marked")
+        if not self._lease_is_long_enough():  # we stood still; whoever has the shard now may have read past the mark
             journal.write(wire.unsent_mark(custom_id))
-            raise LeaseLost(f"shard {self._shard.tag} has too little of its lease left")
+            return False
         began = self._desk.ledger.moment()
         try:
             reply = await self._provider.send(self._work.url, row.body, timeout_s=self._request_s)
@@ -270,6 +313,7 @@ class _Sender:
             await self._lost(row, Uncertain("the answer is no answer", why=f"it begins {reply.body[:40]!r}"))
             return False
         journal.write(self._provider.reply_line(custom_id, reply, took_s))
+        reach("live.journaled")
         row.attempts += 1
         if not _again(reply.status) or row.attempts >= ATTEMPTS:
             row.done = True
@@ -304,9 +348,3 @@ class _Sender:
             return
         await self._book(self._worst(len(row.body)))
         await asyncio.sleep(self._desk.backoff_s(row.attempts - 1))
-
-
-def _open(desk: Desk, path: str) -> int:
-    target = desk.store.path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from zoneinfo import ZoneInfo
 
 from nightmill.config import Timing
-from nightmill.ledger import Denied, Ledger, Shard
+from nightmill.ledger import Denied, Ledger, Shard, SubmissionState
 from nightmill.plan import Scissors
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
@@ -108,12 +108,26 @@ async def handle_denied(desk: Desk, work: Work, shard: Shard, denied: Denied) ->
     elif await desk.book(ledger.in_flight, work.job_id):
         wait = min(desk.timing.poll_s, 5.0)
         await desk.book(ledger.release, shard, due_in_s=wait, reason=_waits_for(denied))
-    elif shard.count > 1:
-        halves = await asyncio.to_thread(work.scissors.again, shard, _Everything(), most=-(-shard.count // 2))
-        await desk.book(ledger.recut, shard, halves)
+    elif shard.count > 1 and can_be_cut(shard):
+        await halve(desk, work, shard)
     else:
         await desk.book(ledger.release, shard, reason=_waits_for(denied))
         await desk.book(ledger.pause, work.job_id, over_budget(denied), stopped="budget")
+
+
+def can_be_cut(shard: Shard) -> bool:
+    """No: one of its submissions was not found, and is to be looked for once more before the shard settles."""
+    current = shard.submission
+    return all(
+        s.state is SubmissionState.GONE or (s.n == current and s.state is not SubmissionState.ABSENT)
+        for s in shard.submissions
+    )
+
+
+async def halve(desk: Desk, work: Work, shard: Shard) -> None:
+    """Two shards in place of a planned one that is too large to go out."""
+    halves = await asyncio.to_thread(work.scissors.again, shard, _Everything(), most=-(-shard.count // 2))
+    await desk.book(desk.ledger.recut, shard, halves)
 
 
 def over_budget(denied: Denied) -> str:

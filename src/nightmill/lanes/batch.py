@@ -16,7 +16,7 @@ from typing import Any
 
 from nightmill import wire
 from nightmill.errors import LeaseLost, Limited, NeverSent, ProviderError, Refused
-from nightmill.lanes import Desk, Work, handle_denied, hold_nanos, price_rose
+from nightmill.lanes import Desk, Work, can_be_cut, halve, handle_denied, hold_nanos, price_rose
 from nightmill.ledger import Booking, Counts, Denied, Settlement, Shard, StoredFile, Submission, SubmissionState
 from nightmill.providers import BatchProvider, BatchView, LiveReply
 from nightmill.types import FailureKind, ShardState
@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 UNEXPLAINED_TRIES = 3
 LINE_SPLITS = 3  # refusals that name a line, before the rest goes out in halves
 _SKEW_S = 300.0  # a list is read back to so long before the intent
+_LATE = 1.5  # windows after which a batch that has not ended is told of
+_KEPT_S = 30 * 86_400.0  # a batch of which nothing is heard for so long is gone, and its results with it
+_UNRESOLVED = "in doubt"  # how the reasons begin of which a person was told
+_PAST_WINDOW = "far past its window"
 
 
 class Action(Enum):
@@ -99,7 +103,7 @@ async def _submit(desk: Desk, work: Work, provider: BatchProvider, shard: Shard)
         async with asyncio.timeout(desk.timing.upload_timeout_s):
             file_id = await provider.upload(desk.store.path(shard.file.path), name=sub.name)
     except (ProviderError, TimeoutError) as error:  # an upload alone runs nothing
-        await _not_sent(desk, ready, sub, _as_provider_error(error))
+        await _not_sent(desk, work, ready, sub, _as_provider_error(error))
         return
     seen_at = desk.wall() + provider.clock_skew_s()  # the upload's own Date: no jump of our clock is in it
     await desk.book(desk.ledger.note_upload, ready, sub.n, file_id, at=seen_at)
@@ -114,7 +118,7 @@ async def _create(desk: Desk, work: Work, provider: BatchProvider, shard: Shard,
         async with asyncio.timeout(desk.timing.create_timeout_s):
             view = await provider.create(file_id, url=work.url, submission=sub.name)
     except (NeverSent, Limited, Refused) as error:
-        await _not_sent(desk, shard, sub, error)
+        await _not_sent(desk, work, shard, sub, error)
     except (ProviderError, TimeoutError) as error:
         due = desk.ledger.moment() + desk.timing.looks_s[0]
         await desk.book(desk.ledger.note_doubt, shard, due=due, reason=str(error) or "no answer to the create in time")
@@ -127,22 +131,35 @@ def _as_provider_error(error: ProviderError | TimeoutError) -> ProviderError:
     return error if isinstance(error, ProviderError) else NeverSent("the upload took too long")
 
 
-async def _not_sent(desk: Desk, shard: Shard, sub: Submission, error: ProviderError) -> None:
+async def _not_sent(desk: Desk, work: Work, shard: Shard, sub: Submission, error: ProviderError) -> None:
     """Proven not to be at the provider: the hold goes back, and the error says what comes next."""
     due_in_s, pause, refused = desk.backoff_s(shard.waits), None, False
+    cap = error.enqueued_tokens_cap if isinstance(error, Limited) else None
     if isinstance(error, Limited):
         due_in_s = error.after_s or max(due_in_s, desk.timing.limit_wait_s)
-        if error.enqueued_tokens_cap:
-            model = sub.batch_model or ""
-            await desk.book(desk.ledger.learn_enqueued_cap, sub.account, model, error.enqueued_tokens_cap)
+        if cap:
+            await desk.book(desk.ledger.learn_enqueued_cap, sub.account, sub.batch_model or "", cap)
     elif isinstance(error, Refused):
         refused = True
         due_in_s = desk.backoff_s(shard.refusals)
         if error.scope in ("account", "job") or shard.refusals + 1 >= UNEXPLAINED_TRIES:
             pause = _said(error)
+    too_large = cap and shard.count > 1 and await _too_large(desk, work, shard, cap)
     await desk.book(
         desk.ledger.note_not_sent, shard, sub.n, due_in_s=due_in_s, reason=_said(error), refused=refused, pause=pause
     )
+    if too_large:
+        again = await desk.book(desk.ledger.claim_one, shard.tag, desk.timing.lease_s)
+        await halve(desk, work, again)
+
+
+async def _too_large(desk: Desk, work: Work, shard: Shard, cap: int) -> bool:
+    """Whether the enqueued-token limit refused a shard that nothing of its job stood beside.
+
+    It would be refused for ever. Tokens are estimates, hence the factor; below it others use the limit up.
+    """
+    beside = await desk.book(desk.ledger.in_flight, work.job_id) - 1
+    return beside <= 0 and 2 * shard.input_tokens > cap and can_be_cut(shard)
 
 
 def _said(error: ProviderError) -> str:
@@ -167,23 +184,24 @@ async def _doubt(desk: Desk, shard: Shard) -> None:
 async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
     """One complete look for the submission in doubt; adopt it, look again later, or fence and conclude."""
     sub, timing = shard.current, desk.timing
+    ours = sub.account in ("", provider.account.id)
     try:
         found = await _find(provider, [sub])
-        if not found and shard.looks + 1 >= len(timing.looks_s) and not shard.fenced:
+        if not found and ours and shard.looks + 1 >= len(timing.looks_s) and not shard.fenced:
             await _fence(provider, sub)
     except ProviderError as error:
-        await _look_failed(desk, shard, error)
+        await _look_failed(desk, shard, error, overdue=_is_overdue(desk, sub))
         return
     if found:
         if not sub.account:  # handed over after the backup that this ledger was restored from
             await note_terms(desk, work, provider, shard)
         await _adopt(desk, provider, shard, found)
-    elif shard.fenced and _same_key(sub, provider):
+    elif not ours:
+        what = "it was sent with another key, so that not finding it proves nothing"
+        await _look_failed(desk, shard, ProviderError(what, fix="give that key back"), overdue=True)
+    elif shard.fenced:
         reason = "looked for at the provider, and not there"
         await desk.book(desk.ledger.note_not_sent, shard, sub.n, due_in_s=0.0, reason=reason, sure=False)
-    elif not _same_key(sub, provider):
-        unproven = ProviderError("sent with another key, so that not finding it proves nothing", fix=_resolve(shard))
-        await _look_failed(desk, shard, unproven)
     else:
         await _look_again(desk, shard)
 
@@ -194,6 +212,10 @@ async def note_terms(desk: Desk, work: Work, provider: BatchProvider, shard: Sha
         desk.ledger.note_terms, shard, account=provider.account.id, model=provider.model, price=work.sheet.to_json(),
         hold_nanos=hold_nanos(work, shard), scopes=desk.scopes(work.job_id, work.has_budget),
     )  # fmt: skip
+
+
+def _is_overdue(desk: Desk, sub: Submission) -> bool:
+    return desk.wall() - sub.intent_at > desk.timing.doubt_alert_s
 
 
 async def _look_again(desk: Desk, shard: Shard) -> None:
@@ -232,64 +254,84 @@ async def _adopt(desk: Desk, provider: BatchProvider, shard: Shard, found: list[
     await desk.book(desk.ledger.note_created, shard, shard.submission, oldest.id, status=oldest.status, due_in_s=0.0)
 
 
-async def _look_failed(desk: Desk, shard: Shard, error: ProviderError) -> None:
-    """This was no answer: nothing is concluded. After an hour of it a person should know."""
-    ledger, now = desk.ledger, desk.wall()
-    overdue = now - shard.current.intent_at > desk.timing.doubt_alert_s
-    if overdue and not (shard.reason or "").startswith("no complete look"):
-        text = f"shard {shard.tag} is in doubt and could not be looked for: {_said(error)}; {_resolve(shard)}"
+async def _look_failed(desk: Desk, shard: Shard, error: ProviderError, *, overdue: bool) -> None:
+    """This was no answer: nothing is concluded. ``overdue``: a person should know, and can end it."""
+    ledger = desk.ledger
+    resolve = f"nightmill resolve {shard.tag} --adopt BATCH_ID | --resend | --write-off"
+    if overdue and not (shard.reason or "").startswith(_UNRESOLVED):
+        text = f"shard {shard.tag} is in doubt and could not be looked for: {_said(error)}; {resolve}"
         await desk.book(ledger.alert, shard.job_id, shard.tag, "in_doubt", text)
-    reason = f"no complete look yet: {_said(error)}"
+    reason = f"{_UNRESOLVED}; {resolve}: {_said(error)}" if overdue else f"no complete look yet: {_said(error)}"
     due = ledger.moment() + max(desk.timing.limit_wait_s if overdue else 0.0, desk.backoff_s(shard.looks + 3))
     await desk.book(ledger.note_look, shard, looks=shard.looks, fenced=shard.fenced, due=due, reason=reason)
-
-
-def _resolve(shard: Shard) -> str:
-    return f"nightmill resolve {shard.tag} --adopt BATCH_ID | --resend | --write-off"
-
-
-def _same_key(sub: Submission, provider: BatchProvider) -> bool:
-    return sub.account in ("", provider.account.id)
 
 
 # -- waiting ---------------------------------------------------------------------------------------
 
 
 async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
+    age_s = desk.wall() + provider.clock_skew_s() - shard.current.intent_at
+    await _cancel_unwanted(desk, provider, shard)
     seen: list[tuple[int, dict[str, Any]]] = []
     ended = True
     try:
-        await _cancel_unwanted(desk, provider, shard)
         for sub in shard.submissions:
             if sub.batch_id is None or sub.ended:
                 continue
             view = await provider.poll(sub.batch_id)
-            if view.phase == "failed" and sub.n == shard.submission and not _has_answers(view):
+            if view.phase == "failed" and not _has_answers(view) and _is_alone(shard, sub):
                 await _refused_whole(desk, work, shard, sub, view)
                 return
             over = view.phase in ("ended", "failed")
             ended = ended and over
             seen.append((sub.n, _facts(view, sub, over)))
     except ProviderError as error:
-        await desk.book(
-            desk.ledger.release, shard, due_in_s=max(desk.timing.poll_s, desk.backoff_s(3)), reason=_said(error)
-        )
+        if not (_is_gone(error) and age_s > provider.limits.window_s + _KEPT_S):
+            await _come_back(desk, provider, shard, age_s, _said(error))
+            return
+        ended = True  # and so are its results: what is held becomes unproven spend
+    if not ended and age_s > _LATE * provider.limits.window_s and not _was_told(shard):
+        await _come_back(desk, provider, shard, age_s, "")
         return
-    age_s = desk.wall() + provider.clock_skew_s() - shard.current.intent_at
-    if age_s > 1.5 * provider.limits.window_s and shard.reason != "far past its window":
-        text = f"batch {shard.current.batch_id} is {age_s / 3600:.0f} h old and has not ended"
-        await desk.book(desk.ledger.alert, shard.job_id, shard.tag, "late_batch", text)
     wait = min(desk.timing.poll_max_s, max(desk.timing.poll_s, age_s * 0.02))
     await desk.book(desk.ledger.note_polled, shard, seen, due_in_s=0.0 if ended else wait, done=ended)
 
 
+async def _come_back(desk: Desk, provider: BatchProvider, shard: Shard, age_s: float, reason: str) -> None:
+    """Poll again later. A batch that should have ended long ago is told of, once."""
+    if _was_told(shard) or age_s > _LATE * provider.limits.window_s:
+        if not _was_told(shard):
+            text = f"batch {shard.current.batch_id} is {age_s / 3600:.0f} h old and has not ended"
+            await desk.book(desk.ledger.alert, shard.job_id, shard.tag, "late_batch", text)
+        reason = "; ".join(filter(None, (_PAST_WINDOW, reason)))
+    due_in_s = max(desk.timing.poll_s, desk.backoff_s(3))
+    await desk.book(desk.ledger.release, shard, due_in_s=due_in_s, reason=reason)
+
+
+def _was_told(shard: Shard) -> bool:
+    return (shard.reason or "").startswith(_PAST_WINDOW)
+
+
+def _is_alone(shard: Shard, sub: Submission) -> bool:
+    """Nothing but this submission can have run any of the shard: then it may be sent again."""
+    return all(s.n == sub.n or s.state is SubmissionState.GONE for s in shard.submissions)
+
+
+def _is_gone(error: ProviderError) -> bool:
+    return isinstance(error, Refused) and error.status == 404
+
+
 async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
-    """A cancelled job's batches, and any batch beside the shard's own."""
+    """A cancelled job's batches, and any batch beside the shard's own. What cannot be asked now is asked again."""
     asked = []
     for sub in shard.submissions:
         unwanted = shard.cancel_requested or sub.n != shard.submission
         if sub.batch_id and not sub.ended and unwanted and not sub.cancel_asked:
-            await provider.cancel(sub.batch_id)
+            try:
+                await provider.cancel(sub.batch_id)
+            except ProviderError as error:
+                log.warning("batch %s: %s", sub.batch_id, _said(error))
+                continue
             asked.append(sub.n)
     if asked:
         await desk.book(desk.ledger.note_cancel_asked, shard, asked)
@@ -316,7 +358,7 @@ async def _refused_whole(desk: Desk, work: Work, shard: Shard, sub: Submission, 
         lines = list(await asyncio.to_thread(_line_ids, desk, shard))
         row = lines[error.line - 1] if error.line <= len(lines) else None
     if row is None:
-        await _not_sent(desk, shard, sub, error)
+        await _not_sent(desk, work, shard, sub, error)
     else:
         await _fail_line(desk, work, shard, sub, row, error)
 

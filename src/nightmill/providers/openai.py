@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import time
@@ -15,7 +16,7 @@ import msgspec
 from nightmill.errors import CannotCarry, NeverSent, ProviderError, Refused, Uncertain
 from nightmill.providers import Account, BatchView, Encoded, Limits, LiveReply, Request
 from nightmill.providers._env import no_key, sendable
-from nightmill.providers._http import Http, Reply
+from nightmill.providers._http import Http, Reply, shorten
 from nightmill.providers._openai_shape import (
     METADATA_KEY,
     OpenAILines,
@@ -124,19 +125,19 @@ class OpenAI(OpenAILines):
         return batch_view(self._object("create", reply, "id", "status"))
 
     async def find(self, submissions: frozenset[str], files: frozenset[str], *, since: float) -> list[BatchView]:
-        """See `BatchProvider.find`. Pages end early only while the list was seen newest first."""
+        """See `BatchProvider.find`. Pages end early only where the list was seen to go back in time."""
         found: list[BatchView] = []
-        newest_first, last = True, float("inf")
+        newest_first, newest, last = True, 0.0, float("inf")
         async for page in self._pages("list", "/batches", {"limit": str(_PAGE)}):
             for item in page:
                 if not isinstance(item.get("status"), str):
                     raise Uncertain("list: a batch in the list has no status", why=f"batch {item['id']}")
                 created = item.get("created_at")
                 created = float(created) if isinstance(created, int | float) else float("inf")
-                newest_first, last = newest_first and created <= last, created
+                newest_first, newest, last = newest_first and created <= last, max(newest, created), created
                 if _carries(item, submissions, files):
                     found.append(batch_view(item))
-            if newest_first and last < since - _LIST_MARGIN_S:
+            if newest_first and last < min(newest, since - _LIST_MARGIN_S):
                 break
         return found
 
@@ -165,6 +166,7 @@ class OpenAI(OpenAILines):
         url = f"{self._base}/files/{_quoted(file_id)}/content"
         reply = await self._http.download("fetch", url, to, headers=self._headers)
         if reply.status == 200:
+            await asyncio.to_thread(_refuse_foreign, to)
             return True
         problem = self._failure("fetch", reply)
         if reply.status == 404 and isinstance(problem, Refused):
@@ -315,6 +317,19 @@ def _fit_embeddings(body: dict[str, Any], notes: list[str], user_set: frozenset[
         if name in user_set:
             raise CannotCarry(f"embeddings take no {name}", fix=f"leave {name} out")
         notes.append(f"{name} {body.pop(name)} left out: embeddings take none")
+
+
+def _refuse_foreign(file: Path) -> None:
+    """A page that a proxy sent in place of the result file would hide every answer in it.
+
+    Raises:
+        Uncertain: ``file`` has something in it, and its first line is no JSON object.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start and not start.startswith(b"{"):
+        file.unlink()
+        raise Uncertain("fetch: not a result file", why=f"it begins {shorten(start.decode('utf-8', 'replace'), 60)!r}")
 
 
 def _file_name(name: str) -> str:

@@ -109,6 +109,7 @@ class Engine:
     async def _round(self, ids: list[str]) -> bool:
         """Claim what is due and start on it; False when nothing is left to do."""
         desk, ledger = self._desk, self._desk.ledger
+        self._wake.clear()  # first: a task that ends while the ledger is asked must not go unheard
         left = [job_id for job_id in ids if not await self._close_job(job_id)]
         if not left:
             return False
@@ -127,7 +128,6 @@ class Engine:
 
     async def _sleep(self, ids: list[str]) -> None:
         """Until something is due, a task ends, or the engine is stopped."""
-        self._wake.clear()  # first: a task that ends while the ledger is asked must not go unheard
         due = await self._desk.book(self._desk.ledger.next_due, ids)
         wait = _IDLE_S if due is None else min(_IDLE_S, max(_BREATH_S, due - self._desk.ledger.moment()))
         waiters = [asyncio.create_task(self._wake.wait()), asyncio.create_task(self._stop.gently.wait())]

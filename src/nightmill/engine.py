@@ -242,6 +242,7 @@ class Engine:
         ripe = await desk.book(ledger.claim_finish, job_id, desk.timing.lease_s)
         if ripe is not None:
             await self._finish(self._kit(job_id), ripe)
+            self._wake.set()
             return False  # the next round sees whether it is over, or another worker took it
         idle = not any(lease.shard.job_id == job_id for lease in self._leases.values())
         return (

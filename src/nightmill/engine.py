@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,17 +23,18 @@ from nightmill.errors import LeaseLost, ProviderError, StoreError
 from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, batch, live
 from nightmill.lanes.throttle import Throttle
-from nightmill.ledger import Job, Shard
+from nightmill.ledger import Job, Shard, StoredFile
 from nightmill.plan import Compiled
 from nightmill.pricing import PriceSheet
 from nightmill.providers import BatchProvider, LiveProvider, Provider
-from nightmill.store import Store
+from nightmill.store import PACKED, Store
 from nightmill.types import JobState, Lane, ShardState
 
 log = logging.getLogger(__name__)
 
 # Shards worked on at once; each live one sends many rows at once.
 _HANDS = {Lane.CACHE: 1, Lane.BATCH: 8, Lane.LIVE: 4}
+_WORTH_PACKING_BYTES = 64 << 10
 _IDLE_S = 1.0  # longest sleep between two looks at the ledger while something is due soon
 _BREATH_S = 0.05  # shortest: what is overdue and could not be claimed is in other hands, or ours are full
 
@@ -260,6 +261,7 @@ class Engine:
         self._finishing[job.id] = job
         try:
             counts, written = await asyncio.to_thread(build_results, desk.store, kit, shards, files, job.epoch)
+            packed, superseded = await asyncio.to_thread(pack_wire, desk.store, shards)
         except BaseException:
             await desk.book(desk.ledger.give_back_finish, job)
             raise
@@ -268,7 +270,11 @@ class Engine:
         reach("results.written")
         state = end_state(job, counts)
         final = {name: getattr(counts, name) for name in ("succeeded", "failed", "missing", "expired", "cancelled")}
-        await desk.book(desk.ledger.finish, job, state, counts=final, results=written)
+        if await desk.book(
+            desk.ledger.finish, job, state, counts=final, results=written, packed=packed, superseded=superseded
+        ):
+            for path, _ in packed:  # the ledger names the packed ones now
+                desk.store.path(path).unlink(missing_ok=True)
         self._on_change(job.id)
 
     # -- leases --------------------------------------------------------------------------------
@@ -365,3 +371,16 @@ def build_results(
     keep = {"keep": kit.cache, "salt": kit.salt}
     written = [results.write(folder, first, end, n, **keep) for first, end in results.ranges()]
     return results.counts, written
+
+
+def pack_wire(store: Store, shards: Iterable[Shard]) -> tuple[list[tuple[str, StoredFile]], list[str]]:
+    """Compress what came back, now that all is settled: ``(old path, packed file)``, and readings not used."""
+    packed, superseded = [], []
+    for shard in shards:
+        used = wire.chosen(shard.files)
+        superseded += [f.ref.path for f in shard.files if f.kind in wire.WIRE and f not in used]
+        for file in used:
+            path = store.path(file.ref.path)
+            if not file.ref.path.endswith(PACKED) and path.exists() and path.stat().st_size >= _WORTH_PACKING_BYTES:
+                packed.append((file.ref.path, replace(file, ref=store.pack(file.ref.path))))
+    return packed, superseded

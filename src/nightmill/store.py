@@ -11,15 +11,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from nightmill.errors import StoreError
 from nightmill.types import FileRef
 
+PACKED = ".zst"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -135,7 +137,17 @@ class Store:
                 why=f"it has {size} bytes; the ledger says {ref.size_bytes}",
                 fix="put the home folder back from a backup; nothing was sent or spent",
             )
-        return file
+        return _unpacked(file, self.home) if ref.path.endswith(PACKED) else file
+
+    def pack(self, path: str) -> FileRef:
+        """A compressed copy of a file beside it; `open` reads it like the original."""
+        import zstandard
+
+        with self.path(path).open("rb") as plain, self.create(f"{path}{PACKED}") as out:
+            compressor = zstandard.ZstdCompressor(level=1)
+            for chunk in compressor.read_to_iter(plain, read_size=_CHUNK_BYTES, write_size=_CHUNK_BYTES):
+                out.write(chunk)
+        return out.ref
 
     def verify(self, ref: FileRef) -> None:
         """Raise StoreError unless the file has exactly the bytes that were written."""
@@ -154,6 +166,17 @@ class Store:
     def drop_folder(self, path: str) -> None:
         """Remove a folder that the ledger does not name (a plan that was given up)."""
         shutil.rmtree(self.path(path), ignore_errors=True)
+
+
+def _unpacked(file: BufferedReader[FileIO], folder: Path) -> BufferedReader[FileIO]:
+    """The plain bytes of a packed file, in a nameless one that can be sought in."""
+    import zstandard
+
+    plain = cast(FileIO, tempfile.TemporaryFile(buffering=0, dir=folder))  # noqa: SIM115 - the reader closes it
+    with file:
+        zstandard.ZstdDecompressor().copy_stream(file, plain, read_size=_CHUNK_BYTES, write_size=_CHUNK_BYTES)
+    plain.seek(0)
+    return BufferedReader(plain, 1 << 18)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,10 +9,12 @@ A live journal holds result lines as a batch output file would, and between them
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from io import BufferedReader, FileIO
 
 from nightmill.ledger import Shard, StoredFile
-from nightmill.store import Store
+from nightmill.store import PACKED, Store
 
 OUTPUT, ERROR, JOURNAL, CACHED = "output", "error", "journal", "cached"
 ROWS, TWINS, RESULTS = "rows", "twins", "results"  # the other kinds of a job's files
@@ -66,16 +68,20 @@ def chosen(stored: Sequence[StoredFile]) -> list[StoredFile]:
 
 def lines(store: Store, file: StoredFile) -> Iterator[bytes]:
     """The whole lines of a file; a journal is read up to its last newline."""
-    if file.kind != JOURNAL:
-        with store.open(file.ref) as stream:
-            yield from stream
-        return
-    path = store.path(file.ref.path)
-    if path.exists():
-        with path.open("rb", buffering=1 << 18) as stream:
-            for line in stream:
-                if line.endswith(b"\n"):
-                    yield line
+    with open_wire(store, file) as stream:
+        for line in stream:
+            if line.endswith(b"\n") or file.kind != JOURNAL:
+                yield line
+
+
+def open_wire(store: Store, file: StoredFile) -> BufferedReader[FileIO]:
+    """A wire file to read and seek in. A journal still grows, or may not have been begun."""
+    if file.kind != JOURNAL or file.ref.path.endswith(PACKED):
+        return store.open(file.ref)
+    try:
+        return BufferedReader(FileIO(store.path(file.ref.path)), 1 << 18)
+    except FileNotFoundError:
+        return BufferedReader(FileIO(os.devnull), 1)
 
 
 def shard_lines(store: Store, shard: Shard) -> Iterator[tuple[int, bytes]]:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from io import BufferedReader, FileIO
+from io import FileIO
 from typing import Any
 
 import msgspec
@@ -243,13 +243,7 @@ class _RangeReader:
     def _note_places(self, stack: ExitStack, number: int, file: StoredFile) -> None:
         """Remember where the lines of the rows we want lie in one file."""
         results, shard = self._results, self._shards[number]
-        if file.kind == wire.JOURNAL:
-            path = results._store.path(file.ref.path)
-            if not path.exists():
-                return
-            stream = stack.enter_context(BufferedReader(FileIO(path), 1 << 18))
-        else:
-            stream = stack.enter_context(results._store.open(file.ref))
+        stream = stack.enter_context(wire.open_wire(results._store, file))
         batch_id = next((s.batch_id for s in shard.submissions if s.n == file.n), None)
         attempt = 1 if shard.lane is Lane.LIVE else shard.attempt
         sheet = results._files.sheets.get(shard.tag)

@@ -294,10 +294,20 @@ class JobVerbs(Database):
         with self._write("give_back_finish") as connection:
             connection.execute(update(jobs).where(_claimed(job)).values(owner=None, lease_until=0.0))
 
-    def finish(self, job: Job, state: JobState, *, counts: dict[str, int], results: Sequence[StoredFile]) -> bool:
+    def finish(
+        self,
+        job: Job,
+        state: JobState,
+        *,
+        counts: dict[str, int],
+        results: Sequence[StoredFile],
+        packed: Sequence[tuple[str, StoredFile]] = (),
+        superseded: Sequence[str] = (),
+    ) -> bool:
         """The job is over: its results are switched to, its final row counts are stored.
 
-        False when another worker has the job now.
+        ``packed`` are files that replace the one at a path; ``superseded`` are paths of readings
+        that a fuller one stands in for. False when another worker has the job now.
         """
         with self._write("finish") as connection:
             over = (
@@ -310,6 +320,10 @@ class JobVerbs(Database):
             if connection.execute(over).first() is None:
                 return False
             self._switch_results(connection, job.id, results)
+            for path, file in packed:
+                connection.execute(delete(files).where(files.c.path == path))
+                insert_files(connection, job.id, [file])
+            connection.execute(update(files).where(files.c.path.in_(superseded)).values(kind="superseded"))
         return True
 
     def _switch_results(self, connection: Connection, job_id: str, results: Sequence[StoredFile]) -> None:

@@ -7,8 +7,9 @@ only other blocks, and blocks with an error, are looked at line by line.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from nightmill.errors import InputError
 
 _BLOCK_BYTES = 1 << 20
 _SHOWN = 5
+_BLANK = b" \t\r\n"
+_NOT_ROWS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _JSON_MARK = {b"nightmill": b"json"}
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _EXACT_FLOAT = 2**53  # whole numbers beyond this lose digits as a float
@@ -49,23 +52,55 @@ class JsonlPart:
     schema: pa.Schema
 
     def batches(self) -> Iterator[pa.RecordBatch]:
+        names = self.schema.names
+        shape = _Shape(names, {column.name for column in self.schema if _is_text(column)})
         for first_line, block in _blocks(self.path):
+            if columns := shape.columns(block):
+                yield self._convert(columns)
+                continue
             try:
                 rows = _rows(first_line, block)
             except _BadLines as bad:
                 raise _refusal(self.name, bad.lines) from None
             if rows:
-                yield self._convert(rows)
+                yield self._convert([[row.get(name) for row in rows] for name in names])
 
-    def _convert(self, rows: list[Row]) -> pa.RecordBatch:
+    def _convert(self, columns: list[list[Any]]) -> pa.RecordBatch:
         try:
-            return pa.record_batch([_column(rows, column) for column in self.schema], schema=self.schema)
+            arrays = [_column(values, column) for values, column in zip(columns, self.schema, strict=True)]
+            return pa.record_batch(arrays, schema=self.schema)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise InputError(
                 f"{self.name} changed while it was read",
                 why=f"a value no longer has the type that its column had: {error}",
                 fix="run again when nothing writes to it",
             ) from error
+
+
+class _Shape:
+    """Decodes blocks of rows with known columns straight into those columns: twice as fast as by dicts."""
+
+    def __init__(self, names: Sequence[str], texts: Container[str]) -> None:
+        fields = {f"f{i}": name for i, name in enumerate(names)}
+        kinds = [(f, str | None if name in texts else Any, None) for f, name in fields.items()]
+        row = msgspec.defstruct("Row", kinds, rename=fields, forbid_unknown_fields=True, gc=False)
+        self._decode = msgspec.json.Decoder(row).decode_lines
+        self._getters = [attrgetter(f) for f in fields]
+
+    def columns(self, block: bytes) -> list[list[Any]] | None:
+        """The values of each column, None where a row has none; None if a row is of another shape."""
+        text = block.strip(_BLANK)
+        if (lines := _lines(text)) is None:
+            return None
+        try:
+            rows = self._decode(text)
+        except _NOT_ROWS:
+            return None
+        return [list(map(getter, rows)) for getter in self._getters] if len(rows) == lines else None
+
+
+def _is_text(column: pa.Field) -> bool:
+    return bool(column.type == pa.string()) and not is_json(column)
 
 
 @dataclass(slots=True)
@@ -75,6 +110,16 @@ class _Learned:
     types: set[type] = field(default_factory=set)
     least: int = 0
     most: int = 0
+
+    @property
+    def is_text(self) -> bool:
+        return str in self.types and self.types <= {str, type(None)}
+
+    def widen(self, values: list[Any]) -> None:
+        """Take note of the numbers among ``values``."""
+        numbers = [value for value in values if type(value) is int]
+        self.least = min(self.least, min(numbers, default=0))
+        self.most = max(self.most, max(numbers, default=0))
 
     def arrow(self, name: str) -> pa.Field:
         match self.types - {type(None)}:
@@ -123,7 +168,12 @@ def open_jsonl(files: Sequence[tuple[Path, str]], limit: int | None) -> list[Jso
 
 def _learn_file(path: Path, name: str, learned: dict[str, _Learned], left: int | None) -> int:
     count, bad = 0, list[tuple[int, str]]()
+    shape: _Shape | None = None
     for first_line, block in _blocks(path):
+        if shape is not None and (columns := shape.columns(block)):
+            _learn_columns(columns, learned)
+            count += len(columns[0])
+            continue
         try:
             rows = _rows(first_line, block)
         except _BadLines as found:
@@ -136,6 +186,9 @@ def _learn_file(path: Path, name: str, learned: dict[str, _Learned], left: int |
         count += len(rows)
         if left is not None and count >= left:
             break
+        if left is None and learned:
+            texts = {column for column, seen in learned.items() if seen.is_text}
+            shape = _Shape(list(learned), texts)
     if bad:
         raise _refusal(name, bad)
     return count
@@ -148,14 +201,18 @@ def _learn(rows: list[Row], learned: dict[str, _Learned]) -> None:
             learned.setdefault(name, _Learned()).types.add(kind)
     for name, column in learned.items():
         if int in column.types:
-            numbers = [value for row in rows if type(value := row.get(name)) is int]
-            column.least = min(column.least, min(numbers, default=0))
-            column.most = max(column.most, max(numbers, default=0))
+            column.widen([row.get(name) for row in rows])
 
 
-def _column(rows: list[Row], column: pa.Field) -> pa.Array:
-    name = column.name
-    values = [row.get(name) for row in rows]
+def _learn_columns(columns: list[list[Any]], learned: dict[str, _Learned]) -> None:
+    for values, column in zip(columns, learned.values(), strict=True):
+        if not column.is_text:  # else the shape has proven that it still is
+            column.types.update(map(type, values))
+            if int in column.types:
+                column.widen(values)
+
+
+def _column(values: list[Any], column: pa.Field) -> pa.Array:
     if is_json(column):
         values = [None if value is None else _encode(value).decode() for value in values]
     return pa.array(values, column.type)
@@ -173,17 +230,24 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
             first_line += block.count(b"\n")
 
 
-def _rows(first_line: int, block: bytes) -> list[Row]:
-    text = block.strip(b" \t\r\n")
-    leading = block[: len(block) - len(block.lstrip(b" \t\r\n"))].count(b"\n") if text else 0
+def _lines(text: bytes) -> int | None:
+    """How many lines ``text`` has, if each of them is an object at most; None if that is not plain to see."""
     # Inside one JSON value a "}" is never followed by a "{", so when every line ends and begins
     # like that, no object spans lines, and as many objects as lines means one in each.
+    if not (text.startswith(b"{") and text.endswith(b"}")):
+        return None
     lines = text.count(b"\n") + 1
-    joints = text.count(b"}\n{") + text.count(b"}\r\n{")
-    if text.startswith(b"{") and text.endswith(b"}") and joints == lines - 1:
+    joints = text.count(b"}\n{") + (text.count(b"}\r\n{") if b"\r" in text else 0)
+    return lines if joints == lines - 1 else None
+
+
+def _rows(first_line: int, block: bytes) -> list[Row]:
+    text = block.strip(_BLANK)
+    leading = block[: len(block) - len(block.lstrip(_BLANK))].count(b"\n") if text else 0
+    if (lines := _lines(text)) is not None:
         try:
             rows: list[Row] = _decoder.decode_lines(text)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _NOT_ROWS:
             rows = []
         if len(rows) == lines:
             return rows

@@ -54,7 +54,7 @@ from nightmill.sinks.exports import check_targets, note_written
 from nightmill.sources import Source, open_source
 from nightmill.store import Store
 from nightmill.tasks import BoundTask, Task, bind, check_answer, load_schema, load_task, prompt_task, verbatim_task
-from nightmill.types import JobState, Lane, Quote, ShardState, Usage, usd
+from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState, Usage, usd
 from nightmill.wire import RESULTS, ROWS, TWINS
 
 _GROUP_ROWS = 5_000  # of rows.parquet
@@ -141,6 +141,15 @@ class Group:
     count: int
     message: str
     row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something about a job that a person should look at."""
+
+    kind: str
+    shard: str | None
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +310,10 @@ class Mill:
         folder = self.folder(prepared.resumes) if prepared.resumes else None
         check_targets(targets, inputs=prepared.options.inputs, folder=folder, force=force)
 
+    def check_files(self, targets: Sequence[Target], job: Job, *, force: bool) -> None:
+        """The same for a job that exists."""
+        check_targets(targets, folder=self.folder(job), force=force)
+
     def discard(self, prepared: Prepared) -> None:
         """The user said no: no trace stays."""
         self._drop_plan(prepared.plan.job_id)
@@ -455,6 +468,32 @@ class Mill:
         """By id, prefix, name or ``@last``. Raises Conflict."""
         return self.ledger.find_job(text)
 
+    def unfinished(self) -> list[Job]:
+        """Jobs that can go on, newest first."""
+        return self.ledger.jobs(states=UNFINISHED)
+
+    def shard(self, tag: str) -> Shard:
+        """By its tag. Raises Conflict."""
+        found = self.ledger.shard(tag)
+        if found is None:
+            raise Conflict(
+                f"no shard is called {tag!r}", why="a tag is JOB-NUMBER", fix="nightmill show JOB lists them"
+            )
+        return found
+
+    def alerts(self, job: Job) -> list[Alert]:
+        """What a person should look at, oldest first."""
+        return [Alert(*found) for found in self.ledger.alerts_of(job.id)]
+
+    def budget(self, *scopes: str) -> list[Limit]:
+        """The limits that a hold made now is in, and those of ``scopes`` beside them."""
+        running = [scope for scope in self.desk.scopes("", False) if scope not in scopes]
+        return self.ledger.limits([*scopes, *reversed(running)])
+
+    def set_budget(self, scope: str, cap_nanos: int | None) -> None:
+        """Set a limit: ``total``, ``day``, ``month`` or ``job:ID``; None lifts it. Holds already made stay."""
+        self.ledger.set_budget(scope, cap_nanos, running_scopes=self.desk.scopes("", False))
+
     def tally(self, job: Job) -> Tally:
         return self.ledger.tally(job.id)
 
@@ -509,9 +548,25 @@ class Mill:
                 group.count += 1
         return sorted(groups.values(), key=lambda group: -group.count), estimated
 
-    def export(self, job: Job, targets: Sequence[Target], *, csv_raw: bool = False) -> int:
+    def selected(
+        self, job: Job, *, span: tuple[int, int] | None = None, failed: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        """Results of some rows: those from ``span[0]`` up to ``span[1]``, those that failed."""
+        for batch in self.results(job, *(span or ())):
+            yield batch.filter(pc.invert(batch.column("success"))) if failed else batch
+
+    def export(
+        self,
+        job: Job,
+        targets: Sequence[Target],
+        *,
+        csv_raw: bool = False,
+        span: tuple[int, int] | None = None,
+        failed: bool = False,
+    ) -> int:
         """Write what results there are to every target, whole or not at all; how many rows. Raises StoreError."""
-        rows = write_all(targets, self.results(job), schema=self.schema(job), csv_raw=csv_raw)
+        batches = self.selected(job, span=span, failed=failed)
+        rows = write_all(targets, batches, schema=self.schema(job), csv_raw=csv_raw)
         note_written(targets, self.folder(job))
         return rows
 
@@ -767,6 +822,7 @@ def _joined(now: Standing, found: Answers) -> Standing:
 
 __all__ = [
     "Again",
+    "Alert",
     "Follower",
     "Group",
     "LaneCost",

@@ -1,1 +1,125 @@
-"""The command line: arguments in, text or JSON out; it decides nothing."""
+"""The command line: arguments to `Mill`, what comes of it to text or ``--json``.
+
+Commands are loaded when they are called, so that ``nightmill --help`` answers at once. stdout is
+data, everything else goes to stderr. Whatever goes wrong ends here, in `main`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from typing import Any
+
+import click
+
+from nightmill.cli.edge import Edge
+from nightmill.errors import NightmillError, UsageError
+
+# Command -> its module and what it is for; help lists them without loading anything.
+_COMMANDS = {
+    "run": ("run", "Run a task or a prompt over rows, and wait for the answers."),
+    "show": ("jobs", "One job: rows, money, shards, failures."),
+    "watch": ("working", "Follow a job; work on it where nobody else does."),
+    "jobs": ("jobs", "List jobs, newest first."),
+    "resume": ("working", "Go on with what is unfinished."),
+    "cancel": ("working", "End a job; what was paid for is kept."),
+    "retry": ("working", "Send the failed rows of a finished job again."),
+    "results": ("results", "Write a job's results, to stdout or files."),
+    "resolve": ("results", "Say what became of a shard in doubt."),
+    "budget": ("budget", "Show or set what may be spent."),
+    "simulate": ("simulate", "A provider on this machine, to rehearse with."),
+    "doctor": ("doctor", "Check keys, prices, disk, ledger and clock."),
+}
+_EXAMPLES = """\b
+Examples:
+  nightmill run words.txt --task define --dry-run
+  nightmill run reviews.csv --prompt "Sentiment of: {{ text }}" --out answers.jsonl --budget 2
+  nightmill resume
+  nightmill budget show
+"""
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and loads the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"nightmill.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.5)
+            raise UsageError(
+                f"no command {args[0]}",
+                why=f"there are {', '.join(_COMMANDS)}",
+                fix=f"did you mean nightmill {near[0]}?" if near else "nightmill --help",
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, help=f"Large numbers of LLM requests, cheaply and safely.\n\n{_EXAMPLES}")
+@click.version_option(metadata.version("nightmill"), message="nightmill %(version)s")
+def _group() -> None:
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code.
+
+    0 every row succeeded, 1 error, 2 bad usage or input, 3 finished with failed rows, 4 stopped by
+    a budget, 5 stopped by --on-error, 130 interrupted (resumable).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    edge = Edge(json="--json" in flags, debug="--debug" in flags)
+    edge.restore_signals()
+    try:
+        code = _run(edge, arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(edge: Edge, arguments: list[str]) -> int:
+    try:
+        done = _group.main(arguments, prog_name="nightmill", standalone_mode=False, obj=edge)
+        return done if isinstance(done, int) else 0
+    except NightmillError as error:
+        return edge.fail(error)
+    except click.UsageError as error:
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            click.echo(error.format_message(), err=True)
+            return 2
+        return edge.fail(_as_usage_error(error))
+    except (KeyboardInterrupt, click.Abort):
+        return edge.interrupted()
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # a bug: a user gets one line and the log, not a traceback
+        return edge.fail_unexpectedly(error)
+
+
+def _as_usage_error(error: click.UsageError) -> UsageError:
+    command = error.ctx.command_path if error.ctx is not None else "nightmill"
+    fix = f"{command} --help"
+    if isinstance(error, click.NoSuchOption):
+        known = [o for p in error.ctx.command.params for o in p.opts] if error.ctx is not None else []
+        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.5)
+        return UsageError(f"no option {error.option_name}", fix=f"did you mean {near[0]}?" if near else fix)
+    text = error.format_message().rstrip(".")
+    return UsageError(text[:1].lower() + text[1:], fix=fix)

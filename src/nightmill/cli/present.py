@@ -616,6 +616,23 @@ def _shrink(kept: dict[int, int], width: int) -> int:
     return used
 
 
+def table(
+    rows: Sequence[Sequence[str]], *, width: int = 100, unicode: bool = True, right: Sequence[int] = ()
+) -> list[str]:
+    """Rows under their headings, columns aligned; a line that is too wide loses its end."""
+    inked = [[_inked(_line(cell), unicode) for cell in row] for row in rows]
+    widths = [max(_cells(row[at]) for row in inked) for at in range(len(rows[0]))]
+    padded = ([_pad(cell, widths[at], right=at in right) for at, cell in enumerate(row)] for row in inked)
+    return [_cut("  ".join(cells).rstrip(), width, unicode=unicode) for cells in padded]
+
+
+def fitted(text: str, *, width: int = 80, unicode: bool = True) -> str:
+    """Untrusted text by words into lines that fit, the later ones indented like the first."""
+    indent = " " * (len(text) - len(text.lstrip()))
+    lines = _wrap(_inked(_line(text), unicode), max(20, min(width, _WIDEST) - len(indent)))
+    return "\n".join(indent + line for line in lines)
+
+
 # -- errors
 
 

@@ -171,6 +171,11 @@ def connect(model: str, model_paths: Mapping[str, str]) -> Local:
     return Local(model, file)
 
 
+def is_available() -> bool:
+    """Whether the demo model can run here."""
+    return importlib.util.find_spec("xllamacpp") is not None and _demo_file() is not None
+
+
 def availability() -> str:
     """What is usable here, in one line."""
     if importlib.util.find_spec("xllamacpp") is None:

@@ -20,11 +20,39 @@ class _Hosted:
     module: str
     keys: tuple[str, ...]  # any one of these variables will do
     example: str
+    base_url_variable: str
 
 
 HOSTED: dict[str, _Hosted] = {
-    "openai": _Hosted("nightmill.providers.openai", ("OPENAI_API_KEY",), "openai/gpt-5-mini"),
+    "openai": _Hosted("nightmill.providers.openai", ("OPENAI_API_KEY",), "openai/gpt-5-mini", "OPENAI_BASE_URL"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class HostedAccount:
+    """What the environment says about one hosted provider; never the key itself."""
+
+    name: str
+    keys: tuple[str, ...]  # variables that may hold the key
+    key: str | None  # the one that does
+    base_url: str  # empty without a key
+    base_url_variable: str
+
+
+def accounts(env: Mapping[str, str]) -> list[HostedAccount]:
+    """Every hosted provider there is, with a key or without."""
+    found = []
+    for name, hosted in HOSTED.items():
+        key = next((key for key in hosted.keys if env.get(key, "").strip()), None)
+        base_url = resolve(hosted.example, env=env).account.base_url if key else ""
+        found.append(HostedAccount(name, hosted.keys, key, base_url, hosted.base_url_variable))
+    return found
+
+
+def rehearsal_environment(url: str) -> dict[str, str]:
+    """Variables that point a program at the simulator listening at ``url``."""
+    hosted = HOSTED["openai"]  # the wire format it speaks
+    return {hosted.base_url_variable: url, hosted.keys[0]: "sk-simulated", "BATCH_CHECK_INTERVAL": "1"}
 
 
 def parse_model(ref: str) -> tuple[str, str]:

@@ -1,0 +1,169 @@
+"""Where a command meets the world: settings, home, log, streams, the question, errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nightmill.cli import present
+from nightmill.errors import NightmillError, UsageError
+
+if TYPE_CHECKING:
+    from nightmill.config import Settings
+    from nightmill.mill import Mill
+
+log = logging.getLogger("nightmill.cli")
+_LOG_BYTES, _LOG_FILES = 5_000_000, 5
+
+
+@dataclass(slots=True)
+class Edge:
+    """One command's surroundings. ``known`` is what an error's JSON tells beside the error."""
+
+    json: bool = False
+    debug: bool = False
+    known: dict[str, Any] = field(default_factory=dict)
+    log_file: Path | None = None
+
+    def settings(self) -> Settings:
+        from nightmill.config import load_settings
+
+        return load_settings(Path.cwd(), os.environ)
+
+    @contextmanager
+    def mill(self, *, create: bool = True) -> Iterator[Mill]:
+        """The mill of this home. Without ``create`` nothing comes into being, not even a log."""
+        from nightmill.mill import opened
+
+        settings = self.settings()
+        with opened(settings, create=create) as mill:
+            if create:
+                self.log_file = start_log(settings.home, settings.log_level)
+            yield mill
+
+    # -- streams -------------------------------------------------------------------------------
+
+    @property
+    def width(self) -> int:
+        return shutil.get_terminal_size((80, 24)).columns
+
+    @property
+    def unicode(self) -> bool:
+        return (sys.stderr.encoding or "utf-8").lower().replace("-", "").startswith("utf")
+
+    def say(self, text: str) -> None:
+        """Narration, on stderr."""
+        _write(sys.stderr, text)
+
+    def put(self, text: str) -> None:
+        """Data, on stdout; with ``--json`` only `answer` writes there."""
+        if not self.json:
+            _write(sys.stdout, text)
+
+    def answer(self, data: Mapping[str, Any]) -> None:
+        """The one object of ``--json``."""
+        if self.json:
+            _write(sys.stdout, json.dumps(data))
+
+    def ask(self, question: str, *, flag: str = "--yes") -> bool:
+        """A y/N question; no is the default.
+
+        Raises:
+            UsageError: there is nobody to ask.
+        """
+        if not sys.stdin.isatty():
+            raise UsageError("nobody can be asked here", why="stdin is no terminal", fix=f"add {flag}")
+        sys.stderr.write(question)
+        sys.stderr.flush()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def restore_signals(self) -> None:
+        """SIGTERM is like Ctrl-C where no work is under way."""
+        signal.signal(signal.SIGTERM, _interrupt)
+
+    # -- errors --------------------------------------------------------------------------------
+
+    def fail(self, error: NightmillError) -> int:
+        """Tell what went wrong, in words and as JSON; the exit code."""
+        self.say(present.error_text(error))
+        if self.debug:
+            _traceback(error)
+        if self.log_file is not None:
+            log.error("%s: %s", error.code, error.what)
+        self.answer({**self.known, "error": error_object(error)})
+        return error.exit_code
+
+    def interrupted(self) -> int:
+        """Ctrl-C or SIGTERM where nothing was under way."""
+        self.say("")
+        return self.fail(Interrupted("interrupted"))
+
+    def fail_unexpectedly(self, error: Exception) -> int:
+        """A bug: one line for the user, the traceback in the log."""
+        fix = "please report it; --debug shows where it happened"
+        if self.log_file is not None:
+            log.error("unexpected", exc_info=error)
+            fix += f", and so does {self.log_file}"
+        return self.fail(Unexpected(f"unexpected {type(error).__name__}", why=str(error), fix=fix).of(error))
+
+
+class Interrupted(NightmillError):
+    code = "interrupted"
+    exit_code = 130
+
+
+class Unexpected(NightmillError):
+    code = "internal"
+
+    def of(self, error: Exception) -> Unexpected:
+        self.__cause__ = error
+        return self
+
+
+def error_object(error: NightmillError) -> dict[str, str]:
+    return {"code": error.code, "message": error.what, "why": error.why, "fix": error.fix}
+
+
+def start_log(home: Path, level: str) -> Path:
+    """Log into the home, in files that rotate. What is logged holds neither prompts nor keys."""
+    from logging.handlers import RotatingFileHandler
+
+    folder = home / "logs"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = folder / "nightmill.log"
+    root = logging.getLogger("nightmill")
+    for old in list(root.handlers):
+        root.removeHandler(old)
+        old.close()
+    handler = RotatingFileHandler(file, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8", delay=True)
+    form = logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+    handler.setFormatter(form)
+    root.addHandler(handler)
+    root.setLevel(level)
+    root.propagate = False
+    return file
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _write(stream: Any, text: str) -> None:
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()
+
+
+def _traceback(error: BaseException) -> None:
+    import traceback
+
+    sys.stderr.write(present.show("".join(traceback.format_exception(error))))

@@ -1,0 +1,176 @@
+"""``nightmill run``: plan, price, ask, send, wait, write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nightmill.cli import flags, present, views
+from nightmill.cli.edge import Edge
+from nightmill.cli.session import Order, conclude, work
+from nightmill.errors import NightmillError, OverBudget, UsageError
+from nightmill.mill import Mill, Prepared, RunOptions, check_affordable
+from nightmill.sinks import parse_target
+
+_FIRST_REQUEST_CHARS = 4_000  # of a request that is shown
+
+
+class Declined(NightmillError):
+    code = "declined"
+
+
+@dataclass(frozen=True, slots=True)
+class _Manner:
+    """How to run, apart from what."""
+
+    order: Order
+    yes: bool
+    force: bool
+    dry_run: bool
+
+
+@click.command(short_help="Run a task or a prompt over rows.")
+@click.argument("inputs", nargs=-1, metavar="INPUT...")
+@click.option("--task", metavar="NAME", help="A task, by name or .toml file.")
+@click.option("--prompt", metavar="TEXT|@FILE", help="A prompt; {{ column }} stands for a row's value.")
+@click.option("--model", metavar="P/M", help="The model, such as local/smollm2-135m.")
+@click.option("--lane", type=click.Choice(("auto", "batch", "live")), help="Half price and slow, or at once.")
+@click.option("--budget", type=flags.USD, help="Most this job may spend.")
+@click.option("--schema", metavar="FILE|module:Class", help="What every answer must look like.")
+@flags.out
+@click.option("--key", metavar="COLUMN", help="The column that names a row.")
+@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Map a task's column, or set its variable.")
+@click.option("--rows", type=click.Choice(("file", "line")), help="What a row of a .txt file is.")
+@click.option("--name", help="A label for the job.")
+@click.option("--new", is_flag=True, help="Begin a new job even if this one ran before.")
+@click.option("--limit", type=flags.WHOLE, help="Most rows to take.")
+@click.option("--on-error", type=flags.ON_ERROR, default="continue", show_default=True,
+              help="continue, stop, threshold:N or threshold:N%.")  # fmt: skip
+@click.option("--batch-size", type=flags.WHOLE, help="Most rows in a shard.")
+@click.option("--temperature", type=flags.TEMPERATURE)
+@click.option("--max-output", type=flags.WHOLE, help="Most tokens an answer may have.")
+@click.option("--rpm", type=flags.POSITIVE, help="Most live requests a minute.")
+@click.option("--tpm", type=flags.POSITIVE, help="Most live tokens a minute.")
+@click.option("--concurrency", type=flags.WHOLE, help="Live requests at once.")
+@click.option("--no-cache", is_flag=True, help="Do not use answers of earlier jobs.")
+@click.option("--no-dedupe", is_flag=True, help="Send rows that are alike one by one.")
+@click.option("--dry-run", is_flag=True, help="Plan and price; send, spend and keep nothing.")
+@flags.yes
+@flags.force
+@flags.csv_raw
+@flags.progress
+@flags.common
+def run(edge: Edge, **given: Any) -> int:
+    """Run a task or a prompt over the rows of files, and wait for the answers."""
+    inputs = given["inputs"]
+    if not inputs:
+        raise UsageError("no input", why="there is nothing to run", fix="nightmill run words.txt --task define")
+    targets = tuple(parse_target(text) for text in given.pop("outs"))
+    order = Order(given.pop("mode"), targets=targets, csv_raw=given.pop("csv_raw"))
+    manner = _Manner(order, given.pop("yes"), given.pop("force"), given.pop("dry_run"))
+    options = _options(given)
+    with edge.mill(create=not manner.dry_run) as mill:
+        if manner.dry_run:
+            return _rehearse(edge, mill, options, manner)
+        return _run(edge, mill, options, manner)
+
+
+def _options(given: dict[str, Any]) -> RunOptions:
+    budget, sets, prompt = given.pop("budget"), given.pop("sets"), given.pop("prompt")
+    no_cache, no_dedupe = given.pop("no_cache"), given.pop("no_dedupe")
+    return RunOptions(
+        budget_nanos=budget,
+        sets=flags.pairs(sets),
+        prompt=_prompt(prompt) if prompt else prompt,
+        cache=not no_cache,
+        dedupe=not no_dedupe,
+        **given,
+    )
+
+
+def _prompt(text: str) -> str:
+    """The text itself, or with ``@`` in front the content of a file."""
+    if not text.startswith("@"):
+        return text
+    file = Path(text[1:])
+    try:
+        return file.read_text(encoding="utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--prompt {text}: not UTF-8", why=str(error), fix="save it as UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"--prompt {text}: cannot be read", why=error.strerror or str(error)) from error
+
+
+def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:
+    prepared = mill.rehearse(options)
+    mill.check_outputs(manner.order.targets, prepared, force=manner.force)
+    _show_quote(edge, mill, prepared)
+    if prepared.resumes is not None:
+        edge.say(f"it would go on with unfinished job {prepared.resumes.id}")
+    refusal = _refusal(prepared)
+    if refusal is not None:
+        edge.say("it would be refused:\n" + present.error_text(refusal))
+    sent = [shard for shard in prepared.plan.shards if shard.lane is prepared.lane]
+    edge.say(f"dry run: {len(sent)} shards, {prepared.quote.waves} waves; nothing was sent, spent or kept")
+    first = json.loads(prepared.plan.first_request) if prepared.plan.first_request else None
+    if first is not None:
+        text = json.dumps(first, indent=2, ensure_ascii=False)
+        edge.say("first request:\n" + present.show(text[:_FIRST_REQUEST_CHARS]))
+    more = {"shards": len(sent), "waves": prepared.quote.waves, "affordable": refusal is None, "first_request": first}
+    edge.answer(views.quote_object(prepared) | more)
+    return 0
+
+
+def _refusal(prepared: Prepared) -> OverBudget | None:
+    try:
+        check_affordable(prepared)
+    except OverBudget as error:
+        return error
+    return None
+
+
+def _run(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:
+    prepared = mill.prepare(options)
+    try:
+        mill.check_outputs(manner.order.targets, prepared, force=manner.force)
+        edge.known = views.quote_object(prepared) | {"status": "refused"}
+        _confirm(edge, mill, prepared, manner)
+        job = mill.submit(prepared)
+    except BaseException:
+        mill.discard(prepared)
+        raise
+    edge.known = views.job_object(job, mill.standing(job))
+    if prepared.resumes is None:
+        edge.say(f"job {job.id}")
+    interrupted = work(edge, mill, [job], manner.order)
+    return conclude(edge, mill, [job], manner.order, interrupted=interrupted)
+
+
+def _confirm(edge: Edge, mill: Mill, prepared: Prepared, manner: _Manner) -> None:
+    """Show what it will cost and ask, where money may be spent that nobody agreed to yet."""
+    job = prepared.resumes
+    if job is not None:
+        now = mill.standing(job)
+        edge.say(f"goes on with job {job.id}: {now.done:,} of {now.rows - now.invalid:,} rows are done")
+        if not mill.is_dearer(job):
+            return
+    _show_quote(edge, mill, prepared)
+    if job is None:
+        check_affordable(prepared)
+    if not prepared.quote.at_most_nanos or manner.yes:
+        return
+    if not edge.ask(present.question(views.quote_view(prepared, mill.lane_costs(prepared)))):
+        raise Declined("not sent", why="the answer was no; nothing was spent and nothing is kept")
+
+
+def _show_quote(edge: Edge, mill: Mill, prepared: Prepared) -> None:
+    view = views.quote_view(prepared, mill.lane_costs(prepared))
+    edge.say(present.quote_panel(view, width=edge.width, unicode=edge.unicode))
+
+
+__all__: Sequence[str] = ["run"]

@@ -1,0 +1,178 @@
+"""Working on jobs in the foreground: progress, signals, the end report, the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nightmill.cli import present, views
+from nightmill.cli.edge import Edge, error_object
+from nightmill.cli.progress import Mode, Progress
+from nightmill.engine import Stop
+from nightmill.errors import NightmillError
+from nightmill.ledger import Job
+from nightmill.mill import Look, Mill
+from nightmill.sinks import Target
+from nightmill.types import UNFINISHED
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.25  # between two looks at a job that is shown
+_ASIDE_S = 0.5  # between two looks at a job that another process works on
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to do with jobs and how to show it."""
+
+    mode: Mode = "auto"
+    aside: bool = False  # work only on what nobody else works on
+    targets: tuple[Target, ...] = ()
+    csv_raw: bool = False
+
+
+def work(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order) -> bool:
+    """Work on jobs until they are done or paused, or somebody interrupts; True when somebody did.
+
+    The first Ctrl-C or SIGTERM finishes what is in hand, the second stops at once.
+    """
+    log.info("working on %s", ", ".join(job.id for job in jobs))
+    with Progress(order.mode, sys.stderr, os.environ) as progress:
+        session = _Session(mill, [job.id for job in jobs], progress, order)
+        try:
+            asyncio.run(session.run())
+        finally:
+            edge.restore_signals()
+            session.show_last()
+    return session.interrupted
+
+
+class _Session:
+    def __init__(self, mill: Mill, job_ids: list[str], progress: Progress, order: Order) -> None:
+        self._mill, self._ids, self._progress, self._order = mill, job_ids, progress, order
+        self._follower = mill.follow(job_ids)
+        self._stop = Stop()
+        self._signals = 0
+        self._began = time.monotonic()
+        self._before: int | None = None
+        self._looks: list[Look] = []
+        self._main: asyncio.Task[None] | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        return self._signals > 0
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._main = asyncio.create_task(self._watch() if self._order.aside else self._work(self._ids))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupt)
+        ticker = asyncio.create_task(self._tick()) if self._progress.mode != "none" else None
+        try:
+            await self._main
+        except asyncio.CancelledError:
+            if not self._signals:
+                raise
+        finally:
+            if ticker is not None:
+                ticker.cancel()
+                await asyncio.gather(ticker, return_exceptions=True)
+
+    async def _work(self, ids: list[str]) -> None:
+        await self._mill.run(ids, self._stop)
+
+    async def _watch(self) -> None:
+        """Look on while others work; take over what nobody works on."""
+        left = list(self._ids)
+        while left and not self._stop():
+            left = [i for i in left if self._mill.job(i).state in UNFINISHED]
+            alone = [i for i in left if not self._mill.attended(self._mill.job(i))]
+            if alone:
+                await self._work(alone)
+                left = [i for i in left if i not in alone]
+            elif left:
+                try:
+                    await asyncio.wait_for(self._stop.gently.wait(), _ASIDE_S)
+                except TimeoutError:
+                    continue
+
+    def _interrupt(self) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            self._cancel()
+            return
+        grace = self._mill.settings.timing.stop_grace_s
+        hands = sum(look.in_hand for look in self._looks)
+        in_hand = f": {hands} in hand, up to {grace:.0f} s" if hands else ""
+        self._progress.note(f"stopping{in_hand}; again to stop now")
+        self._stop.gently.set()
+        asyncio.get_running_loop().call_later(grace, self._cancel)
+
+    def _cancel(self) -> None:
+        if self._main is not None and not self._main.done() and not self._main.cancelling():
+            self._main.cancel()
+
+    # -- showing -------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        while True:
+            try:
+                self._show(await asyncio.to_thread(self._follower.look))
+            except NightmillError as error:  # the engine meets it too, and ends the run with it
+                log.warning("progress: %s", error)
+            await asyncio.sleep(_LOOK_S)
+
+    def _show(self, looks: list[Look]) -> None:
+        self._looks = looks
+        done = sum(look.now.done for look in looks)
+        self._before = done if self._before is None else self._before
+        elapsed_s = time.monotonic() - self._began
+        self._progress.update(views.progress_view(looks, before=self._before, elapsed_s=elapsed_s))
+
+    def show_last(self) -> None:
+        if self._progress.mode == "none":
+            return
+        try:
+            self._show(self._follower.look())
+        except NightmillError as error:
+            log.warning("progress: %s", error)
+
+
+def conclude(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order, *, interrupted: bool) -> int:
+    """Write outputs, say how every job ended, answer; the exit code (the first that is not 0)."""
+    codes = []
+    objects: list[dict[str, Any]] = []
+    for job in jobs:
+        code, found = _conclude_one(edge, mill, mill.job(job.id), order, interrupted=interrupted)
+        codes.append(code)
+        objects.append(found)
+    edge.answer(objects[0] if len(objects) == 1 else {"jobs": objects})
+    return next((code for code in codes if code), 0)
+
+
+def _conclude_one(edge: Edge, mill: Mill, job: Job, order: Order, *, interrupted: bool) -> tuple[int, dict[str, Any]]:
+    now = mill.standing(job)
+    paths = [str(target.path) for target in order.targets]
+    edge.known = views.job_object(job, now, interrupted=interrupted)
+    if order.targets:
+        mill.export(job, order.targets, csv_raw=order.csv_raw)
+    code, error = views.ending(job, now, interrupted=interrupted)
+    found = views.job_object(job, now, out=paths, interrupted=interrupted)
+    view = views.end_view(mill, job, now, interrupted=interrupted, wrote=bool(order.targets))
+    edge.say(present.end_report(view, width=edge.width, unicode=edge.unicode))
+    for alert in mill.alerts(job):
+        edge.say(f"  alert: {present.show(alert.text)}")
+    if error is not None:
+        edge.say(present.error_text(error))
+        found["error"] = error_object(error)
+    for path in paths:
+        edge.put(path)
+    log.info("job %s is %s: %d of %d rows ok, exit %d", job.id, job.state, now.succeeded, now.rows, code)
+    return code, found

@@ -1,0 +1,208 @@
+"""From what the mill says to what screens and ``--json`` show. Nothing is decided here but words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from nightmill.cli.edge import Interrupted
+from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, ProgressView, QuoteView
+from nightmill.errors import NightmillError, OverBudget
+from nightmill.ledger import Job, Standing
+from nightmill.mill import LaneCost, Look, Mill, Prepared
+from nightmill.types import UNFINISHED, JobState, ShardState, usd
+
+_PHASES = (  # what is worth saying first, when shards are in several states
+    (ShardState.SENDING, "sending"),
+    (ShardState.SUBMITTING, "submitting"),
+    (ShardState.COLLECTING, "collecting"),
+    (ShardState.WAITING, "waiting at {}"),
+    (ShardState.IN_DOUBT, "looking for a batch at {}"),
+    (ShardState.PLANNED, "starting"),
+)
+
+
+class Paused(NightmillError):
+    code = "paused"
+
+
+class StoppedByErrors(NightmillError):
+    code = "on_error"
+    exit_code = 5
+
+
+class WasCancelled(NightmillError):
+    code = "cancelled"
+
+
+def quote_view(prepared: Prepared, costs: Sequence[LaneCost]) -> QuoteView:
+    plan, quote, free = prepared.plan, prepared.quote, prepared.free
+    inputs = prepared.options.inputs
+    lanes = [LaneView(c.lane.value, c.expected_nanos, c.at_most_nanos, chosen=c.lane is prepared.lane) for c in costs]
+    return QuoteView(
+        name=inputs[0] if len(inputs) == 1 else f"{inputs[0]} and {len(inputs) - 1} more",
+        model=prepared.model,
+        rows=plan.rows,
+        requests=quote.requests,
+        lanes=tuple(lanes),
+        list_price_nanos=quote.list_price_nanos,
+        input_tokens=quote.input_tokens,
+        output_tokens=quote.output_tokens,
+        price_source=quote.price_source,
+        row_mode=prepared.source.kind if prepared.source.kind in ("line", "file") else "",
+        duplicates=plan.duplicates,
+        cached=plan.cached,
+        waves=quote.waves,
+        budget_nanos=free.cap_nanos if free else None,
+        free_nanos=free.free_nanos if free else None,
+        notes=quote.notes,
+    )
+
+
+def quote_object(prepared: Prepared) -> dict[str, Any]:
+    """The keys of ``--json`` for a plan: nothing has been sent or spent."""
+    plan, quote = prepared.plan, prepared.quote
+    nothing = dict.fromkeys(
+        ("sent", "succeeded", "failed", "missing", "expired", "cancelled", "extra_answers", "unknown_ids"), 0
+    )
+    return {
+        "job_id": None, "status": "dry_run", "stopped": None, "rows": plan.rows, "invalid": 0, "pending": plan.rows,
+        "cached": plan.cached, "duplicates": plan.duplicates, **nothing,
+        "lane": prepared.lane.value, "model": prepared.model, "tokens_in": quote.input_tokens,
+        "tokens_out": quote.output_tokens, "spent_usd": 0.0, "unproven_usd": 0.0,
+        "estimated_usd": usd(quote.expected_nanos), "at_most_usd": usd(quote.at_most_nanos),
+        "list_price_usd": usd(quote.list_price_nanos), "saved_usd": usd(quote.saved_nanos), "duration_s": 0.0,
+        "out": [],
+    }  # fmt: skip
+
+
+def duration_s(job: Job) -> float:
+    began = job.started_at or job.created_at
+    return max(0.0, (job.finished_at or time.time()) - began)
+
+
+def job_object(job: Job, now: Standing, *, out: Sequence[str] = (), interrupted: bool = False) -> dict[str, Any]:
+    """The keys of ``--json`` for a job; counts are rows, ``*_usd`` numbers of dollars."""
+    quote = job.quote
+    return {
+        "job_id": job.id, "status": job.state.value, "stopped": "interrupted" if interrupted else job.stopped,
+        "rows": now.rows, "invalid": now.invalid, "pending": now.pending, "cached": now.cached,
+        "duplicates": now.duplicates, "sent": now.sent, "succeeded": now.succeeded, "failed": now.failed,
+        "missing": now.missing, "expired": now.expired, "cancelled": now.cancelled,
+        "extra_answers": now.extra_answers, "unknown_ids": now.unknown_ids, "lane": job.lane.value,
+        "model": job.model, "tokens_in": now.tokens_in, "tokens_out": now.tokens_out,
+        "spent_usd": usd(now.spent_nanos), "unproven_usd": usd(now.unproven_nanos),
+        "estimated_usd": usd(quote.expected_nanos) if quote else None,
+        "at_most_usd": usd(quote.at_most_nanos) if quote else None, "list_price_usd": usd(now.list_nanos),
+        "saved_usd": usd(now.saved_nanos), "duration_s": round(duration_s(job), 3), "out": list(out),
+    }  # fmt: skip
+
+
+def ending(job: Job, now: Standing, *, interrupted: bool) -> tuple[int, NightmillError | None]:
+    """The exit code that a job's end deserves, and the error to tell, if it is one."""
+    error: NightmillError | None = None
+    if job.state in UNFINISHED and interrupted:
+        error = Interrupted(
+            f"interrupted: {now.done:,} of {now.rows - now.invalid:,} rows are done, nothing is lost",
+            why="what is at the provider goes on there" if now.states.get(ShardState.WAITING) else "",
+            fix=f"nightmill resume {job.id}",
+        )
+    elif job.state is JobState.PAUSED:
+        error = paused(job)
+    elif job.stopped == "on_error":
+        error = StoppedByErrors(
+            f"stopped by --on-error {job.spec['on_error']}: {now.failed + now.missing + now.expired:,} rows failed",
+            fix=f"nightmill show {job.id} --failures, then nightmill retry {job.id}",
+        )
+    elif job.state is JobState.CANCELLED:
+        error = WasCancelled(f"job {job.id} was cancelled", fix=f"nightmill retry {job.id} sends what is left")
+    elif job.state in UNFINISHED:
+        error = Paused(f"job {job.id} is not done", why=job.reason or "", fix=f"nightmill resume {job.id}")
+    if error is not None:
+        return error.exit_code, error
+    return (0 if now.succeeded == now.rows else 3), None
+
+
+def paused(job: Job) -> NightmillError:
+    """Why a paused job is paused, and what lets it go on."""
+    why, _, told = (job.reason or "").partition("; raise it with: ")
+    told = told.removesuffix(", then: nightmill resume").replace("--job JOB", f"--job {job.id}")
+    if job.stopped == "budget":
+        fix = f"{told or 'nightmill budget set USD'}, then: nightmill resume {job.id}"
+        return OverBudget(f"job {job.id} is paused by a budget", why=why, fix=fix)
+    return Paused(f"job {job.id} is paused", why=why, fix=f"put that right, then: nightmill resume {job.id}")
+
+
+def end_view(mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: bool) -> EndView:
+    groups, estimated = mill.failures(job)
+    over = job.state not in UNFINISHED
+    after = [f"nightmill retry {job.id}", f"nightmill show {job.id} --failures"] if over and groups else []
+    if not wrote and now.succeeded:
+        after.append(f"nightmill results {job.id}")
+    stopped = {"on_error": "too many rows failed", "cancelled": "" if over else "cancelled"}.get(job.stopped or "", "")
+    if not over:
+        stopped = "interrupted" if interrupted else ("by a budget" if job.stopped == "budget" else "")
+    failures = tuple(FailureGroup(g.kind, g.count, g.message.removeprefix(f"{g.kind}: "), g.row) for g in groups)
+    return EndView(
+        state=job.state.value, rows=now.rows, ok=now.succeeded, failed=now.failed, missing=now.missing,
+        expired=now.expired, cancelled=now.cancelled, invalid=now.invalid, pending=now.pending, stopped=stopped,
+        sent=now.sent, cached=now.cached, duplicates=now.duplicates, extra_answers=now.extra_answers,
+        unknown_ids=now.unknown_ids, spent_nanos=now.spent_nanos, unproven_nanos=now.unproven_nanos,
+        estimated_nanos=estimated, list_nanos=now.list_nanos, saved_nanos=now.saved_nanos, duration_s=duration_s(job),
+        failures=failures, next=tuple(after),
+    )  # fmt: skip
+
+
+def job_row(job: Job, now: Standing) -> JobRow:
+    age_s = max(0.0, time.time() - job.created_at)
+    return JobRow(
+        job.id, job.name or "", job.state.value, now.succeeded, now.rows,
+        now.failed + now.missing + now.expired, job.lane.value, job.model, now.spent_nanos, now.saved_nanos, age_s,
+    )  # fmt: skip
+
+
+def phase(look: Look) -> str:
+    """What is going on, in a few words."""
+    job, states = look.job, look.now.states
+    if job.state not in UNFINISHED:
+        return "done"
+    if job.cancel_requested:
+        return "cancelling"
+    doing = next((words for state, words in _PHASES if states.get(state)), "writing results")
+    doing = doing.format(job.model.partition("/")[0])
+    return f"paused, {doing}" if job.state is JobState.PAUSED else doing
+
+
+def progress_view(looks: Sequence[Look], *, before: int, elapsed_s: float) -> ProgressView:
+    """Several jobs as one. ``before``: how many requests were done when this process began to look."""
+    now = [look.now for look in looks]
+    kinds: dict[str, int] = {}
+    for standing in now:
+        for kind, n in standing.failures.items():
+            kinds[kind] = kinds.get(kind, 0) + n
+    total, done = sum(s.rows for s in now), sum(s.done for s in now)
+    pace = (done - before) / elapsed_s if elapsed_s > 0 and done > before else None
+    phases = list(dict.fromkeys(phase(look) for look in looks))
+    several = f"{len(looks)} jobs, " if len(looks) > 1 else ""
+    return ProgressView(
+        phase=several + phases[0],
+        total=total,
+        ok=sum(s.succeeded for s in now),
+        failed=sum(s.failed for s in now),
+        missing=sum(s.missing for s in now),
+        expired=sum(s.expired for s in now),
+        cancelled=sum(s.cancelled for s in now),
+        kinds=tuple(sorted(kinds.items(), key=lambda kind: -kind[1])),
+        tokens_in=sum(s.tokens_in for s in now),
+        tokens_out=sum(s.tokens_out for s in now),
+        spent_nanos=sum(s.spent_nanos for s in now),
+        held_nanos=sum(s.held_nanos for s in now),
+        list_nanos=sum(s.list_nanos for s in now),
+        saved_nanos=sum(s.saved_nanos for s in now),
+        elapsed_s=elapsed_s,
+        per_minute=pace * 60 if pace else None,
+        eta_s=(total - done) / pace if pace else None,
+        item=next((look.item for look in looks if look.item), ""),
+        job_id=looks[0].job.id if len(looks) == 1 else "",
+    )

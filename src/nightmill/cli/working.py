@@ -1,0 +1,140 @@
+"""``watch``, ``resume``, ``cancel``, ``retry``: going on with jobs that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from nightmill.cli import flags, present, views
+from nightmill.cli.edge import Edge
+from nightmill.cli.progress import Mode
+from nightmill.cli.run import Declined
+from nightmill.cli.session import Order, conclude, work
+from nightmill.errors import Conflict
+from nightmill.ledger import Job
+from nightmill.mill import Mill
+from nightmill.types import UNFINISHED, JobState
+
+
+@click.command(short_help="Follow a job; work on it where nobody else does.")
+@click.argument("job", required=False)
+@click.option("--exit-status", is_flag=True, help="Exit with the code that `run` would have given.")
+@flags.progress
+@flags.common
+def watch(edge: Edge, job: str | None, exit_status: bool, mode: Mode) -> int:
+    """Follow a job, or all that are unfinished; work on them where no other process does."""
+    with edge.mill() as mill:
+        jobs = [mill.job(job)] if job else mill.unfinished()
+        if not jobs:
+            edge.say("nothing is unfinished")
+            edge.answer({"jobs": []})
+            return 0
+        order = Order(mode, aside=True)
+        interrupted = work(edge, mill, [j for j in jobs if j.state in UNFINISHED], order)
+        code = conclude(edge, mill, jobs, order, interrupted=interrupted)
+        return code if exit_status or interrupted else 0
+
+
+@click.command(short_help="Go on with what is unfinished.")
+@click.argument("job", required=False)
+@click.option("--list", "only_list", is_flag=True, help="Only list what can be resumed.")
+@flags.yes
+@flags.progress
+@flags.common
+def resume(edge: Edge, job: str | None, only_list: bool, yes: bool, mode: Mode) -> int:
+    """Go on with a job, or with all that are unfinished; paused ones are tried again."""
+    with edge.mill() as mill:
+        jobs = [_open(mill.job(job))] if job else mill.unfinished()
+        rows = [(j, mill.standing(j)) for j in jobs]
+        if not jobs or only_list:
+            edge.say("nothing is unfinished" if not jobs else _table(edge, mill, jobs))
+            edge.answer({"jobs": [views.job_object(j, now) for j, now in rows]})
+            return 0
+        if not job:
+            edge.say(_table(edge, mill, jobs))
+        for one, now in rows:
+            edge.say(f"goes on with job {one.id}: {now.done:,} of {now.rows - now.invalid:,} rows are done")
+            if one.state is JobState.PAUSED:
+                _unpause(edge, mill, one, yes=yes)
+        interrupted = work(edge, mill, jobs, Order(mode))
+        return conclude(edge, mill, jobs, Order(mode), interrupted=interrupted)
+
+
+def _open(job: Job) -> Job:
+    if job.state not in UNFINISHED:
+        raise Conflict(
+            f"job {job.id} is {job.state}",
+            why="nothing of it is left to do",
+            fix=f"nightmill retry {job.id} for failed rows",
+        )
+    return job
+
+
+def _unpause(edge: Edge, mill: Mill, job: Job, *, yes: bool) -> None:
+    if mill.is_dearer(job) and not yes and not edge.ask(f"The price of {job.model} rose. Go on at today's? [y/N] "):
+        raise Declined("not resumed", why="the answer was no; the job stays paused")
+    mill.resume(job)
+
+
+def _table(edge: Edge, mill: Mill, jobs: Sequence[Job]) -> str:
+    rows = [views.job_row(job, mill.standing(job)) for job in jobs]
+    return present.jobs_table(rows, width=edge.width, unicode=edge.unicode)
+
+
+@click.command(short_help="End a job; what was paid for is kept.")
+@click.argument("job")
+@flags.yes
+@flags.progress
+@flags.common
+def cancel(edge: Edge, job: str, yes: bool, mode: Mode) -> int:
+    """End a job: nothing more is sent, open batches are cancelled, what they had done is collected."""
+    with edge.mill() as mill:
+        found = mill.job(job)
+        now = mill.standing(found)
+        if found.state not in UNFINISHED:
+            edge.say(f"job {found.id} is {found.state} already")
+            edge.answer(views.job_object(found, now))
+            return 0
+        left = f"{now.pending:,} rows are open; what is done at the provider may still bill"
+        if not yes and not edge.ask(f"Cancel job {found.id}? {left}. [y/N] "):
+            raise Declined("not cancelled", why="the answer was no; the job is as it was")
+        mill.cancel(found)
+        if mill.attended(found):
+            edge.say(f"job {found.id}: another process collects what is left and ends it")
+            edge.answer(views.job_object(mill.job(found.id), now))
+            return 0
+        order = Order(mode)
+        interrupted = work(edge, mill, [found], order)
+        code = conclude(edge, mill, [found], order, interrupted=interrupted)
+        return 0 if mill.job(found.id).state is JobState.CANCELLED else code
+
+
+@click.command(short_help="Send the failed rows of a finished job again.")
+@click.argument("job")
+@click.option("--max-output", type=flags.WHOLE, help="Most tokens an answer may have.")
+@click.option("--temperature", type=flags.TEMPERATURE)
+@flags.yes
+@flags.progress
+@flags.common
+def retry(edge: Edge, job: str, max_output: int | None, temperature: float | None, yes: bool, mode: Mode) -> int:
+    """Send the failed rows of a finished job again, with a fresh three attempts; the others stay."""
+    with edge.mill() as mill:
+        found = mill.job(job)
+        again = mill.prepare_retry(found, max_output=max_output, temperature=temperature)
+        try:
+            if again.at_most_nanos and not yes:
+                most = present.money(again.at_most_nanos, toward="up")
+                if not edge.ask(f"Send {again.rows:,} rows again, at most {most}? [y/N] "):
+                    raise Declined("not sent", why="the answer was no; nothing was spent")
+            mill.submit_retry(again)
+        except BaseException:
+            mill.discard_retry(again)
+            raise
+        if not again.rows:
+            edge.say(f"job {found.id} has no failed rows")
+            edge.answer(views.job_object(found, mill.standing(found)))
+            return 0
+        edge.say(f"job {found.id}: {again.rows:,} rows go out again")
+        interrupted = work(edge, mill, [found], Order(mode))
+        return conclude(edge, mill, [found], Order(mode), interrupted=interrupted)

@@ -15,7 +15,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -49,7 +49,7 @@ def salt(provider: str, model: str, host: str) -> bytes:
 
 def digest(salt: bytes, body: bytes) -> bytes:
     """The 16 bytes that stand for a request, in a job and in the cache."""
-    return blake2b(body, digest_size=DIGEST_BYTES, key=salt).digest()
+    return sha256(salt + body).digest()[:DIGEST_BYTES]  # in hardware nearly everywhere: half of BLAKE2's time
 
 
 class CacheHit(NamedTuple):
@@ -246,6 +246,7 @@ class Deduper:
         self._folder = folder
         self._seen = [bytearray() for _ in range(PARTITIONS)]
         self._unspilled = 0
+        self._spilled = False
         self._rows = 0
 
     def add_many(self, first_index: int, digests: Sequence[bytes]) -> None:
@@ -260,8 +261,6 @@ class Deduper:
 
     def finish(self, cache: AnswerCache | None, *, dedupe: bool = True) -> Folding:
         """Fold: once, after all rows. With ``dedupe`` False only the cache is asked."""
-        if self._unspilled:
-            self._spill()
         span = max(_SPAN_ROWS, -(-self._rows // PARTITIONS))
         twins = _Spans(self._folder, "twins", _TWIN, span)
         hits = _Spans(self._folder, "hits", _FOUND, span)
@@ -282,16 +281,17 @@ class Deduper:
                 with open(self._path(partition), "ab") as file:
                     file.write(records)
                 records.clear()
-        self._unspilled = 0
+        self._unspilled, self._spilled = 0, True
 
     def _take(self, partition: int) -> list[tuple[bytes, int]]:
         """The (digest, row) records of a partition by rising row; its file is removed."""
-        path = self._path(partition)
-        if not path.exists():
-            return []
-        records = sorted(_SEEN.iter_unpack(path.read_bytes()), key=itemgetter(1))
-        path.unlink()
-        return records
+        kept, self._seen[partition] = self._seen[partition], bytearray()
+        if self._spilled:
+            path = self._path(partition)
+            if path.exists():
+                kept = bytearray(path.read_bytes()) + kept
+                path.unlink()
+        return sorted(_SEEN.iter_unpack(kept), key=itemgetter(1))
 
     def _path(self, partition: int) -> Path:
         return self._folder / f"seen.{partition:02x}"

@@ -31,6 +31,7 @@ SOON: dict[str, Any] = {
 PATIENCE_S = 40.0  # a run that takes longer hangs
 MODEL = "openai/gpt-4o-mini"
 SCHEMA = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
+UNDELIVERED = {"retention_404", "truncated_last_line"}  # hide answers that the simulator has on file
 _OVER = ("completed", "failed", "expired", "cancelled")
 
 
@@ -179,13 +180,15 @@ def house(
 
 def truth(house: House, job: Job, *, settled: bool = True) -> None:
     """The general promises: accounting, money, paid answers kept, nothing sent twice against the rules."""
+    undelivered = bool(UNDELIVERED & {name for name, n in house.fired().items() if n})
     house.faults()
     job = house.mill.job(job.id)
     _sums(house, job, settled)
     _money(house, job, settled)
     if job.lane == "batch":
-        _kept(house, job)
-        _sent_by_the_rules(house, job)
+        if not undelivered:
+            _kept(house, job)
+        _sent_by_the_rules(house, job, undelivered)
 
 
 def _sums(house: House, job: Job, settled: bool) -> None:
@@ -238,8 +241,12 @@ def _kept(house: House, job: Job) -> None:
             assert (row["response"] or "") in texts, f"row {row['index']} lost its answer: {row}"
 
 
-def _sent_by_the_rules(house: House, job: Job) -> None:
-    """No shard runs twice, and no row goes out again after an answer, nor more often than the rules say."""
+def _sent_by_the_rules(house: House, job: Job, undelivered: bool) -> None:
+    """No shard runs twice, and no row goes out again after an answer, nor more often than the rules say.
+
+    An answer that the provider had and did not deliver is a missing row to everyone else.
+    """
+    rename = {"answered": "missing"} if undelivered else {}
     ran: dict[str, int] = {}
     history: dict[int, list[str]] = {}
     revived = house.alerts(job).count("second_batch")
@@ -256,7 +263,8 @@ def _sent_by_the_rules(house: House, job: Job) -> None:
         with house.mill.store.open(shard.file) as stream:
             rows = [int(json.loads(line)["custom_id"].rpartition("-")[2]) for line in stream]
         for row in rows:
-            history.setdefault(row, []).append(said.get(row, "missing"))
+            word = said.get(row, "missing")
+            history.setdefault(row, []).append(rename.get(word, word))
     twice = {tag: n for tag, n in ran.items() if n > 1}
     assert sum(n - 1 for n in twice.values()) <= revived, f"sent twice: {twice}"
     for row, words in history.items():

@@ -11,11 +11,11 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from nightmill.ledger import Booking, Counts, Shard
+from nightmill.ledger import Booking, Counts, Shard, Submission, SubmissionState
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.store import Store
-from nightmill.types import RETRYABLE, FailureKind, Lane, Succeeded, Usage
+from nightmill.types import RETRYABLE, FailureKind, Lane, Outcome, Succeeded, Usage
 from nightmill.wire import JOURNAL, body_of, chosen, lines, read_mark, shard_lines
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,10 @@ class Accounting:
     seen: bytearray  # by row - first: not of this shard, open, succeeded, or a failure's code
     lines: dict[int, int] = field(default_factory=dict)  # good lines by submission
     answered: dict[int, int] = field(default_factory=dict)  # lines with an answer by submission
+    again: dict[int, int] = field(default_factory=dict)  # of the good lines, those beyond one a row
+    beside: dict[int, int] = field(default_factory=dict)  # of the answered ones, those beyond one a row
     spent: dict[int, int] = field(default_factory=dict)  # nanos by submission, proven
+    repeated: dict[int, int] = field(default_factory=dict)  # nanos of lines that say the same again: billed or not
     list_nanos: int = 0
     calls: int = 0
     tokens_in: int = 0
@@ -106,10 +109,13 @@ def account(
     acc = Accounting(shard, _expected(store, shard))
     sizes = BodySizes(store, shard)
     hashes = array("q", bytes(8 * len(acc.seen)))
+    n, earlier = -1, b""
     for file in chosen(shard.files):
         pending: set[str] = set()
         lost: list[str] = []
-        reader = _Reader(acc, provider, sheet, list_sheet, check, sizes, hashes, file.n)
+        if file.n != n:  # another submission of the shard: it may have run the same rows
+            n, earlier = file.n, b"" if n < 0 else bytes(acc.seen)
+        reader = _Reader(acc, provider, sheet, list_sheet, check, sizes, hashes, n, earlier)
         if file.kind == JOURNAL:
             stream = lines(store, file)
             reader.read(_without_marks(stream, pending, lost, reader), pending)
@@ -151,9 +157,11 @@ class _Reader:
 
     def __init__(
         self, acc: Accounting, provider: Provider, sheet: PriceSheet, list_sheet: PriceSheet,
-        check: Check | None, sizes: BodySizes, hashes: array[int], n: int,
+        check: Check | None, sizes: BodySizes, hashes: array[int], n: int, earlier: bytes,
     ) -> None:  # fmt: skip
         self.acc, self.n = acc, n
+        self._earlier = earlier  # `seen` as the submissions before left it; empty for the first
+        self._also_here: set[int] = set()  # places that an earlier submission had a line for, and this one too
         self._decode, self._check, self._sizes, self._hashes = provider.decode, check, sizes, hashes
         self._sheet, self._list_sheet = sheet, list_sheet
         self._cached = acc.shard.lane is Lane.CACHE
@@ -163,6 +171,7 @@ class _Reader:
         acc, seen, hashes, decode = self.acc, self.acc.seen, self._hashes, self._decode
         first, width, prefix = acc.shard.first, len(acc.seen), acc.shard.tag + "-"
         skip, pay, is_checked, good = len(prefix), self._usages.append, self._check is not None, 0
+        models, model = acc.models, None
         for line in stream:
             try:
                 answer = decode(line)
@@ -183,6 +192,8 @@ class _Reader:
                 seen[place] = _SUCCEEDED  # nearly every line; `_take` would do the same
                 hashes[place] = hash(outcome.text)
                 pay(usage)
+                if outcome.model != model and (model := outcome.model):
+                    models.add(model)
             else:
                 self._take(place, outcome)
             if not good & 511:
@@ -190,24 +201,46 @@ class _Reader:
         self._settle()
         acc.lines[self.n] = acc.lines.get(self.n, 0) + good
 
-    def _take(self, place: int, outcome: object) -> None:
+    def _take(self, place: int, outcome: Outcome) -> None:
         acc, before = self.acc, self.acc.seen[place]
-        if type(outcome) is Succeeded:
+        text, usage = outcome.text or "", outcome.usage
+        if isinstance(outcome, Succeeded):
             code = _SUCCEEDED
-            if self._check is not None and self._check(outcome.text)[1] is not None:
+            if self._check is not None and self._check(text)[1] is not None:
                 code = _CODE[FailureKind.INVALID_OUTPUT]
-            self._usages.append(outcome.usage or estimated(self._sizes, acc.shard.first + place, outcome.text))
-            text = outcome.text
+            usage = usage or estimated(self._sizes, acc.shard.first + place, text)
         else:
-            code = _CODE[outcome.kind]  # type: ignore[attr-defined]
-            text = ""
-            if outcome.usage is not None:  # type: ignore[attr-defined]
-                self._usages.append(outcome.usage)  # type: ignore[attr-defined]
+            code = _CODE[outcome.kind]
+        if outcome.model:
+            acc.models.add(outcome.model)
+        says_it_again = before == code and self._hashes[place] == hash(text)
+        is_first = before == _OPEN or self._is_first_here(place)
         if before == _OPEN:
             acc.seen[place] = code
             self._hashes[place] = hash(text)
+        else:
+            self._again(place, code, before, text)
+        if not is_first:
+            acc.again[self.n] = acc.again.get(self.n, 0) + 1
+        if usage is not None:
+            self._pay(usage, is_first=is_first, says_it_again=says_it_again)
+
+    def _is_first_here(self, place: int) -> bool:
+        """Whether a row that has a line has it from another submission of the shard."""
+        if not self._earlier or self._earlier[place] == _OPEN or place in self._also_here:
+            return False
+        self._also_here.add(place)
+        return True
+
+    def _pay(self, usage: Usage, *, is_first: bool, says_it_again: bool) -> None:
+        """An answer costs what it says; the same line twice in one batch may have been billed once only."""
+        acc, n = self.acc, self.n
+        if says_it_again and not is_first and acc.shard.lane is Lane.BATCH:
+            acc.repeated[n] = acc.repeated.get(n, 0) + self._sheet.cost(usage)
             return
-        self._again(place, code, before, text)
+        if not is_first:
+            acc.beside[n] = acc.beside.get(n, 0) + 1
+        self._usages.append(usage)
 
     def _again(self, place: int, code: int, before: int, text: str) -> None:
         """Another line for a row that has one: in a live journal a later try, else an extra answer."""
@@ -235,37 +268,53 @@ class _Reader:
             acc.list_nanos += self._list_sheet.total(usages)
         usages.clear()
 
-    def _unknown(self, outcome: object) -> None:
+    def _unknown(self, outcome: Outcome) -> None:
         """An id that is not of this shard: kept on disk, counted, and paid for if it has usage."""
-        self.acc.unknown_ids += 1
-        usage = getattr(outcome, "usage", None)
-        if usage is not None:
-            self._usages.append(usage)
+        acc = self.acc
+        acc.unknown_ids += 1
+        if outcome.usage is not None:
+            acc.beside[self.n] = acc.beside.get(self.n, 0) + 1
+            self._usages.append(outcome.usage)
 
 
 def bookings(acc: Accounting, sheet: PriceSheet, sizes: BodySizes) -> tuple[Booking, ...]:
-    """What each submission of the shard cost, and what nobody can prove it did not.
-
-    A row without a line may have run: it stays booked at its worst case, unless the provider's own
-    totals say that no more rows were answered than we have lines.
-    """
+    """What each submission of the shard cost, and what nobody can prove it did not."""
     shard, made = acc.shard, []
     cap = shard.cap_tokens // shard.count
     for sub in shard.submissions:
+        if sub.state is SubmissionState.GONE:
+            continue
         if sub.hold_nanos == 0 and sub.spent_nanos == 0 and sub.n not in acc.lines and sub.batch_id is None:
             continue
         proven = acc.spent.get(sub.n, 0)
-        doubtful = list(acc.unproven_rows) if sub.n == shard.submission else []
-        if sub.n == shard.submission and shard.lane is Lane.BATCH:
-            told = sub.completed is not None and sub.completed <= acc.answered.get(sub.n, 0)
-            doubtful += [] if told else list(acc.rows(_OPEN))
+        if shard.lane is Lane.BATCH:
+            doubtful = _without_answer(acc, sub, sizes)
+        else:
+            doubtful = acc.unproven_rows if sub.n == shard.submission else []
         unproven = sheet.worst(sum(sizes[i] for i in doubtful), len(doubtful), cap * len(doubtful)) if doubtful else 0
-        room = sub.hold_nanos + sub.unproven_nanos - proven
-        if shard.lane is Lane.BATCH and room >= 0:
+        room = sub.hold_nanos - proven
+        if shard.lane is Lane.BATCH and sub.hold_nanos and room >= 0:
             unproven = min(unproven, room)
+        unproven += acc.repeated.get(sub.n, 0)
         calls = acc.calls if sub.n == shard.submission else 0
         made.append(Booking(sub.n, proven + unproven, unproven, calls))
     return tuple(made)
+
+
+def _without_answer(acc: Accounting, sub: Submission, sizes: BodySizes) -> list[int]:
+    """Rows that a batch may have run though it brought no answer: no more than its own totals leave room for.
+
+    Where nobody knows which rows they are, they are the largest.
+    """
+    n = sub.n
+    lacking = acc.shard.count - acc.lines.get(n, 0) + acc.again.get(n, 0) if sub.batch_id else 0
+    if sub.completed is not None:
+        lacking = min(lacking, sub.completed - acc.answered.get(n, 0) + acc.beside.get(n, 0))
+    if lacking <= 0:
+        return []
+    others = any(line_n != n for line_n in acc.lines)
+    rows = acc.rows(_OPEN, *(_SUCCEEDED, *_CODE.values()) if others else ())
+    return sorted(rows, key=sizes.__getitem__, reverse=True)[:lacking]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ from sqlalchemy.exc import IntegrityError
 
 from nightmill.errors import Conflict
 from nightmill.ledger._database import Database
-from nightmill.ledger.records import Counts, Job, NewShard, StoredFile, Tally
+from nightmill.ledger.records import Counts, Job, NewShard, StoredFile, SubmissionState, Tally
 from nightmill.ledger.schema import alerts, files, jobs, limits, shards, submissions
 from nightmill.ledger.shards import insert_files, insert_shards, stored_file
 from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState
 
 _OPEN = tuple(UNFINISHED)
+_OUT = (SubmissionState.OPEN, SubmissionState.CREATED, SubmissionState.BOOKED)  # handed over, as far as is known
 _PAID = ("spent_nanos", "unproven_nanos", "hold_nanos")
 
 
@@ -356,10 +357,11 @@ class JobVerbs(Database):
                     submissions.c.job_id == job_id
                 )
             ).one()
+            went_out = select(submissions.c.tag).where(submissions.c.tag == shards.c.tag, submissions.c.state.in_(_OUT))
             handed = connection.execute(
                 select(func.coalesce(func.sum(shards.c["count"]), 0)).where(
                     mine, shards.c.attempt == 1, shards.c.expiries == 0, shards.c.missings == 0, shards.c.splits == 0,
-                    or_(shards.c.state != ShardState.PLANNED), shards.c.submission > 0)
+                    went_out.exists())
             ).scalar_one()  # fmt: skip
             failures: dict[str, int] = {}
             for (text,) in connection.execute(select(shards.c.failures).where(mine, shards.c.failures.is_not(None))):

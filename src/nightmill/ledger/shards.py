@@ -505,6 +505,8 @@ class ShardVerbs(Database):
 
     def write_off(self, shard: Shard) -> None:
         """The user gives up on a shard in doubt: its hold becomes unproven spend, its rows are missing."""
+        if shard.state is not ShardState.IN_DOUBT:
+            raise ValueError(f"{shard.tag} cannot be written off: it is {shard.state}")
         with self._write("write_off") as connection:
             held = shard.current.hold_nanos
             booking = Booking(shard.submission, held, held, 0)

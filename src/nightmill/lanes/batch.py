@@ -402,6 +402,9 @@ async def bring_back(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard
     try:
         if lost and await _revived(desk, provider, shard, lost):
             return None
+        if any(s.batch_id and not s.ended for s in shard.submissions):  # revived just before a crash
+            await desk.book(desk.ledger.back_to_waiting, shard)
+            return None
         if shard.reads and not shard.reread:
             return shard
         return await _fetch(desk, provider, shard)

@@ -1,0 +1,430 @@
+"""What the crash tests share: a simulator that outlives its clients, a home, a worker to kill, and the audit.
+
+Every case has its own home; the simulators are shared by many cases, one case at a time, and what a
+case cost is the difference of two readings of the invoice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from nightmill.config import load_settings
+from nightmill.ledger import Job, Shard, SubmissionState
+from nightmill.mill import Mill
+from nightmill.simulator.billing import Catalogue
+from nightmill.types import JobState, Lane, ShardState
+from nightmill.wire import JOURNAL
+
+WORKER = Path(__file__).with_name("worker.py")
+SPEED = 600.0  # a batch of 60 s takes a tenth of one
+MOST_RESTARTS = 6
+PATIENCE_S = 60.0
+MODEL = "gpt-4o-mini"
+
+# Short, but long enough that a busy machine does not turn every create into a doubtful one.
+TIMING = """
+create_timeout_s = 1.0
+upload_timeout_s = 5.0
+request_timeout_s = 1.0
+margin_s = 0.2
+list_lag_s = 0.1
+looks_s = [0.0, 0.1, 0.2]
+reread_s = 0.1
+poll_s = 0.03
+poll_max_s = 0.1
+backoff_first_s = 0.01
+backoff_cap_s = 0.05
+limit_wait_s = 0.1
+doubt_alert_s = 0.2
+"""
+
+
+class Simulator:
+    """The provider, as a process of its own."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "nightmill.simulator", "--port", "0", "--speed", str(SPEED)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("NIGHTMILL_")}
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().split()[1]
+        self._root = self.url.removesuffix("/v1")
+
+    @property
+    def control(self) -> str:
+        """Where it is told what to do, and tells what was done."""
+        return f"{self._root}/simulator"
+
+    def invoice(self) -> dict[str, Any]:
+        return self._get("invoice")
+
+    def log(self) -> list[dict[str, Any]]:
+        return self._get("log")
+
+    def faults(self, specs: list[dict[str, Any]]) -> None:
+        body = json.dumps(specs).encode()
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{self.control}/faults", data=body, method="PUT")
+        ) as answer:
+            answer.read()
+
+    def _get(self, name: str) -> Any:
+        with urllib.request.urlopen(f"{self.control}/{name}") as answer:
+            return json.load(answer)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.communicate(timeout=20)
+
+
+class Slot(NamedTuple):
+    """What one case at a time has to itself."""
+
+    simulator: Simulator
+    nest: Nest
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One command over one input, with what goes wrong at the provider, and what may come of it."""
+
+    name: str
+    lane: str
+    rows: int = 6
+    asked: Mapping[str, Any] = field(default_factory=dict)  # for worker.py
+    faults: tuple[Mapping[str, Any], ...] = ()
+    ends: JobState = JobState.COMPLETED
+    failed: int = 0  # most rows that may end without an answer
+    twice: int = 0  # most rows that the provider, not we, makes run twice
+    unproven: bool = False  # money may stay booked that nobody can prove
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What the provider charged during a case."""
+
+    nanos: int
+    executed: int
+    twice: int
+    creates: tuple[Mapping[str, Any], ...]
+
+
+class Home:
+    """One case: a folder with its input and settings, and the processes that work there."""
+
+    def __init__(self, folder: Path, slot: Slot, scenario: Scenario, *, lease_s: float = 20.0) -> None:
+        self.folder, self.scenario = folder, scenario
+        self.simulator, self._nest = simulator, _ = slot
+        folder.mkdir(parents=True)
+        self._errors = 0
+        stamp = uuid.uuid4().hex  # other rows than any other case's, so that the simulator can tell them apart
+        lines = [f"k{i},{stamp} row {i}" for i in range(scenario.rows)]
+        (folder / "in.csv").write_text("id,text\n" + "\n".join(lines) + "\n")
+        (folder / "nightmill.toml").write_text(f"[timing]\nlease_s = {lease_s}\n{TIMING}")
+        simulator.faults([dict(fault) for fault in scenario.faults])
+        self._before, self._events = simulator.invoice(), len(simulator.log())
+
+    def env(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("NIGHTMILL_", "OPENAI_"))}
+        return {
+            **kept,
+            "NIGHTMILL_HOME": str(self.folder / "home"),
+            "OPENAI_API_KEY": "sk-crash",
+            "OPENAI_BASE_URL": self.simulator.url,
+        }
+
+    def start(self, kill_at: str = "", *, how: str = "kill", log: Path | None = None, **more: Any) -> Worker:
+        """A worker on the case's command; ``kill_at`` arms it."""
+        env = self.env() | {"NIGHTMILL_KILL_AT": kill_at, "NIGHTMILL_KILL_HOW": how}
+        if log is not None:
+            env["NIGHTMILL_KILL_LOG"] = str(log)
+        scenario = self.scenario
+        asked = {"lane": scenario.lane, "simulator": self.simulator.control, **scenario.asked, **more}
+        self._errors += 1
+        return Worker(self._nest, self.folder, asked, env, self.folder / f"stderr.{self._errors}")
+
+    def finish(self, **more: Any) -> int:
+        """Start the same command until it says that all is done; how often that took."""
+        for starts in range(1, MOST_RESTARTS + 1):
+            worker = self.start(**more)
+            code = worker.wait()
+            if code == 0:
+                return starts
+            assert code == 4, worker.said(f"exit {code}")
+        raise AssertionError(f"not done after {MOST_RESTARTS} starts")
+
+    def bill(self) -> Bill:
+        now, before = self.simulator.invoice(), self._before
+        events = self.simulator.log()[self._events :]
+        creates = tuple(e for e in events if e["event"] == "create" and e["batch_id"])
+        return Bill(
+            now["total_nanos"] - before["total_nanos"],
+            now["executed_rows"] - before["executed_rows"],
+            now["executed_more_than_once"] - before["executed_more_than_once"],
+            creates,
+        )
+
+    @contextlib.contextmanager
+    def mill(self) -> Iterator[Mill]:
+        mill = Mill(load_settings(self.folder, self.env()))
+        try:
+            yield mill
+        finally:
+            mill.close()
+
+
+class Nest:
+    """Starts workers; see worker.py."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("NIGHTMILL_")}
+        command = [sys.executable, str(WORKER), "--nest"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, request: Mapping[str, Any]) -> int | None:
+        with self._lock:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer: int | None = json.loads(self._process.stdout.readline())
+            return answer
+
+    def close(self) -> None:
+        self._process.communicate("", timeout=20)
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(
+        self, nest: Nest, folder: Path, asked: Mapping[str, Any], env: Mapping[str, str], errors: Path
+    ) -> None:
+        self._nest, self._errors = nest, errors
+        self._code: int | None = None
+        start = {"folder": str(folder), "asked": asked, "env": env, "errors": str(errors)}
+        pid = nest.ask({"start": start})
+        assert pid is not None
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        """Its exit code once it has one; negative: the signal that ended it."""
+        if self._code is None:
+            self._code = self._nest.ask({"poll": self.pid})
+        return self._code
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """Its exit code; one that does not end in time is killed, which is a defect."""
+        deadline = time.monotonic() + timeout_s
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError(self.said(f"not done after {timeout_s:g} s"))
+            time.sleep(0.01)
+        return code
+
+    def wait_stopped(self) -> bool:
+        """Wait until it stands still; False when it ended instead."""
+        process = psutil.Process(self.pid)
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            if self.poll() is not None:
+                return False
+            if process.status() == psutil.STATUS_STOPPED:
+                return True
+            time.sleep(0.01)
+        raise AssertionError(self.said("neither stopped nor ended"))
+
+    def wake(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def said(self, what: str) -> str:
+        return f"{what}: {self.text()[-3000:]}"
+
+    def text(self) -> str:
+        return self._errors.read_text(errors="replace")
+
+
+# -- the audit ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an audit measured; the defects are sentences."""
+
+    lost: int
+    twice: int
+    off_nanos: int
+    unproven_nanos: int
+    defects: tuple[str, ...]
+
+
+def audit(home: Home, *, interrupted: int = 0) -> Findings:
+    """Compare the ledger, the files and the provider's invoice once all is over.
+
+    ``interrupted``: how many live requests may have been in flight when workers ended.
+    """
+    with home.mill() as mill:
+        return _Audit(home, mill, interrupted).run()
+
+
+class _Audit:
+    def __init__(self, home: Home, mill: Mill, interrupted: int) -> None:
+        self._home, self._mill, self._interrupted = home, mill, interrupted
+        self._scenario = home.scenario
+        self._bill = home.bill()
+        self._defects: list[str] = []
+        self._lost = 0
+
+    def run(self) -> Findings:
+        mill = self._mill
+        jobs = mill.ledger.jobs()
+        self._expect(bool(jobs), "no job at all")
+        for job in jobs:
+            self._check_job(job)
+        shards = [shard for job in jobs for shard in mill.ledger.shards_of(job.id)]
+        self._check_files(shards)
+        spent = sum(s.spent_nanos for shard in shards for s in shard.submissions)
+        unproven = sum(s.unproven_nanos for shard in shards for s in shard.submissions)
+        self._check_limits(spent, jobs)
+        off = self._check_money(shards, spent, unproven)
+        return Findings(self._lost, self._bill.twice, off, unproven, tuple(self._defects))
+
+    def _expect(self, holds: bool, text: str) -> None:
+        if not holds:
+            self._defects.append(text)
+
+    def _check_job(self, job: Job) -> None:
+        scenario = self._scenario
+        self._expect(job.state is scenario.ends, f"job {job.id} ended {job.state}, not {scenario.ends} ({job.reason})")
+        rows = [row for batch in self._mill.results(job) for row in batch.to_pylist()]
+        self._lost += max(0, scenario.rows - len({row["index"] for row in rows}))
+        self._expect([r["index"] for r in rows] == list(range(scenario.rows)), f"{len(rows)} rows of {scenario.rows}")
+        self._expect([r["key"] for r in rows] == [f"k{i}" for i in range(len(rows))], "keys are not the input's")
+        kinds = Counter(row["error_kind"] for row in rows if not row["success"])
+        self._expect(None not in kinds, "a row failed without a kind")
+        self._expect(sum(kinds.values()) <= scenario.failed, f"rows failed: {dict(kinds)}")
+        tally = self._mill.tally(job)
+        self._expect(tally.open == 0, f"{tally.open} requests are open")
+        counts = job.counts or {}
+        told = (counts.get("succeeded"), sum(counts.values()))
+        self._expect(told == (sum(r["success"] for r in rows), scenario.rows), f"the job says {counts}")
+
+    def _check_files(self, shards: list[Shard]) -> None:
+        for shard in shards:
+            self._expect(shard.state is ShardState.SETTLED, f"{shard.tag} is {shard.state}")
+            for sub in shard.submissions:
+                over = sub.state in (SubmissionState.BOOKED, SubmissionState.GONE)
+                self._expect(over and not sub.hold_nanos, f"{sub.name} is {sub.state}, holds {sub.hold_nanos}")
+            for file in (shard.file, *(f.ref for f in shard.files if f.kind != JOURNAL)):
+                self._mill.store.verify(file)
+
+    def _check_limits(self, spent: int, jobs: list[Job]) -> None:
+        own = {f"job:{job.id}" for job in jobs}
+        for limit in self._mill.ledger.limits():
+            self._expect(limit.held_nanos == 0, f"{limit.scope} still holds {limit.held_nanos}")
+            if limit.scope == "total" or limit.scope.startswith(("day:", "month:")):
+                self._expect(limit.spent_nanos == spent, f"{limit.scope} says {limit.spent_nanos}, shards {spent}")
+            if limit.cap_nanos is not None and limit.scope not in own:
+                self._expect(limit.spent_nanos <= limit.cap_nanos, f"{limit.scope} is over its cap")
+
+    def _check_money(self, shards: list[Shard], spent: int, unproven: int) -> int:
+        """By how much the books are off; zero is the only good answer."""
+        bill, scenario = self._bill, self._scenario
+        proven, off = spent - unproven, 0
+        if scenario.lane == Lane.BATCH and not scenario.unproven:
+            self._expect(unproven == 0, f"{unproven} unproven")
+            off = abs(spent - bill.nanos)
+        off = max(off, bill.nanos - spent, proven - bill.nanos)
+        if scenario.lane == Lane.LIVE:
+            off = max(off, abs(proven - self._journaled(shards)))
+            most = scenario.twice + self._interrupted
+            self._expect(bill.twice <= most, f"{bill.twice} rows ran twice, {most} were in flight")
+        else:
+            self._expect(bill.twice <= scenario.twice, f"{bill.twice} rows ran twice")
+        self._expect(off == 0, f"spent {spent}, of it unproven {unproven}; invoice {bill.nanos}")
+        return off
+
+    def _journaled(self, shards: list[Shard]) -> int:
+        """What the answers on disk cost, by the simulator's own rates."""
+        card, total = Catalogue().card(MODEL, batch=False), 0
+        assert card is not None
+        for line in (line for shard in shards if shard.lane is Lane.LIVE for line in _answers(self._mill, shard)):
+            usage = ((line.get("response") or {}).get("body") or {}).get("usage")
+            if usage:
+                total += card.nanos(usage["prompt_tokens"], usage["completion_tokens"])
+        return total
+
+
+def _answers(mill: Mill, shard: Shard) -> Iterator[dict[str, Any]]:
+    """The whole answers in a live shard's journals."""
+    for file in shard.files:
+        path = mill.store.path(file.ref.path)
+        for raw in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+            with contextlib.suppress(ValueError):
+                line = json.loads(raw)
+                if raw.endswith(b"\n") and "custom_id" in line:
+                    yield line
+
+
+class BudgetWatch:
+    """Samples the limits of a ledger while processes work on it: the highest of spent + held against the cap."""
+
+    def __init__(self, home: Path, simulator: Simulator, before_nanos: int) -> None:
+        self._path, self._simulator, self._before = home / "nightmill.db", simulator, before_nanos
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.samples = 0
+        self.passed: list[str] = []
+
+    def __enter__(self) -> BudgetWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.01):
+            if self._path.exists():
+                with contextlib.suppress(sqlite3.OperationalError):  # not made yet
+                    self._look()
+
+    def _look(self) -> None:
+        billed = self._simulator.invoice()["total_nanos"] - self._before
+        with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True)) as ledger:
+            for scope, cap, spent, held in ledger.execute(
+                "SELECT scope, cap_nanos, spent_nanos, held_nanos FROM limits"
+            ):
+                if cap is not None and spent + held > cap:
+                    self.passed.append(f"{scope}: spent {spent} + held {held} > {cap}")
+                if scope == "total" and billed > spent + held:
+                    self.passed.append(f"the provider billed {billed}; {scope} has {spent} + {held}")
+        self.samples += 1
+
+
+Case = Callable[[], Findings]

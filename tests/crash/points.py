@@ -1,0 +1,44 @@
+"""The kill points, read from the code: whatever commits to the ledger, sends a request or says `reach`."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[2] / "src/nightmill"
+
+# The one provider that the simulator plays; the others go through the same client under the same names.
+CLIENT = SOURCE / "providers/openai.py"
+_OPERATIONS = frozenset({"request", "upload", "download", "_call", "_pages"})
+
+# Verbs that belong to no job's way through the house, and so are not reached by running one.
+ELSEWHERE: dict[str, str] = {}
+
+
+def known_points() -> set[str]:
+    """Every point there is, but those of `ELSEWHERE`."""
+    points: set[str] = set()
+    for module in SOURCE.rglob("*.py"):
+        if module.name == "killpoints.py":
+            continue
+        for name, word in _calls(module):
+            if name == "_write" and "ledger" in module.parts and word not in ELSEWHERE:
+                points |= {f"ledger.{word}.committing", f"ledger.{word}.committed"}
+            elif name == "reach":
+                points.add(word)
+    for name, word in _calls(CLIENT):
+        if name in _OPERATIONS:
+            points |= {f"http.{word}.sending", f"http.{word}.answered"}
+    return points
+
+
+def _calls(module: Path) -> Iterator[tuple[str, str]]:
+    """``(function or method, its first argument)`` of each call whose first argument is a text."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        first = node.args[0]
+        if isinstance(first, ast.Constant) and isinstance(first.value, str):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            yield name, first.value

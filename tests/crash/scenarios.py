@@ -1,0 +1,80 @@
+"""What is run while it is killed: the plain ways, and each way in which a provider or a person makes it harder."""
+
+from __future__ import annotations
+
+from kit import Scenario
+
+from nightmill.types import JobState
+
+_ONCE = {"times": 1}
+_TWO_SHARDS = {"batch_size": 3}
+
+
+def _fault(name: str, **parameters: object) -> dict[str, object]:
+    return {"fault": name, **parameters}
+
+
+_ACCEPTED = _fault("create_accepted_then_500", **_ONCE)
+_NO_LIST = _fault("list_page_500")
+
+BATCH = (
+    Scenario("batch", "batch", asked=_TWO_SHARDS),
+    Scenario("batch-accepted", "batch", asked=_TWO_SHARDS, faults=(_ACCEPTED,)),
+    Scenario("batch-dropped", "batch", asked=_TWO_SHARDS, faults=(_fault("create_dropped_before", **_ONCE),)),
+    Scenario(
+        "batch-listed-late", "batch", asked={"batch_size": 6}, twice=6,
+        # a second of ours; polling the second submission fails for longer than that
+        faults=(_ACCEPTED, _fault("late_listing", lag_s=600, times=1), _fault("poll_500", times=25)),
+    ),
+    Scenario(
+        "batch-limited", "batch", asked=_TWO_SHARDS, faults=(_fault("enqueued_limit_now", limit=2_000_000, **_ONCE),)
+    ),
+    Scenario(
+        "batch-missing-rows", "batch", asked=_TWO_SHARDS, twice=1, unproven=True,
+        faults=(_fault("missing_lines", count=1, **_ONCE),),
+    ),
+    Scenario("batch-failing-rows", "batch", asked=_TWO_SHARDS, faults=(_fault("row_errors", count=1, **_ONCE),)),
+    Scenario(
+        "batch-refused-line", "batch", asked=_TWO_SHARDS, failed=1,
+        faults=(_fault("batch_failed_line", line=2, **_ONCE),),
+    ),
+    Scenario(
+        "batch-cancelled", "batch", asked={"command": "cancel", "once": True}, failed=6, ends=JobState.CANCELLED,
+        faults=(_fault("never_finishes"),),
+    ),
+    Scenario(
+        "batch-retried", "batch", asked={"command": "retry", "once": True},
+        faults=(_fault("row_errors", count=2, status=400, **_ONCE),),
+    ),
+    Scenario("batch-poor", "batch", asked={"command": "poor", "once": True}),
+    Scenario("batch-created-twice", "batch", asked={"create_twice": True}, twice=6),
+    *(
+        Scenario(
+            f"batch-{decision}", "batch", faults=(_ACCEPTED, _NO_LIST), failed=failed, unproven=bool(failed),
+            twice=0 if decision == "adopt" else 3,
+            asked={"command": "resolve", "decision": decision, "once": True, **_TWO_SHARDS},
+        )
+        for decision, failed in (("adopt", 0), ("resend", 0), ("write-off", 3))
+    ),
+)  # fmt: skip
+
+LIVE = (
+    Scenario("live", "live", rows=8, asked={"concurrency": 3}),
+    Scenario(
+        "live-faults", "live", rows=8, asked={"concurrency": 3}, twice=1, unproven=True,
+        faults=(
+            _fault("live_429", count=1, after=1),
+            _fault("live_500", count=1, after=2),
+            _fault("live_timeout", count=1, after=3),
+            _fault("live_close_before", count=1, after=4),
+        ),
+    ),
+    Scenario("live-poor", "live", asked={"command": "poor", "once": True, "concurrency": 3}),
+    Scenario(
+        "live-cancelled", "live", rows=12, failed=12, ends=JobState.CANCELLED,
+        asked={"command": "cancel", "once": True, "concurrency": 2},
+        faults=(_fault("slow_bodies", on=["live"], pieces=4, delay_s=0.05),),
+    ),
+)  # fmt: skip
+
+ALL = BATCH + LIVE

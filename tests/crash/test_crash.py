@@ -1,0 +1,54 @@
+"""Killed or frozen at any point: no row lost, none submitted twice, money exact."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from campaign import Campaign, Kill
+from points import known_points
+from scenarios import ALL, BATCH, LIVE
+
+pytestmark = [
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(sys.platform == "win32", reason="there is neither SIGKILL nor SIGSTOP"),
+]
+
+# Stopped in a write transaction, a process holds SQLite's write lock: nobody can take over until it goes on.
+HOLDS_THE_LEDGER = ".committing"
+
+
+@pytest.fixture(scope="session")
+def explored(campaign: Campaign) -> Campaign:
+    """Every scenario was run once, undisturbed."""
+    campaign.wrong = campaign.explore(ALL)
+    return campaign
+
+
+def test_undisturbed_runs_are_right(explored: Campaign) -> None:
+    """Whatever goes wrong at the provider, rows and money are right when nobody is killed."""
+    assert explored.wrong == []
+
+
+def test_every_point_is_reached(explored: Campaign) -> None:
+    """A point in the code that no scenario reaches is a crash that nobody tried."""
+    reached = {point for points in explored.reached.values() for point in points}
+    assert sorted(known_points() - reached) == []
+
+
+@pytest.mark.parametrize("scenarios", [BATCH, LIVE], ids=["batch", "live"])
+def test_killed_at_every_point(explored: Campaign, scenarios: tuple) -> None:
+    """Killed once at each point of a lane, the same command goes on to the right end."""
+    cases = [Kill(scenario, point) for point, scenario in explored.points_of(scenarios).items()]
+    assert explored.strike(cases) == []
+
+
+@pytest.mark.parametrize("scenarios", [BATCH, LIVE], ids=["batch", "live"])
+def test_frozen_at_every_point(explored: Campaign, scenarios: tuple) -> None:
+    """Frozen at a point until another worker has finished the job, then woken: it does no harm."""
+    cases = [
+        Kill(scenario, point, how="stop")
+        for point, scenario in explored.points_of(scenarios).items()
+        if not point.endswith(HOLDS_THE_LEDGER)
+    ]
+    assert explored.strike(cases) == []

@@ -191,7 +191,7 @@ def done(shard: Shard, spent: int = 40, *, counts: Counts | None = None, unprove
 
 def everything(ledger: Ledger) -> dict[str, list[tuple[Any, ...]]]:
     """All rows of all tables: what a verb that failed must not have changed."""
-    with ledger._engine.connect() as connection:
+    with ledger._read() as connection:
         return {
             t.name: sorted(map(tuple, connection.execute(select(t))), key=repr) for t in schema.metadata.tables.values()
         }
@@ -209,7 +209,7 @@ def booked(ledger: Ledger) -> dict[str, tuple[int, int]]:
 
     sums: dict[str, tuple[int, int]] = {}
     columns = (schema.submissions.c.scopes, schema.submissions.c.spent_nanos, schema.submissions.c.hold_nanos)
-    with ledger._engine.connect() as connection:
+    with ledger._read() as connection:
         for scopes, spent, held in connection.execute(select(*columns)):
             for scope in json.loads(scopes):
                 before = sums.get(scope, (0, 0))
@@ -221,7 +221,7 @@ def recorded(ledger: Ledger) -> dict[tuple[str, int], int]:
     """Spend by submission, added up from the audit trail."""
     sums: dict[tuple[str, int], int] = {}
     e = schema.entries.c
-    with ledger._engine.connect() as connection:
+    with ledger._read() as connection:
         for tag, n, kind, nanos in connection.execute(select(e.tag, e.n, e.kind, e.nanos)):
             if kind in ("settle", "unproven", "adjust"):
                 sums[tag, n] = sums.get((tag, n), 0) + nanos
@@ -235,6 +235,6 @@ def check_money(ledger: Ledger) -> None:
         assert (limit.spent_nanos, limit.held_nanos) == sums.get(limit.scope, (0, 0)), limit
     trail = recorded(ledger)
     s = schema.submissions.c
-    with ledger._engine.connect() as connection:
+    with ledger._read() as connection:
         for tag, n, spent in connection.execute(select(s.tag, s.n, s.spent_nanos)):
             assert trail.get((tag, n), 0) == spent, (tag, n)

@@ -31,6 +31,7 @@ from nightmill.types import Failed, FailureKind, Lane, ShardState, Succeeded, Us
 
 RANGE_ROWS = 50_000
 GROUP_ROWS = 5_000
+_KEPT_BYTES = 24 << 20
 _TWIN = struct.Struct("<qq")
 _APART = (FailureKind.MISSING, FailureKind.EXPIRED, FailureKind.CANCELLED)
 
@@ -48,10 +49,10 @@ class RowCounts:
     failures: dict[str, int] = field(default_factory=dict)
 
     def add(self, outcome: Succeeded | Failed | None) -> None:
-        if outcome is None:
-            self.pending += 1
-        elif isinstance(outcome, Succeeded):
+        if isinstance(outcome, Succeeded):
             self.succeeded += 1
+        elif outcome is None:
+            self.pending += 1
         elif outcome.kind in _APART:
             setattr(self, outcome.kind.value, getattr(self, outcome.kind.value) + 1)
         else:
@@ -108,6 +109,8 @@ class Results:
         self._wire = [(i, wire.chosen(s.files)) for i, s in enumerate(files.shards)]
         self._sizes = [BodySizes(store, s) for s in files.shards]
         self.counts = RowCounts()
+        self._kept: list[tuple[bytes, bytes]] = []  # good answers by digest, on their way to the cache
+        self._kept_bytes = 0
 
     @property
     def rows(self) -> int:
@@ -135,6 +138,8 @@ class Results:
                 if keep is not None:
                     self._keep(keep, salt, batch, start, rows, twins)
                 yield self._table(batch, start, rows, twins)
+            if keep is not None:
+                self._put_kept(keep)
 
     def write(self, folder: str, first: int, end: int, n: int, **keep: Any) -> StoredFile:
         """One range as a Parquet file, row groups of 5,000."""
@@ -167,22 +172,29 @@ class Results:
         self, cache: AnswerCache, salt: bytes, batch: pa.RecordBatch, start: int, rows: list[_Row],
         twins: Mapping[int, int],
     ) -> None:  # fmt: skip
+        """Good answers for the cache, written many at once: each time costs it a look at all it has."""
         bodies = self._compiled.bodies(batch, start)
-        cache.put_many(
-            (digest(salt, body), row.line.strip())
-            for i, (body, row) in enumerate(zip(bodies, rows, strict=True))
-            if row.line and start + i not in twins and row.shard is not None and row.shard.lane is not Lane.CACHE
-        )
+        for i, (body, row) in enumerate(zip(bodies, rows, strict=True)):
+            if row.line and start + i not in twins and row.shard is not None and row.shard.lane is not Lane.CACHE:
+                self._kept.append((digest(salt, body), row.line.strip()))
+                self._kept_bytes += len(row.line)
+        if self._kept_bytes >= _KEPT_BYTES:
+            self._put_kept(cache)
+
+    def _put_kept(self, cache: AnswerCache) -> None:
+        cache.put_many(self._kept)
+        self._kept.clear()
+        self._kept_bytes = 0
 
     def _table(self, batch: pa.RecordBatch, start: int, rows: list[_Row], twins: Mapping[int, int]) -> pa.RecordBatch:
         prompts = self._compiled.prompts(batch, start)
         keys = batch.column("key").to_pylist()
+        provider, has_schema = self._provider.name, self._check is not None
         out = []
-        for i, row in enumerate(rows):
+        for index, (key, prompt, row) in enumerate(zip(keys, prompts, rows, strict=True), start):
             self.counts.add(row.outcome)
             if row.outcome is not None:
-                out.append(_record(start + i, keys[i], prompts[i], row, self._provider.name, self._check is not None,
-                                   is_twin=start + i in twins))  # fmt: skip
+                out.append(_record(index, key, prompt, row, provider, has_schema, is_twin=index in twins))
         columns = list(zip(*out, strict=True)) if out else [()] * len(RESULT_SCHEMA)
         arrays = [pa.array(c, t) for c, t in zip(columns, RESULT_SCHEMA.types, strict=True)]
         return pa.record_batch(arrays, schema=RESULT_SCHEMA)
@@ -191,7 +203,9 @@ class Results:
 def _parquet(out: Writer) -> pq.ParquetWriter:
     repeated = ["model", "provider", "lane", "shard", "batch_id", "finish_reason", "error_kind"]
     file = pa.PythonFile(out, mode="w")
-    return pq.ParquetWriter(file, RESULT_SCHEMA, compression="zstd", use_dictionary=repeated)
+    return pq.ParquetWriter(
+        file, RESULT_SCHEMA, compression="zstd", use_dictionary=repeated, write_statistics=["index"]
+    )
 
 
 def _row_group(source: pq.ParquetFile, start: int) -> pa.RecordBatch:
@@ -202,18 +216,20 @@ def _row_group(source: pq.ParquetFile, start: int) -> pa.RecordBatch:
 def _record(
     index: int, key: str | None, prompt: str, row: _Row, provider: str, has_schema: bool, *, is_twin: bool
 ) -> tuple[Any, ...]:
-    outcome, shard = row.outcome, row.shard
-    good = isinstance(outcome, Succeeded)
-    usage = row.usage
-    failed = outcome if isinstance(outcome, Failed) else None
+    outcome, shard, usage, is_good = row.outcome, row.shard, row.usage, False
+    text = finish_reason = model = error = kind = None
+    if outcome is not None:
+        text, finish_reason, model = outcome.text, outcome.finish_reason, outcome.model
+        if isinstance(outcome, Succeeded):
+            is_good = True
+        else:
+            error, kind = outcome.message, outcome.kind
+    tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens) if usage else (None, None, None)
     return (
-        index, key, prompt, outcome.text if outcome else None, good,
-        usage.input_tokens if usage else None, usage.output_tokens if usage else None, row.duration_s,
-        failed.message if failed else None, failed.kind if failed else None,
-        outcome.finish_reason if outcome else None, outcome.text if good and has_schema and outcome else None,
-        outcome.model if outcome else None, provider, shard.lane if shard else None,
-        usage.cached_tokens if usage else None, 0 if is_twin else row.cost_nanos,
-        bool(usage and usage.estimated), row.attempt, shard.tag if shard else None, row.batch_id,
+        index, key, prompt, text, is_good, tokens[0], tokens[1], row.duration_s, error, kind, finish_reason,
+        text if is_good and has_schema else None, model, provider, shard.lane if shard else None, tokens[2],
+        0 if is_twin else row.cost_nanos, bool(usage and usage.estimated), row.attempt, shard.tag if shard else None,
+        row.batch_id,
     )  # fmt: skip
 
 

@@ -145,9 +145,10 @@ def per_row(seconds: Mapping[str, Sequence[float]], rows: int) -> str:
 def write_rows(path: Path, rows: int, seed: int = 7) -> Path:
     """``rows`` JSON lines ``{"id", "text"}``, texts of 200 to 400 bytes, each another."""
     chance = random.Random(seed)
+    phrases = [words(chance, 60) for _ in range(2_000)]
     with path.open("w", encoding="utf-8") as out:
         for i in range(rows):
-            text = f"{i} {words(chance, chance.randint(190, 380))}"
+            text = f"{i} {' '.join(chance.choices(phrases, k=chance.randint(3, 6)))}"
             out.write(json.dumps({"id": f"r{i}", "text": text}, ensure_ascii=False) + "\n")
     return path
 

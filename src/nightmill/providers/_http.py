@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -50,6 +51,9 @@ class _Exchange:
     def leave(self) -> None:
         self.left = True
         reach(f"http.{self.op}.sending")
+
+
+_on_its_way: ContextVar[_Exchange] = ContextVar("on its way")
 
 
 class Http:
@@ -186,6 +190,7 @@ class Http:
         import aiohttp
 
         exchange = _Exchange(op)
+        _on_its_way.set(exchange)
         try:
             # One session stands for all requests of a kind; entering a request, not the session.
             async with self._session(fresh=fresh).request(
@@ -196,7 +201,6 @@ class Http:
                 allow_redirects=False,
                 proxy=self._proxy(url),
                 timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(self._connect_s, timeout_s / 2)),
-                trace_request_ctx=exchange,
             ) as response:
                 reply = await self._read(response, to)
         except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError, ValueError) as exc:
@@ -304,19 +308,18 @@ def _open(*, keep: bool) -> aiohttp.ClientSession:
     """A session that neither retries nor limits how many requests are in flight."""
     import aiohttp
 
-    trace = aiohttp.TraceConfig()
+    class Connector(aiohttp.TCPConnector):
+        async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:  # noqa: ASYNC109 - aiohttp's own
+            connection = await super().connect(req, traces, timeout)
+            # It stands, proxy and TLS included, and nothing is written yet. aiohttp's traces would
+            # tell the same, but send half a dozen signals for each request.
+            _on_its_way.get().leave()
+            return connection
 
-    async def leave(_session: object, context: Any, _params: object) -> None:
-        # Fired once the connection stands, proxy and TLS included, before anything is written.
-        context.trace_request_ctx.leave()
-
-    trace.on_connection_create_end.append(leave)
-    trace.on_connection_reuseconn.append(leave)
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, force_close=not keep),
+        connector=Connector(limit=0, force_close=not keep),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "nightmill"},
-        trace_configs=[trace],
     )
     # aiohttp repeats a GET, PUT or DELETE whose kept connection was dropped, and offers no setting.
     session._retry_connection = False

@@ -261,7 +261,7 @@ class Engine:
         self._finishing[job.id] = job
         try:
             counts, written = await asyncio.to_thread(build_results, desk.store, kit, shards, files, job.epoch)
-            packed, superseded = await asyncio.to_thread(pack_wire, desk.store, shards)
+            packed, superseded = await asyncio.to_thread(pack_wire, desk.store, shards, job.epoch)
         except BaseException:
             await desk.book(desk.ledger.give_back_finish, job)
             raise
@@ -373,8 +373,11 @@ def build_results(
     return results.counts, written
 
 
-def pack_wire(store: Store, shards: Iterable[Shard]) -> tuple[list[tuple[str, StoredFile]], list[str]]:
-    """Compress what came back, now that all is settled: ``(old path, packed file)``, and readings not used."""
+def pack_wire(store: Store, shards: Iterable[Shard], n: int) -> tuple[list[tuple[str, StoredFile]], list[str]]:
+    """Compress what came back, now that all is settled: ``(old path, packed file)``, and readings not used.
+
+    ``n`` is the epoch of the right to finish, as in `build_results`.
+    """
     packed, superseded = [], []
     for shard in shards:
         used = wire.chosen(shard.files)
@@ -382,5 +385,6 @@ def pack_wire(store: Store, shards: Iterable[Shard]) -> tuple[list[tuple[str, St
         for file in used:
             path = store.path(file.ref.path)
             if not file.ref.path.endswith(PACKED) and path.exists() and path.stat().st_size >= _WORTH_PACKING_BYTES:
-                packed.append((file.ref.path, replace(file, ref=store.pack(file.ref.path))))
+                ref = store.pack(file.ref.path, mark=f".{n}", size_bytes=wire.end_of(file))
+                packed.append((file.ref.path, replace(file, ref=ref)))
     return packed, superseded

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,14 +140,19 @@ class Store:
             )
         return _unpacked(file, self.home) if ref.path.endswith(PACKED) else file
 
-    def pack(self, path: str) -> FileRef:
-        """A compressed copy of a file beside it; `open` reads it like the original."""
+    def pack(self, path: str, *, mark: str = "", size_bytes: int = sys.maxsize) -> FileRef:
+        """A compressed copy of a file beside it, of its first ``size_bytes``; `open` reads it like the original.
+
+        ``mark`` goes into its name: one that no other worker uses.
+        """
         import zstandard
 
-        with self.path(path).open("rb") as plain, self.create(f"{path}{PACKED}") as out:
-            compressor = zstandard.ZstdCompressor(level=1)
-            for chunk in compressor.read_to_iter(plain, read_size=_CHUNK_BYTES, write_size=_CHUNK_BYTES):
-                out.write(chunk)
+        with self.path(path).open("rb") as plain, self.create(f"{path}{mark}{PACKED}") as out:
+            compressor = zstandard.ZstdCompressor(level=1).compressobj()
+            while chunk := plain.read(min(_CHUNK_BYTES, size_bytes)):
+                size_bytes -= len(chunk)
+                out.write(compressor.compress(chunk))
+            out.write(compressor.flush())
         return out.ref
 
     def verify(self, ref: FileRef) -> None:

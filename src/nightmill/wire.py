@@ -10,6 +10,7 @@ A live journal holds result lines as a batch output file would, and between them
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from io import BufferedReader, FileIO
 
@@ -67,11 +68,21 @@ def chosen(stored: Sequence[StoredFile]) -> list[StoredFile]:
 
 
 def lines(store: Store, file: StoredFile) -> Iterator[bytes]:
-    """The whole lines of a file; a journal is read up to its last newline."""
+    """The whole lines of a file; a journal is read up to its last newline, or to where it was sealed."""
+    left = end_of(file)
     with open_wire(store, file) as stream:
         for line in stream:
+            left -= len(line)
+            if left < 0:
+                return
             if line.endswith(b"\n") or file.kind != JOURNAL:
                 yield line
+
+
+def end_of(file: StoredFile) -> int:
+    """How many bytes of a wire file count. A sealed journal may have grown: its writer did not know yet."""
+    sealed = file.kind == JOURNAL and file.ref.digest and not file.ref.path.endswith(PACKED)
+    return file.ref.size_bytes if sealed else sys.maxsize
 
 
 def open_wire(store: Store, file: StoredFile) -> BufferedReader[FileIO]:

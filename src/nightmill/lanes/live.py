@@ -199,14 +199,19 @@ class _Sender:
         reach("live.synced")
         if isinstance(self._trouble, NightmillError):
             raise self._trouble
-        return await self._leave(rows, self._trouble)
+        return await self._leave(path, rows, self._trouble)
 
-    async def _leave(self, rows: list[_Row], pause: _Pause | None) -> Shard | None:
+    def _seal(self, own: str) -> list[FileRef]:
+        """All journals as they are now. A worker that lost the shard while it stood still may yet write to its own."""
+        paths = [*(f.ref.path for f in self._shard.files if f.kind == wire.JOURNAL), own]
+        return [self._desk.store.seal(path) for path in dict.fromkeys(paths) if self._desk.store.path(path).exists()]
+
+    async def _leave(self, path: str, rows: list[_Row], pause: _Pause | None) -> Shard | None:
         desk, shard = self._desk, self._shard
         if pause is not None:
             await desk.book(desk.ledger.pause, shard.job_id, pause.reason, stopped=pause.stopped)
         if all(row.done for row in rows):
-            return await desk.book(desk.ledger.note_sent_all, shard)
+            return await desk.book(desk.ledger.note_sent_all, shard, await asyncio.to_thread(self._seal, path))
         await desk.book(desk.ledger.release, shard, reason=pause.reason if pause else None)
         return None
 
@@ -323,7 +328,8 @@ class _Sender:
 
     async def _cool(self, reply: LiveReply) -> None:
         told = reply.hint.retry_after_s if reply.hint else None
-        until = self._throttle.cool_down(told if told is not None else self._desk.backoff_s(2))
+        least = self._desk.timing.backoff_first_s  # a server that says "0 seconds" is not asked in a tight loop
+        until = self._throttle.cool_down(self._desk.backoff_s(2) if told is None else max(told, least))
         if until is not None:
             account = self._provider.account.id
             await self._desk.book(self._desk.ledger.cool_down, account, self._provider.model, until)

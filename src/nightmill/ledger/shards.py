@@ -574,10 +574,16 @@ class ShardVerbs(Database):
             money.record(connection, "unproven", nanos, job_id=shard.job_id, tag=shard.tag, n=shard.submission)
         return None
 
-    def note_sent_all(self, shard: Shard) -> Shard:
-        """Live: every row has its outcome in the journals, which are synced. The lease is kept."""
+    def note_sent_all(self, shard: Shard, journals: Sequence[FileRef] = ()) -> Shard:
+        """Live: every row has its outcome in the journals, which are synced. The lease is kept.
+
+        ``journals`` are sealed: what a worker that lost the shard writes after that does not count.
+        """
         with self._write("note_sent_all") as connection:
             self._step(connection, shard, ShardState.COLLECTING, due=self.moment(), keep_lease=True)
+            for ref in journals:
+                sealed = {"size_bytes": ref.size_bytes, "digest": ref.digest}
+                connection.execute(update(files).where(files.c.path == ref.path).values(**sealed))
             return self._load(connection, shards.c.tag == shard.tag)[0]
 
     def open_journal(self, shard: Shard, journal: StoredFile) -> None:

@@ -55,7 +55,7 @@ class JsonlPart:
         names = self.schema.names
         shape = _Shape(names, {column.name for column in self.schema if _is_text(column)})
         for first_line, block in _blocks(self.path):
-            if columns := shape.columns(block):
+            if columns := shape.columns(block, is_proven=True):
                 yield self._convert(columns)
                 continue
             try:
@@ -87,10 +87,14 @@ class _Shape:
         self._decode = msgspec.json.Decoder(row).decode_lines
         self._getters = [attrgetter(f) for f in fields]
 
-    def columns(self, block: bytes) -> list[list[Any]] | None:
-        """The values of each column, None where a row has none; None if a row is of another shape."""
+    def columns(self, block: bytes, *, is_proven: bool = False) -> list[list[Any]] | None:
+        """The values of each column, None where a row has none; None if a row is of another shape.
+
+        ``is_proven``: the block was read before, and no line held two objects.
+        """
         text = block.strip(_BLANK)
-        if (lines := _lines(text)) is None:
+        lines = text.count(b"\n") + 1 if is_proven else _lines(text)
+        if lines is None:
             return None
         try:
             rows = self._decode(text)

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kit import Findings, Home, Nest, Scenario, Simulator, Slot, audit
+from kit import PATIENT_S, Findings, Home, Nest, Scenario, Simulator, Slot, audit
 
 _SLOTS = max(2, min(4, os.cpu_count() or 2))
-LEASE_S = 2.0  # where a stopped worker's lease has to run out
+LEASE_S = 2.5  # where a stopped worker's lease has to run out
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Campaign:
         return list(found.defects)
 
     def _strike(self, case: Kill, folder: Path, slot: Slot) -> list[str]:
-        home = Home(folder, slot, case.scenario, lease_s=20.0 if case.how == "kill" else LEASE_S)
+        home = Home(folder, slot, case.scenario, lease_s=PATIENT_S if case.how == "kill" else LEASE_S)
         first = home.start(f"{case.point}:{case.nth}", how=case.how)
         if case.how == "kill":
             struck = first.wait() == -9
@@ -114,10 +114,11 @@ class Campaign:
             try:
                 home.finish()
             finally:
-                first.wake()
+                if struck:
+                    first.wake()
             first.wait()
             assert "Traceback" not in first.text(), first.said("the woken worker")
-        found = audit(home, interrupted=int(case.scenario.asked.get("concurrency", 0)))
+        found = audit(home)
         self._count_in(case.how, found, case.scenario, [case.point] if struck else [])
         return list(found.defects)
 

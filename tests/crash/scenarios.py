@@ -61,11 +61,11 @@ BATCH = (
 LIVE = (
     Scenario("live", "live", rows=8, asked={"concurrency": 3}),
     Scenario(
-        "live-faults", "live", rows=8, asked={"concurrency": 3}, twice=1, unproven=True,
+        "live-faults", "live", rows=8, asked={"concurrency": 3}, failed=1, unproven=True,  # a row is tried three times
         faults=(
             _fault("live_429", count=1, after=1),
             _fault("live_500", count=1, after=2),
-            _fault("live_timeout", count=1, after=3),
+            _fault("live_timeout", count=1, after=3, delay_s=0.3),
             _fault("live_close_before", count=1, after=4),
         ),
     ),

@@ -498,8 +498,10 @@ class Mill:
         return self.ledger.tally(job.id)
 
     def standing(self, job: Job) -> Standing:
-        """The job in rows and money."""
-        return standing_of(job, self.ledger.tally(job.id))
+        """The job in rows and money, answers that are not settled yet included."""
+        if job.finished_at is not None:
+            return standing_of(job, self.ledger.tally(job.id))
+        return Follower(self, [job.id], distinct=False).look()[0].now
 
     def follow(self, job_ids: Sequence[str]) -> Follower:
         return Follower(self, job_ids)
@@ -774,8 +776,8 @@ def _counted_again(before: Mapping[str, Any], failed: Mapping[int, str]) -> dict
 class Follower:
     """Says where jobs stand while somebody works on them, in this process or in another."""
 
-    def __init__(self, mill: Mill, job_ids: Sequence[str]) -> None:
-        self._mill, self._ids = mill, list(job_ids)
+    def __init__(self, mill: Mill, job_ids: Sequence[str], *, distinct: bool = True) -> None:
+        self._mill, self._ids, self._distinct = mill, list(job_ids), distinct
         self._journals: dict[str, SoFar] = {}
         self._keys: dict[tuple[str, int], list[str | None]] = {}
 
@@ -791,11 +793,14 @@ class Follower:
             if ledger.tally(job_id).states == tally.states:
                 break
         job = mill.job(job_id)
-        now = standing_of(job, tally, distinct=True)
+        now = standing_of(job, tally, distinct=self._distinct)
         if not shards:
             return Look(job, now, 0, "")
         if job_id not in self._journals:
-            kit = mill.open_kit(job_id)
+            try:
+                kit = mill.open_kit(job_id)
+            except UsageError:  # its key or its function is not here now; the rest can be told all the same
+                return Look(job, now, 0, "")
             self._journals[job_id] = SoFar(mill.store, kit.provider, kit.list_sheet, kit.check, ATTEMPTS)
         found = self._journals[job_id].look(shards)
         return Look(job, _joined(now, found), found.in_hand, self._key(job_id, found.last_row))

@@ -8,7 +8,7 @@ from typing import Any
 
 from nightmill.cli.edge import Interrupted
 from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, ProgressView, QuoteView
-from nightmill.errors import NightmillError, OverBudget
+from nightmill.errors import NightmillError, OverBudget, UsageError
 from nightmill.ledger import Job, Standing
 from nightmill.mill import LaneCost, Look, Mill, Prepared
 from nightmill.types import UNFINISHED, JobState, ShardState, usd
@@ -135,7 +135,10 @@ def paused(job: Job) -> NightmillError:
 
 
 def end_view(mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: bool) -> EndView:
-    groups, estimated = mill.failures(job)
+    try:
+        groups, estimated = mill.failures(job)
+    except UsageError:  # an open job whose key or function is not here now: the ledger's sums can be told
+        groups, estimated = [], 0
     over = job.state not in UNFINISHED
     after = [f"nightmill retry {job.id}", f"nightmill show {job.id} --failures"] if over and groups else []
     if not wrote and now.succeeded:

@@ -1,0 +1,195 @@
+"""What the tests of the command line share: a folder with a home of its own, real processes, a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COMMAND = [sys.executable, "-m", "nightmill"]
+SECONDS = 60  # most a process may take here
+MODEL = "openai/gpt-4o-mini"
+QUICK = """
+[timing]
+poll_s = 0.05
+poll_max_s = 0.2
+list_lag_s = 0.1
+looks_s = [0.0, 0.1, 0.2]
+reread_s = 0.1
+backoff_first_s = 0.01
+backoff_cap_s = 0.1
+limit_wait_s = 0.2
+"""
+# A model in Python: it logs every call, fails where told, and waits at a gate where told.
+FUNCTIONS = '''
+import json, os, pathlib, time
+
+def _note(text):
+    with open("calls.log", "a") as log:
+        log.write(text + "\\n")
+
+def upper(messages, **params):
+    text = messages[-1]["content"]
+    _note(text)
+    return text.upper()
+
+def picky(messages, **params):
+    text = messages[-1]["content"]
+    _note(text)
+    if "bad" in text and not pathlib.Path("mended").exists():
+        raise ValueError(f"cannot do {text}")
+    return text.upper()
+
+def gated(messages, **params):
+    """The first ten answers come at once, the others when the gate is open."""
+    text = messages[-1]["content"]
+    _note(text)
+    while int(text.split()[-1]) >= 10 and not pathlib.Path("gate").exists():
+        time.sleep(0.01)
+    return text.upper()
+
+def define(messages, **params):
+    word = messages[-1]["content"].rpartition("word ")[2].strip('".')
+    _note(word)
+    return json.dumps({
+        "part_of_speech": "noun", "definitions": [f"What people mean when they say {word}."],
+        "examples": [f"She said {word} twice."], "etymology": "Of unknown origin.", "synonyms": ["thing"],
+    })
+'''
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A process that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one object on stdout."""
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+class Running:
+    """A process under way, whose progress can be waited for."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._told: list[str] = []
+
+    def until(self, seen: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Read progress objects from stderr until one is as wanted; that one."""
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._told.append(line)
+            if line.startswith("{") and seen(event := json.loads(line)):
+                return event
+        raise AssertionError("it ended before that:\n" + "".join(self._told))
+
+    def answered(self, least: int) -> None:
+        self.until(lambda event: event["event"] == "progress" and event["succeeded"] >= least)
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def end(self) -> Done:
+        out, err = self._process.communicate(timeout=SECONDS)
+        return Done(self._process.returncode, out, "".join(self._told) + err)
+
+
+class Place:
+    """A working folder with a home, a few functions to call as models, and perhaps a simulator to talk to."""
+
+    def __init__(self, folder: Path, url: str | None = None, *, toml: str = "") -> None:
+        self.folder, self.home, self.url = folder, folder / "home", url
+        (folder / "funcs.py").write_text(FUNCTIONS)
+        (folder / "nightmill.toml").write_text(toml + QUICK)
+        kept = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_BASE_URL"))}
+        self.env = {**kept, "NIGHTMILL_HOME": str(self.home), "COLUMNS": "100", "PYTHONPATH": ""}
+        if url is not None:
+            self.env |= {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": url}
+
+    def rows(self, count: int, text: str = "row {}", name: str = "in.txt") -> str:
+        """An input of one row a line; its name."""
+        (self.folder / name).write_text("\n".join(text.format(i) for i in range(count)) + "\n")
+        return name
+
+    def run(self, *arguments: str, seconds: float = SECONDS) -> Done:
+        done = subprocess.run(
+            [*COMMAND, *arguments], check=False, cwd=self.folder, env=self.env, capture_output=True, text=True,
+            timeout=seconds, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *arguments: str) -> Running:
+        """With progress as JSON lines, to be waited for."""
+        command = [*COMMAND, *arguments, "--progress", "json"]
+        pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        return Running(
+            subprocess.Popen(command, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, text=True, **pipes)
+        )
+
+    def typed(self, answer: str | signal.Signals, *arguments: str) -> Done:
+        """Run in a terminal; type ``answer`` at the question, or send that signal. All it shows is in ``out``."""
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], cwd=self.folder, env=self.env, stdin=theirs, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        shown = b""
+        typed = False
+        while True:
+            try:
+                some = os.read(ours, 65_536)
+            except OSError:  # the terminal is gone: the process has ended
+                break
+            if not some:
+                break
+            shown += some
+            if not typed and b"[y/N] " in shown:
+                typed = True
+                if isinstance(answer, str):
+                    os.write(ours, answer.encode())
+                else:
+                    process.send_signal(answer)
+        os.close(ours)
+        return Done(process.wait(SECONDS), shown.decode(), "")
+
+    def calls(self) -> list[str]:
+        """What the functions of funcs.py were asked, call by call."""
+        log = self.folder / "calls.log"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def results(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
+    def invoice(self) -> dict[str, Any]:
+        """What the simulated provider would bill."""
+        found: dict[str, Any] = self._ask("invoice")
+        return found
+
+    def log(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._ask("log")
+        return found
+
+    def _ask(self, what: str) -> Any:
+        assert self.url is not None
+        with urllib.request.urlopen(f"{self.url.removesuffix('/v1')}/simulator/{what}") as answer:
+            return json.load(answer)
+
+
+def adds_up(found: dict[str, Any]) -> bool:
+    """Whether a job's rows are the sum of how they ended."""
+    ends = ("invalid", "succeeded", "failed", "missing", "expired", "cancelled", "pending")
+    return found["rows"] == sum(found[name] for name in ends)

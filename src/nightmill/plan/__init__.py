@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -129,16 +130,15 @@ class _Planner:
     def _read_rows(self, cutter: Cutter, deduper: Deduper) -> StoredFile:
         """Snapshot, encode, digest and cut every batch of the source."""
         path = f"{self._folder}/rows.parquet"
-        with self._store.create(path) as out:
+        with self._store.create(path) as out, ExitStack() as stack:  # the writer is closed while its file is open
             writer: pq.ParquetWriter | None = None
             for batch in self._order.source.batches():
                 if writer is None:
-                    writer = pq.ParquetWriter(pa.PythonFile(out, mode="w"), batch.schema, compression="zstd",
-                                              use_dictionary=False, write_statistics=False)  # fmt: skip
+                    kept = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+                    writer = pq.ParquetWriter(pa.PythonFile(out, mode="w"), batch.schema, **kept)
+                    stack.enter_context(writer)
                 writer.write_batch(batch)
                 self._take(batch, cutter, deduper)
-            if writer is not None:
-                writer.close()
         return StoredFile(out.ref, wire.ROWS, first=0, last=self._rows - 1)
 
     def _take(self, batch: pa.RecordBatch, cutter: Cutter, deduper: Deduper) -> None:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from nightmill import wire
 from nightmill.answers import AnswerCache, digest
 from nightmill.collect.accounting import BodySizes, Check, estimated
-from nightmill.ledger import Shard, StoredFile
+from nightmill.ledger import Shard, StoredFile, SubmissionState
 from nightmill.plan import Compiled
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
@@ -33,6 +33,7 @@ RANGE_ROWS = 50_000
 GROUP_ROWS = 5_000
 _KEPT_BYTES = 24 << 20
 _TWIN = struct.Struct("<qq")
+_WENT_OUT = (SubmissionState.CREATED, SubmissionState.BOOKED)
 _APART = (FailureKind.MISSING, FailureKind.EXPIRED, FailureKind.CANCELLED)
 
 
@@ -240,6 +241,7 @@ class _RangeReader:
         self._results, self._others, self._first, self._end = results, others, first, end
         self._places: dict[int, list[_Place]] = {}
         self._open_rows: set[int] = set()
+        self._unanswered: set[int] = set()  # live: marked as sent, by the newest mark
         self._unsent: dict[int, int] | None = None  # row -> shard number, read when first needed
         self._shards = results._files.shards
         spread = (min(others, default=first), max(others, default=end - 1))
@@ -266,9 +268,17 @@ class _RangeReader:
         here = _WireFile(stream.raw, number, shard, attempt, batch_id, sheet)
         mark, offset, is_journal = b'"' + shard.tag.encode() + b"-", 0, file.kind == wire.JOURNAL
         skip, first, end, others, places = len(mark), self._first, self._end, self._others, self._places
+        counts = wire.end_of(file)
+        pending: set[str] = set()
+        lost: list[str] = []
         for line in stream:
             at, length = line.find(mark), len(line)
-            if at >= 0 and not (is_journal and (at < 12 or not line.endswith(b"\n"))):
+            if offset + length > counts:
+                break
+            if is_journal and 0 <= at < 12:
+                if line.endswith(b"\n"):
+                    wire.read_mark(line, pending, lost)
+            elif at >= 0 and not (is_journal and not line.endswith(b"\n")):
                 digits = line[at + skip : line.find(b'"', at + skip)]
                 if digits.isdigit() and (first <= (index := int(digits)) < end or index in others):
                     if index in places:
@@ -276,9 +286,10 @@ class _RangeReader:
                     else:
                         places[index] = [(here, offset, length)]
             offset += length
+        self._unanswered.update(int(custom_id.rpartition("-")[2]) for custom_id in (*pending, *lost))
 
     def row(self, index: int) -> _Row:
-        """First success wins, in order of shards and files; else the last failure stands."""
+        """First success wins, in order of shards and files; else what the newest shard's accounting counted."""
         best: _Row | None = None
         cost = answers = 0
         for place in self._places.get(index, ()):
@@ -287,7 +298,7 @@ class _RangeReader:
                 continue
             cost += row.cost_nanos
             answers += 1
-            if best is None or not isinstance(best.outcome, Succeeded):
+            if best is None or _wins(row, best):
                 best = row
         if best is not None and (isinstance(best.outcome, Succeeded) or index not in self._open_rows):
             if answers == 1:
@@ -328,11 +339,19 @@ class _RangeReader:
                     self._unsent.update((i, number) for i, _ in wire.shard_lines(self._results._store, shard))
         number = self._unsent.get(index, -1)
         newest = self._shards[number] if number >= 0 else None
-        if newest is None or not any(s.batch_id or s.spent_nanos for s in newest.submissions):
-            return _Row(Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), newest)
-        if newest.lane is Lane.LIVE:
+        if index in self._unanswered:
             return _Row(Failed(FailureKind.TIMEOUT, "sent, and no answer came that could be trusted"), newest)
+        if newest is None or newest.lane is Lane.LIVE or not any(s.state in _WENT_OUT for s in newest.submissions):
+            return _Row(Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), newest)
         return _Row(Failed(FailureKind.MISSING, "the provider ended the batch without a line for it"), newest)
+
+
+def _wins(row: _Row, best: _Row) -> bool:
+    """Whether a later line stands instead of an earlier one: the same rule as in the accounting of a shard."""
+    if isinstance(best.outcome, Succeeded):
+        return False
+    is_try = row.shard is not best.shard or (row.shard is not None and row.shard.lane is Lane.LIVE)
+    return is_try or isinstance(row.outcome, Succeeded)
 
 
 def _checked(outcome: Succeeded, usage: Usage | None, check: Check) -> Succeeded | Failed:

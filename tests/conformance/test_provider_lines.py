@@ -1,0 +1,191 @@
+"""What every provider promises of requests and answers, whichever it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nightmill.errors import CannotCarry
+from nightmill.providers import BatchProvider, LiveProvider, LiveReply, Provider
+from nightmill.providers.function import Function
+from nightmill.providers.local import Local
+from nightmill.providers.resolve import resolve
+from nightmill.types import Failed, FailureKind, Succeeded, Usage
+
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+texts = st.text(max_size=40).filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
+custom_ids = st.from_regex(r"[a-zA-Z0-9_-]{1,60}-[0-9]{1,3}", fullmatch=True)
+
+
+def _python(messages: Sequence[Mapping[str, Any]], temperature: float = 0.0) -> str:
+    return f"{messages[-1]['content']} {temperature}"
+
+
+def _openai() -> Provider:
+    env = {"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    return resolve("openai/gpt-4o-mini", env=env, model_paths={})
+
+
+MAKERS = {
+    "openai": _openai,
+    "local": lambda: Local("tiny", Path("tiny.gguf")),
+    "python": lambda: Function("m.f", _python),
+}
+
+
+@pytest.fixture(params=sorted(MAKERS))
+def provider(request: pytest.FixtureRequest) -> Provider:
+    return MAKERS[request.param]()
+
+
+def chat(text: str, **more: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": text}], "max_completion_tokens": 9, **more}
+
+
+def whole(text: str, finish: str = "stop", usage: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A chat answer as an OpenAI-compatible model gives it."""
+    message = {"role": "assistant", "content": text}
+    answer: dict[str, Any] = {"id": "c", "object": "chat.completion", "model": "snapshot"}
+    answer["choices"] = [{"index": 0, "message": message, "finish_reason": finish}]
+    return answer if usage is None else {**answer, "usage": usage}
+
+
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 2}}
+
+
+def test_a_provider_says_what_it_can_by_what_it_is(provider: Provider) -> None:
+    """One that can batch has room in its limits for a batch, and each can do something."""
+    assert isinstance(provider, BatchProvider | LiveProvider)
+    assert isinstance(provider, BatchProvider) == (provider.limits.batch_requests > 0)
+    assert provider.limits.concurrency > 0
+
+
+def test_an_account_never_holds_the_key(provider: Provider) -> None:
+    """Whose money it is can be written anywhere."""
+    assert "sk-secret" not in provider.account.id
+    assert provider.account.id.startswith(provider.name + "|")
+    assert provider.account == MAKERS[provider.name]().account
+
+
+@quick
+@given(text=texts)
+def test_a_body_is_one_line_that_says_what_was_asked(provider: Provider, text: str) -> None:
+    """Any text comes out as it went in, the cap is explicit, and equal requests give equal bytes."""
+    encoded = provider.encode(chat(text))
+    assert b"\n" not in encoded.body
+    assert b"\r" not in encoded.body
+    body = json.loads(encoded.body)
+    assert body["messages"][-1]["content"] == text
+    assert body["max_completion_tokens"] == 9
+    assert provider.encode(chat(text)) == encoded
+
+
+@pytest.mark.parametrize("request_", [{"model": "m"}, {"model": "m", "messages": []}])
+def test_a_request_that_asks_nothing_is_refused(provider: Provider, request_: dict[str, Any]) -> None:
+    """Before it costs anything, and with a reason."""
+    with pytest.raises(CannotCarry) as refused:
+        provider.encode(request_)
+    assert refused.value.what
+
+
+@quick
+@given(custom_id=custom_ids, text=texts)
+def test_a_shard_line_is_made_of_pieces(provider: Provider, custom_id: str, text: str) -> None:
+    """before + id + between + body + after is one JSON line that names the request, the endpoint and the body."""
+    encoded = provider.encode(chat(text))
+    before, between, after = provider.line_pieces(encoded.url)
+    line = before + json.dumps(custom_id).encode() + between + encoded.body + after
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    said = json.loads(line)
+    assert (said["custom_id"], said["url"], said["body"]) == (custom_id, encoded.url, json.loads(encoded.body))
+
+
+@quick
+@given(custom_id=custom_ids, text=texts.filter(str.strip), spaced=st.booleans(), took=st.floats(0, 1e4))
+def test_an_answer_is_read_back_as_it_came(
+    provider: Provider, custom_id: str, text: str, spaced: bool, took: float
+) -> None:
+    """Pretty-printed or not, the line is one line and decodes to the same words, tokens and model."""
+    body = json.dumps(whole(text, usage=USAGE), indent=2 if spaced else None).encode()
+    if spaced:
+        body = body.replace(b"\n", b"\r\n")
+    line = provider.reply_line(custom_id, LiveReply(200, body), took)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    answer = provider.decode(line)
+    assert answer.custom_id == custom_id
+    assert answer.outcome == Succeeded(text, Usage(7, 3, cached_tokens=2), "stop", "snapshot")
+    assert answer.duration_s == pytest.approx(took, abs=1e-3)
+
+
+@quick
+@given(body=st.binary(max_size=60), status=st.sampled_from([200, 400, 404, 429, 500, 502, 503]))
+def test_whatever_comes_back_is_kept_and_ends_the_row(provider: Provider, body: bytes, status: int) -> None:
+    """No body breaks the journal: it is one line, and decoding says failure, never raises, never invents an answer."""
+    line = provider.reply_line("t-1", LiveReply(status, body), 0.5)
+    assert line.count(b"\n") == 1
+    answer = provider.decode(line)
+    assert answer.custom_id == "t-1"
+    assert isinstance(answer.outcome, Failed)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, FailureKind.BAD_REQUEST),
+        (429, FailureKind.RATE_LIMIT),
+        (408, FailureKind.SERVER_ERROR),
+        (409, FailureKind.SERVER_ERROR),
+        (500, FailureKind.SERVER_ERROR),
+        (503, FailureKind.SERVER_ERROR),
+        (0, FailureKind.SERVER_ERROR),
+    ],
+)
+def test_an_error_body_is_in_the_providers_own_shape(provider: Provider, status: int, kind: FailureKind) -> None:
+    """What we write in a provider's place is read back with its words, and its kind is that of its status."""
+    body = provider.error_body('it said "no"\n<at line 3>')
+    outcome = provider.decode(provider.reply_line("t-1", LiveReply(status, body), 0.0)).outcome
+    assert isinstance(outcome, Failed)
+    assert 'it said "no"' in outcome.message
+    assert outcome.kind is kind
+    assert outcome.usage is None
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "kind"),
+    [("half an ans", "length", FailureKind.TRUNCATED), ("", "stop", FailureKind.EMPTY),
+     ("", "content_filter", FailureKind.CONTENT_FILTER)],
+)  # fmt: skip
+def test_a_paid_answer_that_is_none_is_a_paid_failure(
+    provider: Provider, text: str, finish: str, kind: FailureKind
+) -> None:
+    """Cut, empty or withheld: the text is kept, the tokens are paid."""
+    body = json.dumps(whole(text, finish, USAGE)).encode()
+    outcome = provider.decode(provider.reply_line("t-1", LiveReply(200, body), 0.0)).outcome
+    assert isinstance(outcome, Failed)
+    assert (outcome.kind, outcome.usage, outcome.text or "") == (kind, Usage(7, 3, cached_tokens=2), text)
+
+
+@quick
+@given(cut=st.integers(1, 80))
+def test_a_torn_line_is_no_result(provider: Provider, cut: int) -> None:
+    """Half a line is never taken for an answer."""
+    line = provider.reply_line("t-1", LiveReply(200, json.dumps(whole("yes", usage=USAGE)).encode()), 0.0)
+    with pytest.raises(ValueError):  # noqa: PT011 - of whatever kind
+        provider.decode(line[: -1 - cut])
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"\n", b"null\n", b"[]\n", b"{}\n", b'"text"\n', b'{"custom_id":5}\n', b"\xff\n"]
+)
+def test_what_names_no_request_is_no_result_line(provider: Provider, line: bytes) -> None:
+    """A line without a custom_id is an error of the file, not of a row."""
+    with pytest.raises(ValueError):  # noqa: PT011 - of whatever kind
+        provider.decode(line)

@@ -1,0 +1,228 @@
+"""The truth about a shard: whatever comes back, every request ends once and every answer is paid once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from plan_kit import (
+    CAP,
+    answer,
+    context_of,
+    plan_of,
+    refusal,
+    results_of,
+    shard_of,
+    sheet_of,
+    store_lines,
+    submission,
+    unrun,
+)
+
+from nightmill.collect import Collected, settle_shard
+from nightmill.ledger import Counts, Shard
+from nightmill.plan import Order
+from nightmill.store import Store
+from nightmill.types import Lane, ShardState, Usage
+from nightmill.wire import ERROR, JOURNAL, OUTPUT, lost_mark, sent_mark, unsent_mark
+
+ROWS = 6
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+# A line: what it is, and (for an answer) its text and tokens.
+said = st.tuples(st.just("answer"), st.sampled_from(["yes", "no"]), st.sampled_from([(10, 5), (3, 1), None]))
+bad = st.tuples(st.sampled_from(["500", "400", "batch_expired", "batch_cancelled"]))
+rows = st.integers(-2, ROWS - 1)  # negative: an id that is not of this shard
+lines = st.lists(st.tuples(rows, st.one_of(said, bad), st.booleans()), max_size=3 * ROWS)
+
+
+def line_of(tag: str, row: int, what: tuple[Any, ...]) -> bytes:
+    custom_id = f"{tag}-{row}" if row >= 0 else f"other-{-row}"
+    if what[0] == "answer":
+        return answer(custom_id, what[1], what[2])
+    return refusal(custom_id, int(what[0])) if what[0].isdigit() else unrun(custom_id, what[0])
+
+
+def model_of(given_lines: list[tuple[int, tuple[Any, ...]]]) -> dict[int, str]:
+    """How each row ended, told anew and slowly: the first answer, else the first thing said."""
+    ends: dict[int, str] = {}
+    for row, what in given_lines:
+        if row >= 0 and (row not in ends or (what[0] == "answer" and ends[row] != "answer")):
+            ends[row] = what[0]
+    return ends
+
+
+@quick
+@given(came=lines, torn=st.booleans(), stopping=st.booleans(), last_try=st.booleans())
+def test_every_request_ends_once_and_every_answer_is_paid(
+    fixed: tuple[Order, Store, Any],
+    came: list[tuple[int, tuple[Any, ...], bool]],
+    torn: bool,
+    stopping: bool,
+    last_try: bool,
+) -> None:
+    """Missing, doubled, unknown, torn, shuffled, in both files: the sum holds, the money too, and the rows agree."""
+    order, store, plan = fixed
+    (new,) = plan.shards
+    in_order = [(r, w) for r, w, is_error in came if not is_error] + [(r, w) for r, w, is_error in came if is_error]
+    files = []
+    for kind, is_error in ((OUTPUT, False), (ERROR, True)):
+        these = [line_of(new.tag, r, w) for r, w, e in came if e is is_error]
+        if torn:
+            these.append(answer(f"{new.tag}-0", "cut")[:-20])
+        files.append(store_lines(store, f"wire/{kind}", these, kind, new.tag))
+    last = {"attempt": 3, "expiries": 2, "missings": 1} if last_try else {}
+    shard = shard_of(new, files=files, subs=[submission(new.tag, completed=0, failed=0)], **last)
+    done = settle_shard(context_of(order, store), shard, stopping=stopping).settlement
+    check_counts(done.counts, done.resent, in_order, stopping=stopping)
+    assert sum(left.count for left in done.leftovers) == done.resent.total
+    assert done.resent.total == 0 or not (stopping or last_try)
+    check_rows(order, store, plan, shard, done, in_order)
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Order, Store, Any]:
+    """One plan for every example."""
+    return plan_of(tmp_path_factory.mktemp("fixed"), [f"row {i}" for i in range(ROWS)])
+
+
+def check_counts(
+    counts: Counts, resent: Counts, given_lines: list[tuple[int, tuple[Any, ...]]], *, stopping: bool
+) -> None:
+    ends = list(model_of(given_lines).values())
+    assert counts.total == ROWS
+    assert counts.succeeded == ends.count("answer")
+    assert counts.failed == ends.count("500") + ends.count("400")
+    unrun_ends = (ends.count("batch_expired"), ends.count("batch_cancelled"))
+    assert (counts.expired, counts.cancelled) == (unrun_ends if stopping else (sum(unrun_ends), 0))
+    assert counts.missing == ROWS - len(ends)
+    assert resent.succeeded == resent.cancelled == 0
+    assert all(getattr(resent, k) <= getattr(counts, k) for k in ("failed", "missing", "expired"))
+
+
+def check_rows(order: Order, store: Store, plan: Any, shard: Shard, done: Any, given_lines: list[Any]) -> None:
+    """What is shown of each row is what was counted and booked."""
+    results = results_of(order, store, plan, [shard_of(plan.shards[0], files=shard.files, subs=shard.submissions,
+                                                        state=ShardState.SETTLED)])  # fmt: skip
+    (batch,) = results.batches(0, ROWS)
+    assert batch.column("index").to_pylist() == list(range(ROWS))
+    ends = model_of(given_lines)
+    kinds = {"500": "server_error", "400": "bad_request", "batch_expired": "expired", "batch_cancelled": "cancelled"}
+    for row, ok, kind in zip(*(batch.column(c).to_pylist() for c in ("index", "success", "error_kind")), strict=True):
+        assert ok == (ends.get(row) == "answer")
+        assert ok or kind == kinds.get(ends.get(row, ""), "missing")
+    unknown = sum(sheet_of().cost(Usage(*w[2])) for r, w in given_lines if r < 0 and w[0] == "answer" and w[2])
+    (booking,) = done.bookings
+    assert booking.spent_nanos == sum(batch.column("cost_nanos").to_pylist()) + unknown
+    assert done.unknown_ids == sum(r < 0 for r, _ in given_lines)
+    known = [r for r, _ in given_lines if r >= 0]
+    assert done.extra_answers == len(known) - len(set(known))
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> tuple[Order, Store, Any]:
+    return plan_of(tmp_path, [f"row {i}" for i in range(ROWS)])
+
+
+def settled(house: tuple[Order, Store, Any], came: list[bytes], *, stopping: bool = False, **more: Any) -> Collected:
+    order, store, plan = house
+    (new,) = plan.shards
+    file = store_lines(store, "wire/output", came, OUTPUT, new.tag)
+    return settle_shard(context_of(order, store), shard_of(new, files=[file], **more), stopping=stopping)
+
+
+def test_rows_without_a_line_are_read_for_twice(house: tuple[Order, Store, Any]) -> None:
+    """Nothing explains a gap: the files are read once more before it is declared."""
+    came = [answer(f"job-0-{i}", "yes") for i in range(ROWS - 1)]
+    assert settled(house, came, reads=1).read_again
+    assert not settled(house, came, reads=2).read_again
+    told = [submission("job-0", completed=ROWS - 1, failed=0)]
+    assert not settled(house, came, reads=1, subs=told).read_again
+
+
+def test_a_missing_row_stays_booked_until_totals_prove_otherwise(house: tuple[Order, Store, Any]) -> None:
+    """A row without a line may have run: its worst case is unproven, within the hold."""
+    came = [answer(f"job-0-{i}", "yes") for i in range(ROWS - 1)]
+    proven = (ROWS - 1) * sheet_of().cost(Usage(10, 5))
+    (booking,) = settled(house, came).settlement.bookings
+    plan = house[2]
+    body = plan.shards[0].content_bytes // ROWS
+    assert booking.unproven_nanos >= sheet_of().worst(body - 8, 1, CAP)
+    assert booking.spent_nanos == proven + booking.unproven_nanos
+    (tight,) = settled(house, came, subs=[submission("job-0", hold_nanos=proven + 7)]).settlement.bookings
+    assert (tight.spent_nanos, tight.unproven_nanos) == (proven + 7, 7)
+    (told,) = settled(house, came, subs=[submission("job-0", completed=ROWS - 1)]).settlement.bookings
+    assert (told.spent_nanos, told.unproven_nanos) == (proven, 0)
+
+
+def test_what_goes_out_again_keeps_its_history(house: tuple[Order, Store, Any]) -> None:
+    """Failed, expired and missing rows go into shards of their own, each with one more of what happened to it."""
+    came = [answer("job-0-0", "yes"), refusal("job-0-1", 500), refusal("job-0-2", 400), unrun("job-0-3")]
+    done = settled(house, came).settlement
+    histories = {(s.first, s.last, s.count): (s.attempt, s.expiries, s.missings) for s in done.leftovers}
+    assert histories == {(1, 1, 1): (2, 0, 0), (3, 3, 1): (1, 1, 0), (4, 5, 2): (1, 0, 1)}
+    assert done.failures == {"bad_request": 1}
+    assert all(left.lane is Lane.BATCH for left in done.leftovers)
+
+
+def test_a_stopped_job_sends_nothing_again(house: tuple[Order, Store, Any]) -> None:
+    """Cancelled or stopped: what failed, expired or is missing is final."""
+    came = [refusal("job-0-1", 500), unrun("job-0-3"), unrun("job-0-4", "batch_cancelled")]
+    done = settled(house, came, stopping=True).settlement
+    assert done.leftovers == ()
+    assert done.counts == Counts(0, 1, 3, 1, 1)
+
+
+def test_answers_that_differ_and_unknown_ids_are_told(house: tuple[Order, Store, Any]) -> None:
+    """Twice answered, differently, or for nobody: paid, counted, and a person should know."""
+    came = [answer(f"job-0-{i}", "yes") for i in range(ROWS)] + [answer("job-0-0", "no"), answer("job-9-1", "hm")]
+    done = settled(house, came).settlement
+    assert {"answers_differ", "unknown_ids"} <= {kind for kind, _ in done.alerts}
+    assert done.bookings[0].spent_nanos == (ROWS + 2) * sheet_of().cost(Usage(10, 5))
+
+
+def live(tmp_path: Path, journal: list[bytes], *, stopping: bool = False) -> tuple[Any, Any]:
+    order, store, plan = plan_of(tmp_path, [f"row {i}" for i in range(ROWS)], lane=Lane.LIVE)
+    (new,) = plan.shards
+    file = store_lines(store, "wire/journal", journal, JOURNAL, new.tag)
+    shard = shard_of(new, files=[file], subs=[submission(new.tag, batch_id=None)])
+    done = settle_shard(context_of(order, store), shard, stopping=stopping).settlement
+    record = shard_of(new, files=[file], subs=shard.submissions, state=ShardState.SETTLED)
+    (batch,) = results_of(order, store, plan, [record]).batches(0, ROWS)
+    return done, batch
+
+
+def test_a_live_journal_is_accounted_try_by_try(tmp_path: Path) -> None:
+    """Answered, failed then answered, taken back, lost, never sent: each is what it is, and the lost one unproven."""
+    sent = [sent_mark(f"job-0-{i}") for i in range(ROWS)]
+    journal = [
+        sent[0], answer("job-0-0", "yes"),
+        sent[1], refusal("job-0-1", 500), sent[1], answer("job-0-1", "no"),
+        sent[2], unsent_mark("job-0-2"), sent[2], refusal("job-0-2", 400),
+        sent[3], lost_mark("job-0-3"),
+        sent[4],
+        b'{"sent":"job-0',
+    ]  # fmt: skip
+    done, batch = live(tmp_path, journal, stopping=True)
+    assert done.counts == Counts(succeeded=2, failed=3, cancelled=1)
+    assert done.extra_answers == 0
+    assert done.leftovers == ()
+    proven = 2 * sheet_of(Lane.LIVE).cost(Usage(10, 5))
+    (booking,) = done.bookings
+    assert booking.spent_nanos - booking.unproven_nanos == proven == sum(batch.column("cost_nanos").to_pylist())
+    assert booking.unproven_nanos > 0
+    kinds = [None, None, "bad_request", "timeout", "timeout", "cancelled"]
+    assert batch.column("error_kind").to_pylist() == kinds
+
+
+def test_cached_answers_cost_nothing(tmp_path: Path) -> None:
+    """What an earlier job paid for is counted as answered and not as money."""
+    order, store, plan = plan_of(tmp_path, [f"row {i}" for i in range(ROWS)])
+    (new,) = plan.shards
+    file = store_lines(store, "wire/cached", [answer(f"{new.tag}-{i}", "yes") for i in range(ROWS)], "cached", new.tag)
+    shard = shard_of(new, files=[file], subs=[], lane=Lane.CACHE, submission=0)
+    done = settle_shard(context_of(order, store), shard, stopping=False).settlement
+    assert (done.counts, done.bookings, done.tokens_in, done.list_nanos) == (Counts(succeeded=ROWS), (), 0, 0)

@@ -1,0 +1,112 @@
+"""Results: in input order, twins under their twin's answer, open rows left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plan_kit import answer, plan_of, refusal, results_of, shard_of, sheet_of, store_lines, submission, unrun
+
+from nightmill.ledger import SubmissionState
+from nightmill.plan import Bounds
+from nightmill.types import Lane, ShardState, Usage
+from nightmill.wire import OUTPUT
+
+CENT = sheet_of().cost(Usage(10, 5))
+
+
+def answered(store: Any, new: Any, rows: list[int], *, state: ShardState = ShardState.SETTLED) -> Any:
+    """A shard whose ``rows`` were answered, in reverse order."""
+    lines = [answer(f"{new.tag}-{i}", f"to {i}") for i in reversed(rows)]
+    return shard_of(new, files=[store_lines(store, f"wire/{new.tag}", lines, OUTPUT, new.tag)], state=state)
+
+
+def test_results_are_in_input_order_with_twins_across_groups_and_ranges(tmp_path: Path) -> None:
+    """A duplicate is shown in its own place, with the answer of a row thousands before it, at no cost."""
+    rows = [f"row {i}" for i in range(10_400)]
+    rows[10_001], rows[10_002], rows[7_000] = rows[3], rows[6_000], rows[6_999]
+    order, store, plan = plan_of(tmp_path, rows, bounds=Bounds(4_000, 0, None))
+    shards = []
+    for new in plan.shards:
+        mine = [i for i in range(new.first, new.last + 1) if rows.index(rows[i]) == i]
+        shards.append(answered(store, new, mine))
+    results = results_of(order, store, plan, shards)
+    seen = [row for first in (0, 5_000, 10_000) for batch in results.batches(first, min(first + 5_000, len(rows)))
+            for row in batch.select(["index", "prompt", "response", "cost_nanos"]).to_pylist()]  # fmt: skip
+    twins = {10_001: 3, 10_002: 6_000, 7_000: 6_999}
+    assert [row["index"] for row in seen] == list(range(len(rows)))
+    assert all(row["prompt"] == f"Say {rows[row['index']]}" for row in seen)
+    assert all(row["response"] == f"to {twins.get(row['index'], row['index'])}" for row in seen)
+    assert [row["index"] for row in seen if row["cost_nanos"] != CENT] == sorted(twins)
+    assert (results.counts.succeeded, results.counts.pending) == (len(rows), 0)
+
+
+def test_open_rows_are_left_out(tmp_path: Path) -> None:
+    """While a shard is open, its answers are shown and its other rows, with their twins, are not."""
+    order, store, plan = plan_of(tmp_path, ["a", "b", "c", "d", "b", "a"], bounds=Bounds(2, 0, None))
+    done, open_ = plan.shards
+    shards = [answered(store, done, [0]), answered(store, open_, [2], state=ShardState.WAITING)]
+    results = results_of(order, store, plan, shards)
+    (batch,) = results.batches(0, 6)
+    assert batch.column("index").to_pylist() == [0, 1, 2, 4, 5]
+    assert batch.column("error_kind").to_pylist() == [None, "missing", None, "missing", None]
+    assert (results.counts.succeeded, results.counts.missing, results.counts.pending) == (3, 2, 1)
+
+
+def test_a_row_sent_again_has_its_newest_end_and_all_its_cost(tmp_path: Path) -> None:
+    """An answer beats a failure; without one, what happened last stands; every exchange is in the cost."""
+    order, store, plan = plan_of(tmp_path, ["a", "b", "c"])
+    (first,) = plan.shards
+    paid = answer(f"{first.tag}-0", "", (10, 5))  # empty, and paid for
+    old = [paid, refusal(f"{first.tag}-1", 500), refusal(f"{first.tag}-2", 500)]
+    again = replace(first, tag="job-7", seq=7, attempt=2)
+    new = [answer("job-7-0", "better"), refusal("job-7-1", 400), unrun("job-7-2")]
+    shards = [
+        shard_of(first, files=[store_lines(store, "wire/1", old, OUTPUT, first.tag)], state=ShardState.SETTLED),
+        shard_of(again, files=[store_lines(store, "wire/2", new, OUTPUT, "job-7")], state=ShardState.SETTLED),
+    ]
+    (batch,) = results_of(order, store, plan, shards).batches(0, 3)
+    assert batch.column("response").to_pylist()[0] == "better"
+    assert batch.column("error_kind").to_pylist() == [None, "bad_request", "expired"]
+    assert batch.column("cost_nanos").to_pylist() == [2 * CENT, 0, 0]
+    assert batch.column("attempt").to_pylist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [(SubmissionState.GONE, "cancelled"), (SubmissionState.ABSENT, "cancelled"), (SubmissionState.BOOKED, "missing")],
+)
+def test_a_row_without_a_line_was_lost_or_never_sent(tmp_path: Path, state: SubmissionState, kind: str) -> None:
+    """Refused as a whole, then cancelled: not sent. Booked, without a line: missing."""
+    order, store, plan = plan_of(tmp_path, ["a"])
+    sub = replace(submission("job-0", hold_nanos=0), state=state)
+    shard = shard_of(plan.shards[0], subs=[sub], state=ShardState.SETTLED)
+    (batch,) = results_of(order, store, plan, [shard]).batches(0, 1)
+    assert batch.column("error_kind").to_pylist() == [kind]
+
+
+def test_an_answer_that_does_not_fit_the_schema_is_a_paid_failure(tmp_path: Path) -> None:
+    """The text is kept, the row has failed, and its cost counts."""
+    order, store, plan = plan_of(tmp_path, ["a", "b"])
+
+    def check(text: str) -> tuple[object, str | None]:
+        return text, None if text == "to 0" else "does not fit"
+
+    shards = [answered(store, plan.shards[0], [0, 1])]
+    (batch,) = results_of(order, store, plan, shards, check).batches(0, 2)
+    assert batch.column("error_kind").to_pylist() == [None, "invalid_output"]
+    assert batch.column("response").to_pylist() == ["to 0", "to 1"]
+    assert batch.column("cost_nanos").to_pylist() == [CENT, CENT]
+
+
+def test_cached_answers_cost_nothing_and_stand_beside_new_ones(tmp_path: Path) -> None:
+    """The lane says where an answer came from."""
+    order, store, plan = plan_of(tmp_path, ["a", "b"], bounds=Bounds(1, 0, None))
+    cached = replace(plan.shards[0], lane=Lane.CACHE)
+    lines = store_lines(store, "wire/c", [answer("job-0-0", "old")], "cached", "job-0")
+    shards = [shard_of(cached, files=[lines], state=ShardState.SETTLED), answered(store, plan.shards[1], [1])]
+    (batch,) = results_of(order, store, plan, shards).batches(0, 2)
+    assert batch.column("lane").to_pylist() == ["cache", "batch"]
+    assert batch.column("cost_nanos").to_pylist() == [0, CENT]

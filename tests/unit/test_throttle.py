@@ -1,0 +1,171 @@
+"""The throttle: no more in flight than allowed, no faster than allowed, one cool-down at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from nightmill.lanes.throttle import Rates, Throttle
+from nightmill.providers import RateHint
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def throttle(clock: Clock, **rates: Any) -> Throttle:
+    return Throttle(Rates(**rates), clock)
+
+
+async def _tries(taking: Coroutine[Any, Any, None]) -> bool:
+    """Whether a slot is had without any time going by."""
+    task = asyncio.ensure_future(taking)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    if task.done():
+        return True
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return False
+
+
+def has_slot(made: Throttle, tokens: int = 1) -> bool:
+    return asyncio.run(_tries(made.take(tokens)))
+
+
+@pytest.mark.parametrize(("fixed", "first"), [(True, 40), (False, 16)])
+def test_no_more_in_flight_than_the_window(fixed: bool, first: int) -> None:
+    """A number that the user named is used at once; else it begins small."""
+    made = throttle(Clock(), in_flight=40, fixed=fixed)
+    assert [has_slot(made) for _ in range(first + 1)] == [True] * first + [False]
+    made.give_back(answered=False)
+    assert has_slot(made)
+    assert made.in_flight == first
+    assert made.most == 40
+
+
+def test_the_window_grows_with_answers_and_halves_with_a_complaint() -> None:
+    """One more for each windowful of answers; half after a 429, once for all that were in flight."""
+    clock = Clock()
+    made = throttle(clock, in_flight=40)
+    for _ in range(17):
+        assert has_slot(made)
+        made.give_back(answered=True)
+    assert made.window == 17
+    for _ in range(17):
+        assert has_slot(made)
+        made.give_back(answered=False)
+    assert made.window == 17
+    assert made.cool_down(5.0) == 1005.0
+    assert made.cool_down(50.0) is None  # said of calls that were sent before
+    assert made.window == 8
+    assert not has_slot(made)
+    clock.at = 1005.0
+    assert has_slot(made)
+    assert made.cool_down(1.0) == 1006.0
+    assert made.window == 4
+
+
+def test_a_window_never_closes_or_passes_its_limit() -> None:
+    """One call at least, and never more than the limit, shared by the workers there are."""
+    clock = Clock()
+    made = throttle(clock, in_flight=3)
+    for _ in range(10):
+        made.cool_down(1.0)
+        clock.at += 2.0
+    assert made.window == 1
+    for _ in range(100):
+        assert has_slot(made)
+        made.give_back(answered=True)
+    assert made.window == 3
+    made.workers = 9
+    assert made.window == 1
+
+
+@pytest.mark.parametrize(("rates", "tokens"), [({"requests_per_minute": 30.0}, 1), ({"tokens_per_minute": 600.0}, 20)])
+def test_rates_are_kept(rates: dict[str, float], tokens: int) -> None:
+    """Calls are spread over the minute, by number or by tokens, and the pace is shared by the workers."""
+    clock = Clock()
+    made = throttle(clock, **rates)
+    assert has_slot(made, tokens)
+    assert not has_slot(made, tokens)
+    clock.at += 1.9
+    assert not has_slot(made, tokens)
+    clock.at += 0.1
+    made.workers = 2
+    assert has_slot(made, tokens)
+    clock.at += 3.9
+    assert not has_slot(made, tokens)
+    clock.at += 0.1
+    assert has_slot(made, tokens)
+
+
+def test_a_pause_earns_no_burst() -> None:
+    """After a quiet hour the pace is what it was."""
+    clock = Clock()
+    made = throttle(clock, requests_per_minute=60.0)
+    assert has_slot(made)
+    clock.at += 3600.0
+    assert [has_slot(made), has_slot(made)] == [True, False]
+
+
+def test_a_cool_down_heard_of_elsewhere_counts_here() -> None:
+    """Another worker was told to wait: so does this one, and a shorter word does not shorten it."""
+    clock = Clock()
+    made = throttle(clock)
+    made.cool_until(1010.0)
+    made.cool_until(1005.0)
+    clock.at = 1009.0
+    assert not has_slot(made)
+    clock.at = 1010.0
+    assert has_slot(made)
+
+
+@pytest.mark.parametrize(
+    ("hint", "until"),
+    [
+        (RateHint(remaining_requests=0, reset_requests_s=3.0), 1003.0),
+        (RateHint(remaining_tokens=0, reset_tokens_s=4.0), 1004.0),
+        (RateHint(remaining_tokens=0, reset_tokens_s=4000.0), 1060.0),
+        (RateHint(remaining_requests=1, reset_requests_s=3.0), 1000.0),
+        (RateHint(remaining_requests=0), 1000.0),
+        (RateHint(), 1000.0),
+    ],
+)
+def test_headers_that_say_nothing_is_left_are_believed(hint: RateHint, until: float) -> None:
+    """It waits for the reset before the provider has to refuse, but not for ever."""
+    clock = Clock()
+    made = throttle(clock)
+    made.learn(hint)
+    assert has_slot(made) is (until == 1000.0)
+    clock.at = until
+    assert has_slot(made)
+
+
+def test_whoever_waits_is_woken_by_a_call_that_ends() -> None:
+    """A slot that comes free is taken at once, by one waiter each, and a waiter that gave up takes none."""
+
+    async def go() -> list[bool]:
+        made = throttle(Clock(), in_flight=1, fixed=True)
+        await made.take(1)
+        gone, first, second = (asyncio.ensure_future(made.take(1)) for _ in range(3))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        made.give_back(answered=True)
+        await asyncio.wait([first], timeout=5.0)
+        seen = [first.done(), second.done()]
+        made.give_back(answered=True)
+        await asyncio.wait([second], timeout=5.0)
+        return [*seen, second.done()]
+
+    assert asyncio.run(go()) == [True, False, True]

@@ -41,6 +41,10 @@ def upper(messages, **params):
     _note(text)
     return text.upper()
 
+def timed(messages, **params):
+    _note(repr(time.monotonic()))
+    return "done"
+
 def picky(messages, **params):
     text = messages[-1]["content"]
     _note(text)

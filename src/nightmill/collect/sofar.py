@@ -14,7 +14,7 @@ from nightmill.ledger import Shard
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.store import Store
-from nightmill.types import RETRYABLE, Failed, FailureKind, Succeeded
+from nightmill.types import RETRYABLE, Failed, FailureKind, Succeeded, Usage
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ class _Seen:
     """How far one shard's journals were read, and what they said."""
 
     sheet: PriceSheet | None
+    input_tokens: int  # of a typical row, where an answer does not say
     offsets: dict[str, int] = field(default_factory=dict)
     pending: dict[str, set[str]] = field(default_factory=dict)  # by journal
     tries: dict[int, int] = field(default_factory=dict)
@@ -68,7 +69,7 @@ class SoFar:
             seen = self._seen.get(shard.tag)
             if seen is None:
                 sheet = PriceSheet.from_json(shard.price) if shard.price else None
-                seen = self._seen[shard.tag] = _Seen(sheet)
+                seen = self._seen[shard.tag] = _Seen(sheet, shard.input_tokens // shard.count)
             journals = [file.ref.path for file in wire.chosen(shard.files) if file.kind == wire.JOURNAL]
             for path in journals:
                 self._read_on(seen, path)
@@ -101,11 +102,14 @@ class SoFar:
             return
         pending.discard(answer.custom_id)
         index, outcome, answers = int(answer.custom_id.rpartition("-")[2]), answer.outcome, seen.answers
-        if outcome.usage is not None:
-            answers.tokens_in += outcome.usage.input_tokens
-            answers.tokens_out += outcome.usage.output_tokens
-            answers.spent_nanos += seen.sheet.cost(outcome.usage) if seen.sheet else 0
-            answers.list_nanos += self._list.cost(outcome.usage)
+        usage = outcome.usage
+        if usage is None and isinstance(outcome, Succeeded):
+            usage = Usage(seen.input_tokens, -(-len(outcome.text) // 4), estimated=True)
+        if usage is not None:
+            answers.tokens_in += usage.input_tokens
+            answers.tokens_out += usage.output_tokens
+            answers.spent_nanos += seen.sheet.cost(usage) if seen.sheet else 0
+            answers.list_nanos += self._list.cost(usage)
         if isinstance(outcome, Failed):
             self._tried(seen, index, outcome.kind)
         elif self._check is not None and self._check(outcome.text)[1] is not None:

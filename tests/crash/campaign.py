@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import queue
 import shutil
 import traceback
@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kit import PATIENT_S, Findings, Home, Nest, Scenario, Simulator, Slot, audit
+from kit import PATIENT_S, Findings, Home, Nest, Scenario, Simulator, Slot, Worker, audit
 
-_SLOTS = max(2, min(4, os.cpu_count() or 2))
+_SLOTS = 4  # more than two processors: much of a case is waiting
 LEASE_S = 2.5  # where a stopped worker's lease has to run out
 
 
@@ -28,6 +28,24 @@ class Kill:
 
     def __str__(self) -> str:
         return f"{self.scenario} {self.how} {self.point}:{self.nth}"
+
+
+def _take_over(home: Home, first: Worker, *, struck: bool) -> None:
+    """Let another worker finish while ``first`` stands still, then wake it.
+
+    Where it stands in a write transaction it holds SQLite's write lock, and everybody waits for it: it is woken
+    under the other's eyes.
+    """
+    if struck and home.is_locked():
+        second = home.start()
+        first.wake()
+        assert second.wait() == 0, second.said("beside the woken worker")
+    else:
+        home.finish()
+        if struck:
+            first.wake()
+    first.wait()
+    assert "Traceback" not in first.text(), first.said("the woken worker")
 
 
 @dataclass
@@ -94,8 +112,11 @@ class Campaign:
         return [f"{case}: {wrong} [{folder.name}]" for wrong in found]
 
     def _explore(self, scenario: Scenario, folder: Path, slot: Slot) -> list[str]:
-        home = Home(folder, slot, scenario)
-        log = folder / "points"
+        with contextlib.closing(Home(folder, slot, scenario)) as home:
+            return self._run_through(scenario, home)
+
+    def _run_through(self, scenario: Scenario, home: Home) -> list[str]:
+        log = home.folder / "points"
         worker = home.start(log=log)
         assert worker.wait() == 0, worker.said("not finished")
         self.reached[scenario.name] = log.read_text().split()
@@ -104,21 +125,16 @@ class Campaign:
         return list(found.defects)
 
     def _strike(self, case: Kill, folder: Path, slot: Slot) -> list[str]:
-        home = Home(folder, slot, case.scenario, lease_s=PATIENT_S if case.how == "kill" else LEASE_S)
-        first = home.start(f"{case.point}:{case.nth}", how=case.how)
-        if case.how == "kill":
-            struck = first.wait() == -9
-            home.finish()
-        else:
-            struck = first.wait_stopped()
-            try:
+        lease_s = PATIENT_S if case.how == "kill" else LEASE_S
+        with contextlib.closing(Home(folder, slot, case.scenario, lease_s=lease_s)) as home:
+            first = home.start(f"{case.point}:{case.nth}", how=case.how)
+            if case.how == "kill":
+                struck = first.wait() == -9
                 home.finish()
-            finally:
-                if struck:
-                    first.wake()
-            first.wait()
-            assert "Traceback" not in first.text(), first.said("the woken worker")
-        found = audit(home)
+            else:
+                struck = first.wait_stopped()
+                _take_over(home, first, struck=struck)
+            found = audit(home)
         self._count_in(case.how, found, case.scenario, [case.point] if struck else [])
         return list(found.defects)
 

@@ -135,7 +135,7 @@ class Home:
         self.folder, self.scenario = folder, scenario
         self.simulator, self._nest = simulator, _ = slot
         folder.mkdir(parents=True)
-        self._errors = 0
+        self._workers: list[Worker] = []
         stamp = uuid.uuid4().hex  # other rows than any other case's, so that the simulator can tell them apart
         lines = [f"k{i},{stamp} row {i}" for i in range(scenario.rows)]
         (folder / "in.csv").write_text("id,text\n" + "\n".join(lines) + "\n")
@@ -161,8 +161,23 @@ class Home:
             env["NIGHTMILL_KILL_LOG"] = str(log)
         scenario = self.scenario
         asked = {"lane": scenario.lane, "simulator": self.simulator.control, **scenario.asked, **more}
-        self._errors += 1
-        return Worker(self._nest, self.folder, asked, env, self.folder / f"stderr.{self._errors}")
+        errors = self.folder / f"stderr.{len(self._workers)}"
+        self._workers.append(Worker(self._nest, self.folder, asked, env, errors))
+        return self._workers[-1]
+
+    def close(self) -> None:
+        """End what is left of the case, so that nothing of it reaches the next."""
+        for worker in self._workers:
+            worker.end()
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the ledger's write lock for longer than any transaction takes."""
+        with contextlib.closing(sqlite3.connect(self.folder / "home/nightmill.db", timeout=0.3)) as ledger:
+            try:
+                ledger.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+        return False
 
     def finish(self, **more: Any) -> int:
         """Start the same command until it says that all is done; how often that took."""
@@ -258,6 +273,12 @@ class Worker:
                 return True
             time.sleep(0.01)
         raise AssertionError(self.said("neither stopped nor ended"))
+
+    def end(self) -> None:
+        """Kill it if it still is."""
+        while self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def wake(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

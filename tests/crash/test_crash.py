@@ -14,8 +14,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="there is neither SIGKILL nor SIGSTOP"),
 ]
 
-# Stopped in a write transaction, a process holds SQLite's write lock: nobody can take over until it goes on.
-HOLDS_THE_LEDGER = ".committing"
+HOLDS_THE_LEDGER = ".committing"  # nobody can take over from a worker that stands there; `make crash` tries them
 
 
 @pytest.fixture(scope="session")

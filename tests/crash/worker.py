@@ -28,7 +28,7 @@ from typing import Any
 from nightmill import killpoints
 from nightmill.config import load_settings
 from nightmill.engine import Stop
-from nightmill.errors import Uncertain
+from nightmill.errors import LeaseLost, Uncertain
 from nightmill.ledger import Job, Shard
 from nightmill.mill import Mill, RunOptions
 from nightmill.pricing import price_sheet
@@ -114,7 +114,12 @@ async def resolve(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
     await working
     for shard in _asked_about(mill, job):
         decision = await asyncio.to_thread(_decision, shard, asked)
-        await mill.resolve(shard, **decision)
+        while _asked_about(mill, job):
+            try:
+                await mill.resolve(shard, **decision)
+                break
+            except LeaseLost:  # "is being worked on: try again in a while"
+                await asyncio.sleep(_LOOK_S)
     await asyncio.to_thread(_call, asked["simulator"] + "/faults", "DELETE")
     await work(mill, job)
 

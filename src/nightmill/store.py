@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from nightmill.errors import StoreError
 from nightmill.types import FileRef
@@ -178,7 +178,7 @@ def _unpacked(file: BufferedReader[FileIO], folder: Path) -> BufferedReader[File
     """The plain bytes of a packed file, in a nameless one that can be sought in."""
     import zstandard
 
-    plain = cast(FileIO, tempfile.TemporaryFile(buffering=0, dir=folder))  # noqa: SIM115 - the reader closes it
+    plain = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 - the reader closes it
     with file:
         zstandard.ZstdDecompressor().copy_stream(file, plain, read_size=_CHUNK_BYTES, write_size=_CHUNK_BYTES)
     plain.seek(0)

@@ -47,7 +47,7 @@ from nightmill.ledger import (
 )
 from nightmill.plan import Bounds, Compiled, Cutter, Order, Parameters, Plan, Scissors, bounds, make_plan, with_waves
 from nightmill.pricing import PriceSheet, price_sheet
-from nightmill.providers import BatchProvider, LiveProvider, Provider
+from nightmill.providers import BatchProvider, BatchView, LiveProvider, Provider
 from nightmill.providers.resolve import available, resolve
 from nightmill.sinks import Target, write_all
 from nightmill.sinks.exports import check_targets, note_written
@@ -659,7 +659,7 @@ class Mill:
         if shard.state is not ShardState.IN_DOUBT:
             raise Conflict(f"shard {shard.tag} is not in doubt", why=f"it is {shard.state}", fix="nightmill show JOB")
         provider = self._batch_provider(shard) if adopt else None
-        view = await provider.poll(adopt) if provider and adopt else None
+        view = await _poll_once(provider, adopt) if provider and adopt else None
         claimed = self.ledger.claim_one(shard.tag, self.settings.timing.lease_s)
         if provider and adopt and view:
             if not claimed.current.account:
@@ -680,6 +680,13 @@ class Mill:
         if not isinstance(provider, BatchProvider):
             raise UsageError(f"{provider.name} has no batches", why="only a batch can be adopted", fix="use --resend")
         return provider
+
+
+async def _poll_once(provider: BatchProvider, batch_id: str) -> BatchView:
+    try:
+        return await provider.poll(batch_id)
+    finally:
+        await provider.close()
 
 
 def new_id() -> str:

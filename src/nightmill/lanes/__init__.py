@@ -105,7 +105,7 @@ async def handle_denied(desk: Desk, work: Work, shard: Shard, denied: Denied) ->
     ledger = desk.ledger
     if denied.scope == "enqueued tokens":
         await desk.book(ledger.release, shard, due_in_s=desk.timing.limit_wait_s, reason=_waits_for(denied))
-    elif await desk.book(ledger.in_flight, work.job_id):
+    elif denied.beside > 0:
         wait = min(desk.timing.poll_s, 5.0)
         await desk.book(ledger.release, shard, due_in_s=wait, reason=_waits_for(denied))
     elif shard.count > 1 and can_be_cut(shard):

@@ -270,7 +270,7 @@ async def _look_failed(desk: Desk, shard: Shard, error: ProviderError, *, overdu
 
 
 async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
-    age_s = desk.wall() + provider.clock_skew_s() - shard.current.intent_at
+    age_s = _age_s(desk, provider, shard.current)
     await _cancel_unwanted(desk, provider, shard)
     seen: list[tuple[int, dict[str, Any]]] = []
     ended = True
@@ -278,7 +278,10 @@ async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
         for sub in shard.submissions:
             if sub.batch_id is None or sub.ended:
                 continue
-            view = await provider.poll(sub.batch_id)
+            view = await _view(desk, provider, sub, sub.batch_id)
+            if view is None:  # its results are gone with it: what is held becomes unproven spend
+                seen.append((sub.n, {"ended": 1}))
+                continue
             if view.phase == "failed" and not _has_answers(view) and _is_alone(shard, sub):
                 await _refused_whole(desk, work, shard, sub, view)
                 return
@@ -286,15 +289,27 @@ async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
             ended = ended and over
             seen.append((sub.n, _facts(view, sub, over)))
     except ProviderError as error:
-        if not (_is_gone(error) and age_s > provider.limits.window_s + _KEPT_S):
-            await _come_back(desk, provider, shard, age_s, _said(error))
-            return
-        ended = True  # and so are its results: what is held becomes unproven spend
+        await _come_back(desk, provider, shard, age_s, _said(error))
+        return
     if not ended and age_s > _LATE * provider.limits.window_s and not _was_told(shard):
         await _come_back(desk, provider, shard, age_s, "")
         return
     wait = min(desk.timing.poll_max_s, max(desk.timing.poll_s, age_s * 0.02))
     await desk.book(desk.ledger.note_polled, shard, seen, due_in_s=0.0 if ended else wait, done=ended)
+
+
+def _age_s(desk: Desk, provider: BatchProvider, sub: Submission) -> float:
+    return desk.wall() + provider.clock_skew_s() - sub.intent_at
+
+
+async def _view(desk: Desk, provider: BatchProvider, sub: Submission, batch_id: str) -> BatchView | None:
+    """The batch as it is now; None when it is unknown, and older than anything the provider keeps."""
+    try:
+        return await provider.poll(batch_id)
+    except Refused as error:
+        if error.status == 404 and _age_s(desk, provider, sub) > provider.limits.window_s + _KEPT_S:
+            return None
+        raise
 
 
 async def _come_back(desk: Desk, provider: BatchProvider, shard: Shard, age_s: float, reason: str) -> None:
@@ -315,10 +330,6 @@ def _was_told(shard: Shard) -> bool:
 def _is_alone(shard: Shard, sub: Submission) -> bool:
     """Nothing but this submission can have run any of the shard: then it may be sent again."""
     return all(s.n == sub.n or s.state is SubmissionState.GONE for s in shard.submissions)
-
-
-def _is_gone(error: ProviderError) -> bool:
-    return isinstance(error, Refused) and error.status == 404
 
 
 async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
@@ -440,9 +451,10 @@ async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard:
             continue
         files = {wire.OUTPUT: sub.output_file, wire.ERROR: sub.error_file}
         if shard.reread:  # an error file may come late
-            view = await provider.poll(sub.batch_id)
-            files = {wire.OUTPUT: view.output_file, wire.ERROR: view.error_file}
-            seen.append((sub.n, _facts(view, sub, over=True)))
+            view = await _view(desk, provider, sub, sub.batch_id)
+            if view is not None:
+                files = {wire.OUTPUT: view.output_file, wire.ERROR: view.error_file}
+                seen.append((sub.n, _facts(view, sub, over=True)))
         for kind, file_id in files.items():
             path = f"{folder}/{sub.name}.{shard.epoch}.{read}.{kind}.jsonl"
             if file_id and await provider.fetch(file_id, desk.store.path(path)):

@@ -175,6 +175,7 @@ class Denied:
     scope: str
     needed_nanos: int
     free_nanos: int
+    beside: int = field(default=0, compare=False)  # shards of the same job in flight at that moment: wait for them
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, true, update
@@ -148,6 +149,11 @@ def _workable(job_ids: Collection[str] | None) -> Any:
     )
     mine = true() if job_ids is None else shards.c.job_id.in_(job_ids)
     return and_(shards.c.state != ShardState.SETTLED, ready, mine)
+
+
+def _in_flight(connection: Connection, job_id: str) -> int:
+    which = and_(shards.c.job_id == job_id, shards.c.state.in_(_IN_FLIGHT))
+    return int(connection.execute(select(func.count()).select_from(shards).where(which)).scalar_one())
 
 
 class ShardVerbs(Database):
@@ -329,8 +335,8 @@ class ShardVerbs(Database):
                 connection.rollback()
                 ready: Shard | Denied | None = None
             elif denied := self._denied(connection, shard, account, model, scopes, hold_nanos):
+                ready = replace(denied, beside=_in_flight(connection, shard.job_id) - 1)
                 connection.rollback()
-                ready = denied
             else:
                 connection.execute(
                     insert(submissions).values(
@@ -667,9 +673,8 @@ class ShardVerbs(Database):
 
     def in_flight(self, job_id: str) -> int:
         """How many shards of the job may be costing money now."""
-        which = and_(shards.c.job_id == job_id, shards.c.state.in_(_IN_FLIGHT))
         with self._read() as connection:
-            return int(connection.execute(select(func.count()).select_from(shards).where(which)).scalar_one())
+            return _in_flight(connection, job_id)
 
     def alert(self, job_id: str, tag: str | None, kind: str, text: str) -> None:
         """Something a person should look at."""

@@ -27,6 +27,8 @@ try:
 except ImportError:  # Windows: one process may use a cache at a time
     fcntl = None  # type: ignore[assignment]
 
+from nightmill.killpoints import reach
+
 log = logging.getLogger(__name__)
 
 DIGEST_BYTES: Final = 16
@@ -133,6 +135,7 @@ class AnswerCache:
                 kept += self._put_partition(partition, answers)
             except OSError as error:
                 log.warning("answers not cached: %s", error)
+        reach("answers.kept")
         return kept
 
     def _put_partition(self, partition: int, answers: dict[bytes, bytes]) -> int:

@@ -5,7 +5,7 @@
     NIGHTMILL_KILL_AT="ledger.note_intent.committed"     kill -9 ourselves the first time it is reached
     NIGHTMILL_KILL_AT="http.create.answered:3"           ... the third time
     NIGHTMILL_KILL_HOW="stop"                            SIGSTOP instead of SIGKILL
-    NIGHTMILL_KILL_LOG=/path                             append the name of each point reached
+    NIGHTMILL_KILL_LOG=/path                             append the name of each point, each time it is reached
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ if os.environ.get("NIGHTMILL_KILL_HOW") == "stop" and sys.platform != "win32":
     _HOW = signal.SIGSTOP
 _LOG = os.environ.get("NIGHTMILL_KILL_LOG", "")
 _left = int(_nth or 1)
-_seen: set[str] = set()
 
 armed = bool(_AT or _LOG)
 
@@ -33,8 +32,7 @@ def reach(point: str) -> None:
 
 def _reach(point: str) -> None:
     global _left
-    if _LOG and point not in _seen:
-        _seen.add(point)
+    if _LOG:
         with open(_LOG, "a", encoding="utf-8") as log:
             log.write(point + "\n")
     if point == _AT:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nightmill.errors import StoreError
+from nightmill.killpoints import reach
 from nightmill.types import FileRef
 
 PACKED = ".zst"
@@ -106,6 +107,7 @@ class Store:
                     target.unlink(missing_ok=True)
                     raise
             _sync_folder(target.parent)
+        reach("store.created")
 
     def seal(self, path: str) -> FileRef:
         """The `FileRef` of a file someone else wrote here, synced and digested."""
@@ -118,6 +120,7 @@ class Store:
                 digest.update(chunk)
                 size_bytes += len(chunk)
         _sync_folder(target.parent)
+        reach("store.sealed")
         return FileRef(path, size_bytes, digest.hexdigest())
 
     def open(self, ref: FileRef) -> BufferedReader[FileIO]:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 
 from nightmill.errors import StoreError, UsageError
+from nightmill.killpoints import reach
 from nightmill.sinks.columns import RESULT_SCHEMA
 from nightmill.sinks.formats import CsvWriter, JsonlWriter, ParquetWriter, Writer
 
@@ -107,8 +108,10 @@ def write_all(
                 output.write(batch)
         for output in outputs:
             output.finish()
+        reach("sinks.written")
         for output in outputs:
             output.publish()
+        reach("sinks.published")
     return rows
 
 

@@ -85,6 +85,7 @@ class Timing:
             if getattr(self, short) > getattr(self, long):
                 raise UsageError(
                     f"{short} = {getattr(self, short):g} is longer than {long} = {getattr(self, long):g}",
+                    why=f"waits begin with {short} and grow up to {long}",
                     fix=f"raise {long} or lower {short}",
                 )
 
@@ -96,7 +97,8 @@ def _check_wait(name: str, value: float | tuple[float, ...]) -> None:
     else:
         good, rule = math.isfinite(value) and value > 0, "a number of seconds above 0"
     if not good:
-        raise UsageError(f"{name} = {value} is not {rule}", fix=f"give {rule}, or leave {name} out")
+        why = f"{name} is a wait: {rule}"
+        raise UsageError(f"{name} = {value} is not {rule}", why=why, fix=f"give a wait in range, or leave {name} out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,8 @@ def _read_text(file: Path) -> str:
     except UnicodeDecodeError as error:
         raise UsageError(f"{file} is not UTF-8", why=str(error), fix="save it as UTF-8") from error
     except OSError as error:
-        raise UsageError(f"cannot read {file}", why=error.strerror or str(error)) from error
+        why = error.strerror or str(error)
+        raise UsageError(f"cannot read {file}", why=why, fix="check its permissions") from error
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -230,7 +233,11 @@ def _log_level(env: Mapping[str, str]) -> str:
     text = env.get("LOG_LEVEL", "").strip().upper()
     level = {"": "INFO", "WARN": "WARNING", "FATAL": "CRITICAL"}.get(text, text)
     if level not in _LOG_LEVELS:
-        raise UsageError(f"LOG_LEVEL={env['LOG_LEVEL']} is not a level", fix=f"use one of {', '.join(_LOG_LEVELS)}")
+        raise UsageError(
+            f"LOG_LEVEL={env['LOG_LEVEL']} is not a level",
+            why="it says how much is logged",
+            fix=f"use one of {', '.join(_LOG_LEVELS)}",
+        )
     return level
 
 
@@ -433,7 +440,8 @@ class _Reader:
     def _raw(self, table: str) -> Mapping[str, Any]:
         raw = self._tables.get(table, {})
         if not isinstance(raw, dict):
-            raise UsageError(f"{self._file}: {table} must be a table", fix=f"write [{table}]")
+            why = f"it says {table} = {_as_written(raw)}"
+            raise UsageError(f"{self._file}: {table} must be a table", why=why, fix=f"write [{table}]")
         return raw
 
     def _table(self, table: str, known: Mapping[str, Check]) -> dict[str, Any]:
@@ -441,7 +449,8 @@ class _Reader:
 
     def _checked(self, table: str, raw: object, known: Mapping[str, Check]) -> dict[str, Any]:
         if not isinstance(raw, dict):
-            raise UsageError(f"{self.where(table)} must be a table, not {raw!r}", fix=f"write [{table}]")
+            why = f"it says {_as_written(raw)}"
+            raise UsageError(f"{self.where(table)} must be a table", why=why, fix=f"write [{table}]")
         values: dict[str, Any] = {}
         for key, value in raw.items():
             if key not in known:
@@ -450,7 +459,9 @@ class _Reader:
                 values[key] = known[key](value)
             except ValueError as error:
                 raise UsageError(
-                    f"{self.where(table)} {key} = {_as_written(value)} is not {error}", fix=f"correct {key}"
+                    f"{self.where(table)}: {key} = {_as_written(value)}",
+                    why=f"it is not {error}",
+                    fix=f"correct {key}, or leave it out",
                 ) from error
         return values
 

@@ -118,8 +118,13 @@ def _as_usage_error(error: click.UsageError) -> UsageError:
     command = error.ctx.command_path if error.ctx is not None else "nightmill"
     fix = f"{command} --help"
     if isinstance(error, click.NoSuchOption):
-        known = [o for p in error.ctx.command.params for o in p.opts] if error.ctx is not None else []
+        known = [o for p in error.ctx.command.params for o in p.opts if o[0] == "-"] if error.ctx is not None else []
         near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.5)
-        return UsageError(f"no option {error.option_name}", fix=f"did you mean {near[0]}?" if near else fix)
+        why = f"{command} has {', '.join(sorted(known))}"
+        return UsageError(f"no option {error.option_name}", why=why, fix=f"did you mean {near[0]}?" if near else fix)
     text = error.format_message().rstrip(".")
-    return UsageError(text[:1].lower() + text[1:], fix=fix)
+    what, why = text[:1].lower() + text[1:], error.ctx.get_usage() if error.ctx is not None else ""
+    if type(error) is click.BadParameter:  # the others say themselves what is missing
+        why = error.message.rstrip(".")
+        what = what.removesuffix(f": {why}")
+    return UsageError(what, why=why, fix=fix)

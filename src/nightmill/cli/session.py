@@ -16,7 +16,7 @@ from nightmill.cli import present, views
 from nightmill.cli.edge import Edge, error_object
 from nightmill.cli.progress import Mode, Progress
 from nightmill.engine import Stop
-from nightmill.errors import NightmillError
+from nightmill.errors import NightmillError, StoreError
 from nightmill.ledger import Job
 from nightmill.mill import Look, Mill
 from nightmill.sinks import Target
@@ -157,12 +157,20 @@ def conclude(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order, *, inter
     return next((code for code in codes if code), 0)
 
 
+def _export(mill: Mill, job: Job, order: Order) -> None:
+    try:
+        mill.export(job, order.targets, csv_raw=order.csv_raw)
+    except StoreError as error:  # what was paid for is safe: say so, and how to get at it
+        fix = f"{error.fix}; the results are kept: nightmill results {job.id} --out PATH"
+        raise StoreError(error.what, why=error.why, fix=fix) from error
+
+
 def _conclude_one(edge: Edge, mill: Mill, job: Job, order: Order, *, interrupted: bool) -> tuple[int, dict[str, Any]]:
     now = mill.standing(job)
     paths = [str(target.path) for target in order.targets]
     edge.known = views.job_object(job, now, interrupted=interrupted)
     if order.targets:
-        mill.export(job, order.targets, csv_raw=order.csv_raw)
+        _export(mill, job, order)
     code, error = views.ending(job, now, interrupted=interrupted)
     found = views.job_object(job, now, out=paths, interrupted=interrupted)
     view = views.end_view(mill, job, now, interrupted=interrupted, wrote=bool(order.targets))

@@ -66,16 +66,15 @@ class Database:
         except DatabaseError as error:
             if isinstance(error, (IntegrityError, DataError, ProgrammingError)):
                 raise  # ours to answer for, not the disk's
-            raise self._unusable(str(error.orig)) from error
+            raise self._unusable(str(error.orig), broken=_sqlite.is_broken(error.orig)) from error
         except OSError as error:
             raise self._unusable(error.strerror or str(error)) from error
 
-    def _unusable(self, why: str) -> StoreError:
-        return StoreError(
-            f"cannot use the ledger {self._path}",
-            why=why,
-            fix="free some space or make the folder writable, then run the same command again; nothing was lost",
-        )
+    def _unusable(self, why: str, *, broken: bool = False) -> StoreError:
+        fix = "free some space or make the folder writable, then run the same command again; nothing was lost"
+        if broken:
+            fix = "put it back from a backup, or set NIGHTMILL_HOME to another folder; the file was left as it is"
+        return StoreError(f"cannot use the ledger {self._path}", why=why, fix=fix)
 
     def _prepare(self) -> None:
         with self._explained(), self._engine.connect() as connection, connection.begin():

@@ -10,12 +10,16 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
 
+from nightmill.errors import Conflict
+
 try:
     import fcntl
 except ImportError:  # Windows: the note may lag behind by what two processes hand over at once
     fcntl = None  # type: ignore[assignment]
 
 BUSY_TIMEOUT_MS = 60_000
+_OURS = frozenset({"meta", "jobs", "shards"})
+_BROKEN = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 READ_ONLY = "nightmill_read_only"  # execution option: a snapshot that neither waits for writers nor stops them
 
 
@@ -27,6 +31,7 @@ def engine(path: Path) -> Engine:
     def _connect(dbapi: Any, _record: Any) -> None:
         dbapi.isolation_level = None  # SQLAlchemy says BEGIN itself, below
         dbapi.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        _refuse_foreign(dbapi, path)
         dbapi.execute("PRAGMA journal_mode = WAL")
         dbapi.execute("PRAGMA synchronous = FULL")
 
@@ -36,6 +41,23 @@ def engine(path: Path) -> Engine:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return made
+
+
+def _refuse_foreign(dbapi: Any, path: Path) -> None:
+    """Leave somebody else's database as it is. Raises Conflict."""
+    tables = {name for (name,) in dbapi.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and not tables >= _OURS:
+        some = ", ".join(sorted(tables)[:5])
+        raise Conflict(
+            f"{path} is no ledger of nightmill",
+            why=f"it is a database with other tables: {some}",
+            fix="move that file away, or set NIGHTMILL_HOME to another folder",
+        )
+
+
+def is_broken(error: object) -> bool:
+    """Whether the driver's error says that the file is no sound database."""
+    return str(getattr(error, "sqlite_errorname", "")).startswith(_BROKEN)
 
 
 def handed(path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import importlib
 import inspect
 import os
@@ -105,11 +106,19 @@ def connect(model: str, _env: Mapping[str, str]) -> Function:
         raise UsageError(
             f"python:{model} names no function", why="a module and a function are needed", fix="python:module.function"
         )
-    call = getattr(_module(module_name), attribute, None)
+    module = _module(module_name)
+    call = getattr(module, attribute, None)
     if call is None:
-        raise UsageError(f"module {module_name} has no {attribute}", fix="check the name after the last dot")
+        there = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        near = difflib.get_close_matches(attribute, there, n=1)
+        raise UsageError(
+            f"module {module_name} has no {attribute}",
+            why=f"{getattr(module, '__file__', None) or module_name} defines no such name",
+            fix=f"did you mean python:{module_name}.{near[0]}?" if near else "check the name after the last dot",
+        )
     if not callable(call):
-        raise UsageError(f"python:{model} is not callable", why=f"it is a {type(call).__name__}")
+        why = f"it is a {type(call).__name__}"
+        raise UsageError(f"python:{model} is not callable", why=why, fix="name a function")
     return Function(model, call)
 
 

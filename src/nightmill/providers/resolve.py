@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,10 +95,11 @@ def resolve(ref: str, *, env: Mapping[str, str], model_paths: Mapping[str, str] 
 
         return function.connect(model, env)
     if provider not in HOSTED:
+        near = difflib.get_close_matches(provider, [*HOSTED, "local"], n=1)
         raise UnknownModel(
             f"unknown provider {provider!r} in {ref!r}",
             why="usable here: " + "; ".join(available(env)),
-            fix="choose one of these with --model",
+            fix=f"did you mean {near[0]}/{model}?" if near else "choose one of these with --model",
         )
     made: Provider = importlib.import_module(HOSTED[provider].module).connect(model, env)
     return made

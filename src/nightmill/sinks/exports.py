@@ -6,9 +6,11 @@ nanosecond and the byte, as the job left it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,12 +62,18 @@ def _check_writable(target: Target, path: str) -> None:
     parent = Path(path).parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    try:
+        if os.path.exists(path) and not _is_file(path):  # a device or a pipe is written to as it is
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        else:  # permissions bind no superuser, a disk or a kernel folder does: only trying tells
+            tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
         raise UsageError(
             f"{target.path} cannot be written",
-            why=f"{parent} is no folder that you may write to",
+            why=f"{parent} does not take it: {error.strerror or error}",
             fix="name a path you may write to, or change its permissions",
-        )
+        ) from error
 
 
 def _is_file(path: str) -> bool:

@@ -141,7 +141,7 @@ def _check_path(path: Path, name: str) -> Path:
     if not path.exists():
         near = difflib.get_close_matches(path.name, _siblings(path), n=1)
         hint = f"did you mean {path.parent / near[0]}?" if near else "check the path and the working folder"
-        raise InputError(f"{name}: no such file", why="the input cannot be read", fix=hint)
+        raise InputError(f"{name}: no such file", why=f"there is no {path.absolute()}", fix=hint)
     if path.suffix.lower() not in _SUFFIXES:
         raise InputError(
             f"{name}: {path.suffix or 'a file without a suffix'} is not supported",

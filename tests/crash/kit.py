@@ -36,6 +36,7 @@ WORKER = Path(__file__).with_name("worker.py")
 SPEED = 600.0  # a batch of 60 s takes a tenth of one
 MOST_RESTARTS = 6
 PATIENCE_S = 60.0
+DONE = (0, 3)  # exit codes: every row succeeded; finished with failed rows
 PATIENT_S = 6.0  # a lease that nobody has to wait for: its owner is dead
 MODEL = "gpt-4o-mini"
 
@@ -113,6 +114,8 @@ class Scenario:
     failed: int = 0  # most rows that may end without an answer
     twice: int = 0  # most rows that the provider, not we, makes run twice
     unproven: bool = False  # money may stay booked that nobody can prove
+    before: str = ""  # what happened before, a name of `BEFORE`
+    toml: str = ""  # more settings
 
     def __str__(self) -> str:
         return self.name
@@ -133,7 +136,7 @@ class Home:
 
     def __init__(self, folder: Path, slot: Slot, scenario: Scenario, *, lease_s: float = PATIENT_S) -> None:
         self.folder, self.scenario = folder, scenario
-        self.simulator, self._nest = simulator, _ = slot
+        self.simulator, self._nest = slot
         folder.mkdir(parents=True)
         self._workers: list[Worker] = []
         stamp = uuid.uuid4().hex  # other rows than any other case's, so that the simulator can tell them apart
@@ -141,9 +144,24 @@ class Home:
         (folder / "in.csv").write_text("id,text\n" + "\n".join(lines) + "\n")
         longest = lease_s / 2  # of one call
         waits = f"lease_s = {lease_s}\ncreate_timeout_s = {longest}\nrequest_timeout_s = {longest}\n"
-        (folder / "nightmill.toml").write_text(f"[timing]\n{waits}{TIMING}")
-        simulator.faults([dict(fault) for fault in scenario.faults])
-        self._before, self._events = simulator.invoice(), len(simulator.log())
+        self._toml = f"[timing]\n{waits}{TIMING}"
+        self.settle_on(scenario.toml)
+        self.simulator.faults([dict(fault) for fault in scenario.faults])
+        self._before, self._events = self.simulator.invoice(), len(self.simulator.log())
+        if scenario.before:
+            BEFORE[scenario.before](self)
+
+    def settle_on(self, toml: str) -> None:
+        """More settings than the waits; earlier ones are forgotten."""
+        (self.folder / "nightmill.toml").write_text(self._toml + toml)
+
+    def crash(self, point: str) -> None:
+        """Run until killed at ``point``."""
+        worker = self.start(point)
+        assert worker.wait() == -signal.SIGKILL, worker.said(f"{point} was not reached")
+
+    def ledger(self) -> Path:
+        return self.folder / "home/nightmill.db"
 
     def env(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("NIGHTMILL_", "OPENAI_"))}
@@ -172,7 +190,7 @@ class Home:
 
     def is_locked(self) -> bool:
         """Whether a process holds the ledger's write lock for longer than any transaction takes."""
-        with contextlib.closing(sqlite3.connect(self.folder / "home/nightmill.db", timeout=0.3)) as ledger:
+        with contextlib.closing(sqlite3.connect(self.ledger(), timeout=0.3)) as ledger:
             try:
                 ledger.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError:
@@ -184,10 +202,14 @@ class Home:
         for starts in range(1, MOST_RESTARTS + 1):
             worker = self.start(**more)
             code = worker.wait()
-            if code == 0:
+            if code in DONE or (code == 2 and self._is_exported(worker)):
                 return starts
             assert code == 4, worker.said(f"exit {code}")
         raise AssertionError(f"not done after {MOST_RESTARTS} starts")
+
+    def _is_exported(self, worker: Worker) -> bool:
+        """Killed between the output and its own end: the command finds a file it does not want to replace."""
+        return "out.jsonl exists" in worker.text()
 
     def bill(self) -> Bill:
         now, before = self.simulator.invoice(), self._before
@@ -290,6 +312,55 @@ class Worker:
         return self._errors.read_text(errors="replace")
 
 
+# -- what happened before -------------------------------------------------------------------------------
+
+
+def _crashed(point: str) -> Callable[[Home], None]:
+    return lambda home: home.crash(point)
+
+
+def _restored(point: str) -> Callable[[Home], None]:
+    return lambda home: _restore(home, point)
+
+
+def _restore(home: Home, point: str) -> None:
+    """A backup of the ledger is put back that knows nothing of what was handed over until ``point``."""
+    home.crash("ledger.publish_plan.committed")
+    backup = home.folder / "backup.db"
+    with contextlib.closing(sqlite3.connect(home.ledger())) as old, contextlib.closing(sqlite3.connect(backup)) as new:
+        old.backup(new)
+    home.crash(point)
+    for name in ("nightmill.db-wal", "nightmill.db-shm"):
+        (home.ledger().parent / name).unlink(missing_ok=True)
+    backup.replace(home.ledger())
+
+
+def _dearer(home: Home) -> None:
+    """The job was confirmed at half of what it costs now."""
+    half = "{ input = 0.075, output = 0.3, batch_input = 0.0375, batch_output = 0.15 }"
+    home.settle_on(f'[models."openai/{MODEL}"]\nprice = {half}\n')
+    home.crash("ledger.publish_plan.committed")
+    home.settle_on("")
+
+
+def _torn(home: Home) -> None:
+    """Killed while sending, and the last line of the journal is cut."""
+    home.crash("live.journaled:3")
+    (journal,) = home.folder.glob("home/jobs/*/wire/*.jsonl")
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[: whole.rindex(b'{"id"') + 40])
+
+
+BEFORE: dict[str, Callable[[Home], None]] = {
+    "killed while waiting": _crashed("ledger.note_polled.committed"),
+    "killed while sending": _crashed("live.journaled:2"),
+    "restored after a create": _restored("ledger.note_created.committed"),
+    "restored after an upload": _restored("http.upload.answered"),
+    "dearer": _dearer,
+    "torn": _torn,
+}
+
+
 # -- the audit ------------------------------------------------------------------------------------------
 
 
@@ -326,6 +397,7 @@ class _Audit:
             self._check_job(job)
         shards = [shard for job in jobs for shard in mill.ledger.shards_of(job.id)]
         self._check_files(shards)
+        self._check_output()
         spent = sum(s.spent_nanos for shard in shards for s in shard.submissions)
         unproven = sum(s.unproven_nanos for shard in shards for s in shard.submissions)
         self._check_limits(spent, jobs)
@@ -360,6 +432,13 @@ class _Audit:
                 self._expect(over and not sub.hold_nanos, f"{sub.name} is {sub.state}, holds {sub.hold_nanos}")
             for file in (shard.file, *(f.ref for f in shard.files if f.kind != JOURNAL)):
                 self._mill.store.verify(file)
+
+    def _check_output(self) -> None:
+        """Whole or not at all."""
+        output = self._home.folder / "out.jsonl"
+        if output.exists():
+            indexes = [json.loads(line)["index"] for line in output.read_text().splitlines()]
+            self._expect(indexes == list(range(self._scenario.rows)), f"{output.name} has rows {indexes}")
 
     def _check_limits(self, spent: int, jobs: list[Job]) -> None:
         own = {f"job:{job.id}" for job in jobs}
@@ -429,13 +508,13 @@ def _unanswered(mill: Mill, shard: Shard) -> Iterator[str]:
 
 
 class BudgetWatch:
-    """Samples the limits of a ledger while processes work on it: the highest of spent + held against the cap."""
+    """Samples the limits while processes work: neither the books nor the provider's bill ever pass them."""
 
-    def __init__(self, home: Path, simulator: Simulator, before_nanos: int) -> None:
-        self._path, self._simulator, self._before = home / "nightmill.db", simulator, before_nanos
+    def __init__(self, home: Home) -> None:
+        self._home, self._path = home, home.ledger()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
-        self.samples = 0
+        self.samples = self.most = 0  # the latter: nanos spent and held
         self.passed: list[str] = []
 
     def __enter__(self) -> BudgetWatch:
@@ -453,16 +532,14 @@ class BudgetWatch:
                     self._look()
 
     def _look(self) -> None:
-        billed = self._simulator.invoice()["total_nanos"] - self._before
+        billed = self._home.bill().nanos
         with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True)) as ledger:
             for scope, cap, spent, held in ledger.execute(
                 "SELECT scope, cap_nanos, spent_nanos, held_nanos FROM limits"
             ):
                 if cap is not None and spent + held > cap:
                     self.passed.append(f"{scope}: spent {spent} + held {held} > {cap}")
+                self.most = max(self.most, spent + held)
                 if scope == "total" and billed > spent + held:
                     self.passed.append(f"the provider billed {billed}; {scope} has {spent} + {held}")
         self.samples += 1
-
-
-Case = Callable[[], Findings]

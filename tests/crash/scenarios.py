@@ -18,7 +18,11 @@ _ACCEPTED = _fault("create_accepted_then_500", **_ONCE)
 _NO_LIST = _fault("list_page_500")
 
 BATCH = (
-    Scenario("batch", "batch", asked=_TWO_SHARDS),
+    Scenario("batch", "batch", asked={"command": "nightmill run", **_TWO_SHARDS}),
+    Scenario("batch-again", "batch", asked=_TWO_SHARDS, before="killed while waiting"),
+    Scenario("batch-restored", "batch", asked=_TWO_SHARDS, before="restored after a create"),
+    Scenario("batch-restored-early", "batch", asked=_TWO_SHARDS, before="restored after an upload"),
+    Scenario("batch-dearer", "batch", asked={"command": "resume", "once": True}, before="dearer"),
     Scenario("batch-accepted", "batch", asked=_TWO_SHARDS, faults=(_ACCEPTED,)),
     Scenario("batch-dropped", "batch", asked=_TWO_SHARDS, faults=(_fault("create_dropped_before", **_ONCE),)),
     Scenario(
@@ -59,7 +63,9 @@ BATCH = (
 )  # fmt: skip
 
 LIVE = (
-    Scenario("live", "live", rows=8, asked={"concurrency": 3}),
+    Scenario("live", "live", rows=8, asked={"command": "nightmill run", "concurrency": 3}),
+    Scenario("live-again", "live", rows=8, asked={"concurrency": 3}, before="killed while sending"),
+    Scenario("live-torn", "live", rows=8, asked={"concurrency": 3}, before="torn"),
     Scenario(
         "live-faults", "live", rows=8, asked={"concurrency": 3}, failed=1, unproven=True,  # a row is tried three times
         faults=(

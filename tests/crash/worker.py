@@ -2,7 +2,8 @@
 
     python worker.py FOLDER '{"lane": "batch", ...}'
 
-Exit 0: every job of the home is finished; 4: one is paused; anything else is a defect.
+Exit 0: the job is finished; 3: the same, with failed rows; 4: stopped by a budget, or paused;
+anything else is a defect.
 
     python worker.py --nest
 
@@ -26,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from nightmill import killpoints
+from nightmill.cli import main as cli
 from nightmill.config import load_settings
 from nightmill.engine import Stop
-from nightmill.errors import LeaseLost, Uncertain
+from nightmill.errors import LeaseLost, OverBudget, Uncertain
 from nightmill.ledger import Job, Shard
 from nightmill.mill import Mill, RunOptions
 from nightmill.pricing import price_sheet
@@ -37,15 +39,15 @@ from nightmill.providers.openai import OpenAI
 from nightmill.types import UNFINISHED, JobState, Lane, ShardState
 
 _LOOK_S = 0.02
+_PROMPT = "Say something of {{ text }}"
+_MODEL = "openai/gpt-4o-mini"
 
 
 def options_of(folder: Path, asked: dict[str, Any]) -> RunOptions:
     """What the command line would be."""
-    plain = {k: v for k, v in asked.items() if k in ("lane", "batch_size", "budget_nanos", "concurrency", "dedupe")}
-    source = str(folder / "in.csv")
-    return RunOptions(
-        (source,), prompt="Say something of {{ text }}", model="openai/gpt-4o-mini", max_output=400, **plain
-    )
+    said = {k: asked[k] for k in ("lane", "batch_size", "budget_nanos", "concurrency") if k in asked}
+    prompt = asked.get("prompt", _PROMPT)
+    return RunOptions((str(folder / "in.csv"),), prompt=prompt, model=_MODEL, max_output=400, **said)
 
 
 def begin(mill: Mill, folder: Path, asked: dict[str, Any]) -> Job:
@@ -72,12 +74,28 @@ def in_state(mill: Mill, job: Job, *states: ShardState) -> bool:
     return bool(mill.ledger.shards_of(job.id, *states))
 
 
+def nightmill_run(folder: Path, asked: dict[str, Any]) -> int:
+    """The command itself, with an output to write."""
+    os.chdir(folder)
+    flags = {"--prompt": _PROMPT, "--model": _MODEL, "--lane": asked["lane"], "--max-output": "400",
+             "--out": "out.jsonl", "--progress": "none"}  # fmt: skip
+    flags |= {f"--{k.replace('_', '-')}": str(asked[k]) for k in ("batch_size", "concurrency") if k in asked}
+    return cli(["run", "in.csv", "--yes", *(word for flag in flags.items() for word in flag)])
+
+
 # -- the commands a person gives on the way; each may be given again after a crash --------------------
 
 
 async def plain(mill: Mill, job: Job, _: dict[str, Any]) -> None:
     """run"""
     await work(mill, job)
+
+
+async def resume(mill: Mill, job: Job, _: dict[str, Any]) -> None:
+    """run; where it pauses, agree and go on"""
+    if (await work(mill, job)).state is JobState.PAUSED:
+        mill.resume(mill.job(job.id))
+        await work(mill, job)
 
 
 async def cancel(mill: Mill, job: Job, _: dict[str, Any]) -> None:
@@ -141,7 +159,7 @@ def _call(url: str, method: str = "GET") -> Any:
         return json.load(answer)
 
 
-COMMANDS = {"run": plain, "cancel": cancel, "retry": retry, "poor": poor, "resolve": resolve}
+COMMANDS = {"run": plain, "resume": resume, "cancel": cancel, "retry": retry, "poor": poor, "resolve": resolve}
 
 
 def create_twice() -> None:
@@ -160,14 +178,17 @@ def main(folder: Path, asked: dict[str, Any]) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
     if asked.get("create_twice"):
         create_twice()
+    if asked.get("command") == "nightmill run":
+        return nightmill_run(folder, asked)
     mill = Mill(load_settings(folder, os.environ))
-    job = begin(mill, folder, asked)
-    asyncio.run(COMMANDS[asked.get("command", "run")](mill, job, asked))
-    states = {j.state for j in mill.ledger.jobs()}
-    mill.close()
-    if JobState.PAUSED in states:
+    try:
+        job = begin(mill, folder, asked)
+    except OverBudget:
         return 4
-    return 1 if states & UNFINISHED else 0
+    asyncio.run(COMMANDS[asked.get("command", "run")](mill, job, asked))
+    state = mill.job(job.id).state
+    mill.close()
+    return 4 if state is JobState.PAUSED else int(state in UNFINISHED)
 
 
 # -- many workers, quickly ---------------------------------------------------------------------------
@@ -188,9 +209,10 @@ def nest() -> None:
 
 def warm() -> None:
     """Load what every worker would, without beginning a thread: threads do not live through a fork."""
-    for name in ("aiohttp", "jinja2", "pyarrow.csv", "pyarrow.parquet", "nightmill.sources.delimited"):
+    ours = ("nightmill.cli.run", "nightmill.cli.present", "nightmill.sources.delimited")
+    for name in ("aiohttp", "jinja2", "pyarrow.csv", "pyarrow.parquet", *ours):
         importlib.import_module(name)
-    price_sheet("openai/gpt-4o-mini", Lane.BATCH, at=dt.datetime.now(dt.UTC), overrides={})
+    price_sheet(_MODEL, Lane.BATCH, at=dt.datetime.now(dt.UTC), overrides={})
 
 
 def hatch(request: dict[str, Any]) -> int:

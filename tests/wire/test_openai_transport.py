@@ -225,6 +225,96 @@ def test_a_fresh_request_rides_on_a_connection_of_its_own():
     assert len(connections) == 3
 
 
+def test_a_kept_connection_says_what_a_fresh_one_says():
+    """The short way to send and aiohttp's own put the same request on the wire."""
+    seen = []
+
+    async def handler(reader, writer):
+        while True:
+            seen.append(await read_request(reader))
+            writer.write(answer(200, b"{}"))
+            await writer.drain()
+
+    async def run():
+        http = Http()
+        async with serving(handler) as base:
+            for fresh in (True, False):
+                url = base + "/v1/x?a=b%20c"
+                await http.request("send", "POST", url, headers=HEADERS, body=b'{"a": 1}', fresh=fresh)
+        await http.close()
+
+    asyncio.run(run())
+    (first, theirs, body), kept = seen
+    assert theirs.pop("connection") == "close"
+    assert theirs.pop("content-type") == "application/octet-stream"  # aiohttp's guess; providers name theirs
+    assert kept == (first, theirs, body)
+
+
+def test_what_comes_before_an_answer_is_not_the_answer():
+    """Interim 1xx messages are passed over, and what follows counts."""
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 2
+
+    async def run():
+        async with serving(server_that_says(early, answer(200, b'{"a": 1}'))) as base:
+            return await post(base + "/v1/x")
+
+    assert asyncio.run(run()).body == b'{"a": 1}'
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late", "answered early"])
+def test_a_connection_that_is_not_at_rest_is_not_used_again(how):
+    """After a call that was cut off, or answered before it was heard, the next one gets its own answer."""
+    connections = []
+
+    async def handler(reader, writer, heard):
+        connections.append(1)
+        await reader.readuntil(b"\r\n\r\n")
+        if len(connections) == 1:
+            heard.set()
+        if len(connections) > 1 or how == "answered early":
+            writer.write(answer(200, b'{"n": %d}' % len(connections)))
+            await writer.drain()
+        await reader.read(-1)
+
+    async def run():
+        http, heard = Http(), asyncio.Event()
+        async with serving(lambda reader, writer: handler(reader, writer, heard)) as base:
+            limit_s = 0.2 if how == "late" else 5.0
+            body = b"0" * 40_000_000  # more than the sockets' buffers take
+            first = asyncio.create_task(http.request("send", "POST", base, headers={}, body=body, timeout_s=limit_s))
+            await heard.wait()
+            if how == "cancelled":
+                first.cancel()
+            (ended,) = await asyncio.gather(first, return_exceptions=True)
+            reply = await http.request("send", "POST", base, headers={}, body=b"{}", timeout_s=5.0)
+            await http.close()
+        return ended, reply
+
+    ended, reply = asyncio.run(run())
+    assert isinstance(ended, {"cancelled": asyncio.CancelledError, "late": Uncertain, "answered early": Reply}[how])
+    assert reply.body == b'{"n": 2}'
+
+
+def test_a_header_with_a_line_break_is_not_sent():
+    """A value that would begin another header, or another request, leaves nothing on the wire."""
+    seen = []
+
+    async def handler(reader, writer):
+        seen.append(await reader.read(1))
+
+    async def run():
+        http = Http()
+        async with serving(handler) as base:
+            try:
+                await http.request("send", "POST", base, headers={"X-Name": "a\r\nX-Other: b"}, body=b"{}")
+            finally:
+                await http.close()
+
+    with pytest.raises(NeverSent):
+        asyncio.run(run())
+    assert seen == []
+
+
 def test_a_redirect_is_an_answer_and_is_not_followed():
     """A POST is never carried on to another address."""
     seen = []

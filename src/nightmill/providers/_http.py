@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.request import getproxies, proxy_bypass
 
 from nightmill.errors import NeverSent, StoreError, Uncertain
@@ -56,6 +56,16 @@ class _Exchange:
 _on_its_way: ContextVar[_Exchange] = ContextVar("on its way")
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """What all plain requests to one URL have in common, made once."""
+
+    headers: Mapping[str, str]  # the caller's, to know them by
+    pattern: aiohttp.ClientRequest  # what the connector asks about host, port and TLS
+    head: bytes  # the request up to the value of Content-Length
+    timeout: aiohttp.ClientTimeout
+
+
 class Http:
     """A client for one provider. Bound to the event loop of its first request until `close`.
 
@@ -79,6 +89,7 @@ class Http:
         self._pooled: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
         self._proxies: dict[str, str | None] = {}
+        self._routes: dict[tuple[str, str, float], _Route] = {}
         self._last_date = ""
         self._skew_s = 0.0
 
@@ -165,6 +176,7 @@ class Http:
     async def close(self) -> None:
         """Close every connection; the next request opens anew, in whatever loop runs then."""
         sessions, self._pooled, self._fresh, self._loop = (self._pooled, self._fresh), None, None, None
+        self._routes.clear()
         for session in sessions:
             if session is not None:
                 await session.close()
@@ -191,18 +203,18 @@ class Http:
 
         exchange = _Exchange(op)
         _on_its_way.set(exchange)
+        session = self._session(fresh=fresh)
+        plain = type(data) is bytes and to is None and not fresh
         try:
-            # One session stands for all requests of a kind; entering a request, not the session.
-            async with self._session(fresh=fresh).request(
-                method,
-                url,
-                headers=headers,
-                data=data,
-                allow_redirects=False,
-                proxy=self._proxy(url),
-                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(self._connect_s, timeout_s / 2)),
-            ) as response:
-                reply = await self._read(response, to)
+            if plain and (route := self._route(session, method, url, headers, timeout_s)) is not None:
+                reply = await _post(session.connector, route, data, timeout_s)
+            else:
+                # One session stands for all requests of a kind; entering a request, not the session.
+                async with session.request(
+                    method, url, headers=headers, data=data, allow_redirects=False, proxy=self._proxy(url),
+                    timeout=self._timeout(timeout_s),
+                ) as response:  # fmt: skip
+                    reply = await self._read(response, to)
         except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError, ValueError) as exc:
             # Built-in TimeoutError is an OSError; ValueError is aiohttp's for URLs and headers.
             raise self._failure(exchange, url, exc, timeout_s) from None
@@ -213,14 +225,31 @@ class Http:
     async def _read(self, response: aiohttp.ClientResponse, to: Path | None) -> Reply:
         headers = {name.lower(): value for name, value in response.headers.items()}
         if to is None:
-            body = await _bounded(response, MAX_BODY_BYTES)
+            body = await _bounded(response.content, headers, MAX_BODY_BYTES)
         elif response.status == 200:
             body = b""
             _check_ends(response, headers)
             await _save(response, to)
         else:
-            body = await _bounded(response, MAX_ERROR_BYTES)
+            body = await _bounded(response.content, headers, MAX_ERROR_BYTES)
         return Reply(response.status, headers, body)
+
+    def _timeout(self, timeout_s: float) -> aiohttp.ClientTimeout:
+        import aiohttp
+
+        return aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(self._connect_s, timeout_s / 2))
+
+    def _route(
+        self, session: aiohttp.ClientSession, method: str, url: str, headers: Mapping[str, str], timeout_s: float
+    ) -> _Route | None:
+        """How requests go to ``url``; None where a proxy or a login in the URL wants aiohttp's whole care."""
+        key = (method, url, timeout_s)
+        route = self._routes.get(key)
+        if route is None or route.headers is not headers:
+            if self._proxy(url) is not None or not _is_plain(url):
+                return None
+            route = self._routes[key] = _prepared(session, method, url, headers, self._timeout(timeout_s))
+        return route
 
     def _failure(self, exchange: _Exchange, url: str, exc: Exception, timeout_s: float) -> NeverSent | Uncertain:
         host = url.split("//", 1)[-1].split("/", 1)[0].rpartition("@")[2]
@@ -326,17 +355,90 @@ def _open(*, keep: bool) -> aiohttp.ClientSession:
     return session
 
 
-async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+def _is_plain(url: str) -> bool:
+    return url.startswith(("http://", "https://")) and "@" not in url and "#" not in url
+
+
+def _prepared(
+    session: aiohttp.ClientSession, method: str, url: str, headers: Mapping[str, str], timeout: aiohttp.ClientTimeout
+) -> _Route:
+    """Raises ValueError for a URL or headers that cannot be sent."""
+    import aiohttp
+    from yarl import URL
+
+    target = URL(url)
+    given = {"User-Agent": "nightmill", **headers}
+    pattern = aiohttp.ClientRequest(method, target, headers=given, loop=asyncio.get_running_loop(), session=session)
+    lines = [f"{method} {target.raw_path_qs} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in pattern.headers.items() if name.lower() != "content-length"]
+    if any(character in line for line in lines for character in "\r\n\0"):
+        raise ValueError("a line break in a header")
+    return _Route(headers, pattern, "\r\n".join([*lines, "Content-Length: "]).encode(), timeout)
+
+
+async def _post(connector: Any, route: _Route, body: bytes, timeout_s: float) -> Reply:
+    """One request over a kept connection, on aiohttp's connector and parser without the layers between.
+
+    Those cost more than all the rest of a live call: a task to write each body, a dozen objects, and
+    care for redirects, cookies and streams that a provider's API has no use for.
+    """
+    task = cast("asyncio.Task[Any]", asyncio.current_task())
+    cancelling, late, connection = task.cancelling(), False, None
+
+    def expire() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(timeout_s, expire)
+    try:
+        connection = await connector.connect(route.pattern, [], route.timeout)
+        protocol = connection.protocol
+        protocol.set_response_params(read_until_eof=True)
+        _write(protocol.transport, b"%s%d\r\n\r\n%s" % (route.head, len(body), body))
+        message, content = await protocol.read()
+        while 100 <= message.code < 200 and message.code != 101:  # "go on" and "early hints" come before the answer
+            message, content = await protocol.read()
+        headers = {name.lower(): value for name, value in message.headers.items()}
+        said = await _bounded(content, headers, MAX_BODY_BYTES)
+    except BaseException as exc:
+        if connection is not None:
+            connection.close()
+        if late and isinstance(exc, asyncio.CancelledError) and task.uncancel() <= cancelling:
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+    _let_go(connection)
+    return Reply(message.code, headers, said)
+
+
+def _write(transport: asyncio.Transport | None, data: bytes) -> None:
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the connection was lost before the request was written")
+    transport.write(data)
+
+
+def _let_go(connection: Any) -> None:
+    """Keep the connection for the next request, unless the server answered before it had heard all of this one."""
+    transport = connection.transport
+    if transport is None or transport.get_write_buffer_size():
+        connection.close()
+    else:
+        connection.release()
+
+
+async def _chunks(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    async for chunk in content.iter_chunked(_CHUNK_BYTES):
         yield chunk
 
 
-async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    size = response.content_length
-    if size is not None and size <= limit and "Content-Encoding" not in response.headers:
-        return await response.read()
+async def _bounded(content: aiohttp.StreamReader, headers: Mapping[str, str], limit: int) -> bytes:
+    size = headers.get("content-length", "")
+    if size.isdigit() and int(size) <= limit and "content-encoding" not in headers:
+        return await content.read()
     parts, total = [], 0
-    async for chunk in _chunks(response):
+    async for chunk in _chunks(content):
         total += len(chunk)
         if total > limit:
             raise ValueError(f"the answer is larger than {limit} bytes")
@@ -355,7 +457,7 @@ async def _save(response: aiohttp.ClientResponse, to: Path) -> None:
     written = 0
     try:
         with _writing(part), part.open("wb") as file:
-            async for chunk in _chunks(response):
+            async for chunk in _chunks(response.content):
                 written += file.write(chunk)
             _check_length(response, written)
             file.flush()

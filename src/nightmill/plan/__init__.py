@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -22,14 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nightmill import wire
-from nightmill.answers import AnswerCache, Deduper, Folding, digest, salt
+from nightmill.answers import AnswerCache, Deduper, Folding, digests, salt
 from nightmill.ledger import NewShard, Shard, StoredFile
+from nightmill.plan._behind import Behind, at_once
 from nightmill.plan.compiling import Compiled, Parameters
 from nightmill.plan.cutting import Bounds, Cutter, bounds
 from nightmill.pricing import PriceSheet, estimate_tokens
 from nightmill.providers import Provider
 from nightmill.sources import Source
-from nightmill.store import Store
+from nightmill.store import Store, Writer, digest_text, new_digest
 from nightmill.types import Lane, Quote, Usage
 
 __all__ = [
@@ -100,19 +101,13 @@ class _Planner:
         self._salt = salt(provider.name, provider.model, provider.account.host)
         self._sampled_tokens = self._sampled_bytes = 0
         self._rows = 0
-        self._rows_digest = hashlib.blake2b(digest_size=16)
+        self._rows_digest = new_digest()
         self._seqs = 0
         self._keys = _KeyWatch()
 
     def run(self) -> Plan:
-        cutter = self._cutter()
         deduper = Deduper(self._store.path(f"{self._folder}/folding"))
-        try:
-            rows_file = self._read_rows(cutter, deduper)
-            shards = cutter.close()
-        except BaseException:
-            cutter.abort()
-            raise
+        rows_file, shards = self._read_rows(deduper)
         folding = deduper.finish(self._order.cache, dedupe=self._order.dedupe)
         files = [rows_file, *self._write_twins(folding)]
         if folding.duplicates or folding.cached:
@@ -127,19 +122,28 @@ class _Planner:
 
     # -- one pass over the rows ----------------------------------------------------------------
 
-    def _read_rows(self, cutter: Cutter, deduper: Deduper) -> StoredFile:
+    def _read_rows(self, deduper: Deduper) -> tuple[StoredFile, list[NewShard]]:
         """Snapshot, encode, digest and cut every batch of the source."""
+        behind = Behind()
+        cutter = self._cutter(behind.do)
+        batches = self._order.source.batches()
+        first = next(batches)
         path = f"{self._folder}/rows.parquet"
-        with self._store.create(path) as out, ExitStack() as stack:  # the writer is closed while its file is open
-            writer: pq.ParquetWriter | None = None
-            for batch in self._order.source.batches():
-                if writer is None:
-                    kept = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
-                    writer = pq.ParquetWriter(pa.PythonFile(out, mode="w"), batch.schema, **kept)
-                    stack.enter_context(writer)
-                writer.write_batch(batch)
-                self._take(batch, cutter, deduper)
-        return StoredFile(out.ref, wire.ROWS, first=0, last=self._rows - 1)
+        try:
+            with self._store.create(path) as out, _snapshot(out, first.schema) as writer, behind:
+                for batch in chain([first], batches):
+                    behind.do(self._keep, writer, batch)
+                    self._take(batch, cutter, deduper)
+                cutter.finish()
+                behind.wait()
+        except BaseException:
+            cutter.abort()
+            raise
+        return StoredFile(out.ref, wire.ROWS, first=0, last=self._rows - 1), cutter.close()
+
+    def _keep(self, writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
+        writer.write_batch(batch)
+        _digest_batch(self._rows_digest, batch)
 
     def _take(self, batch: pa.RecordBatch, cutter: Cutter, deduper: Deduper) -> None:
         first, compiled = self._rows, self._order.compiled
@@ -147,11 +151,9 @@ class _Planner:
         if first == 0 and compiled.is_spliced:
             compiled.check(batch, first, bodies)
         self._sample(batch, bodies, first)
-        key = self._salt
-        deduper.add_many(first, [digest(key, body) for body in bodies])
+        deduper.add_many(first, digests(self._salt, bodies))
         cutter.add(range(first, first + len(bodies)), bodies)
         self._keys.add(batch.column("key"))
-        _digest_batch(self._rows_digest, batch)
         self._rows += len(bodies)
 
     def _sample(self, batch: pa.RecordBatch, bodies: Sequence[bytes], first: int) -> None:
@@ -216,11 +218,11 @@ class _Planner:
 
     # -- the whole ----------------------------------------------------------------------------
 
-    def _cutter(self) -> Cutter:
+    def _cutter(self, do: Callable[..., None] = at_once) -> Cutter:
         order = self._order
         return Cutter(
             self._store, self._folder, order.lane, order.bounds, order.sheet, order.compiled.cap_tokens,
-            order.provider.line_pieces(order.compiled.url), lambda _: self._next_tag(), self._tokens,
+            order.provider.line_pieces(order.compiled.url), lambda _: self._next_tag(), self._tokens, do,
         )  # fmt: skip
 
     def _next_tag(self) -> str:
@@ -247,7 +249,7 @@ class _Planner:
         order = self._order
         whole = hashlib.blake2b(digest_size=16)
         parts = (order.provider.name, order.provider.model, order.provider.account.host, *order.fingerprint_extra)
-        whole.update(msgspec.json.encode([self._rows_digest.hexdigest(), *parts]))
+        whole.update(msgspec.json.encode([digest_text(self._rows_digest), *parts]))
         whole.update(order.compiled.digest_text)
         return whole.hexdigest()
 
@@ -257,6 +259,12 @@ class _Planner:
                 with self._store.open(shard.file) as stream:
                     return stream.readline()
         return b""
+
+
+def _snapshot(out: Writer, schema: pa.Schema) -> pq.ParquetWriter:
+    """Values of rows hardly repeat and are never searched: no dictionaries, no statistics."""
+    file = pa.PythonFile(out, mode="w")
+    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False, write_statistics=False)
 
 
 class _KeyWatch:
@@ -288,7 +296,7 @@ def _chunks(lines: Iterator[tuple[int, bytes]], size: int = 5_000) -> Iterator[l
         yield chunk
 
 
-def _digest_batch(into: hashlib.blake2b, batch: pa.RecordBatch) -> None:
+def _digest_batch(into: hashlib._Hash, batch: pa.RecordBatch) -> None:
     """Feed names and values of a batch, the same bytes for the same rows whatever their memory layout."""
     into.update(msgspec.json.encode(batch.schema.names))
     for column in batch.columns:

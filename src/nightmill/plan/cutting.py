@@ -9,6 +9,7 @@ from itertools import accumulate
 
 from nightmill.errors import InputError
 from nightmill.ledger import NewShard
+from nightmill.plan._behind import at_once
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Limits
 from nightmill.store import Store, Writer
@@ -41,17 +42,19 @@ def bounds(lane: Lane, limits: Limits, *, batch_size: int | None, hold_nanos: in
 class Cutter:
     """Takes request bodies in row order, writes shard files, says what became of them.
 
-    ``tag`` names a shard from its number; ``tokens`` turns body bytes into expected input tokens.
+    ``tag`` names a shard from its number; ``tokens`` turns body bytes into expected input tokens;
+    ``do`` makes the calls that write, in order, at once or later: then before `close`.
     """
 
     def __init__(
         self, store: Store, folder: str, lane: Lane, bounds: Bounds, sheet: PriceSheet, cap_tokens: int,
         pieces: tuple[bytes, bytes, bytes], tag: Callable[[int], str], tokens: Callable[[int], int],
+        do: Callable[..., None] = at_once,
     ) -> None:  # fmt: skip
         self._store, self._folder, self._lane, self._bounds, self._sheet = store, folder, lane, bounds, sheet
-        self._cap, self._pieces, self._tag, self._tokens = cap_tokens, pieces, tag, tokens
+        self._cap, self._pieces, self._tag, self._tokens, self._do = cap_tokens, pieces, tag, tokens, do
         self._room_bytes = self._content_room()
-        self.shards: list[NewShard] = []
+        self._done: list[_Open] = []
         self._open: _Open | None = None
 
     def _content_room(self) -> int | None:
@@ -75,11 +78,15 @@ class Cutter:
             if shard.count >= self._bounds.requests:
                 self._finish()
 
-    def close(self) -> list[NewShard]:
-        """Finish the last shard; all of them."""
+    def finish(self) -> None:
+        """No request comes any more."""
         if self._open is not None:
             self._finish()
-        return self.shards
+
+    def close(self) -> list[NewShard]:
+        """Finish the last shard; all of them."""
+        self.finish()
+        return [self._new(shard) for shard in self._done]
 
     def abort(self) -> None:
         if self._open is not None:
@@ -112,24 +119,24 @@ class Cutter:
         return self._sheet.worst(shard.content_bytes + more_bytes, count, count * self._cap)
 
     def _begin(self) -> _Open:
-        tag = self._tag(len(self.shards))
+        tag = self._tag(len(self._done))
         before, between, after = self._pieces
         head = before + b'"' + tag.encode() + b"-"
-        self._open = _Open(self._store, f"{self._folder}/shards/{tag}.jsonl", tag, head, b'"' + between, after)
+        path = f"{self._folder}/shards/{tag}.jsonl"
+        self._open = _Open(self._store, path, tag, head, b'"' + between, after, self._do)
         return self._open
 
     def _finish(self) -> None:
-        shard = self._open
-        if shard is None:
-            return
-        self._open = None
-        file = shard.finish()
-        self.shards.append(
-            NewShard(
-                tag=shard.tag, seq=int(shard.tag.rpartition("-")[2]), lane=self._lane, first=shard.first,
-                last=shard.last, count=shard.count, content_bytes=shard.content_bytes,
-                cap_tokens=shard.count * self._cap, input_tokens=self._tokens(shard.content_bytes), file=file.ref,
-            )
+        if self._open is not None:
+            self._open.finish()
+            self._done.append(self._open)
+            self._open = None
+
+    def _new(self, shard: _Open) -> NewShard:
+        return NewShard(
+            tag=shard.tag, seq=int(shard.tag.rpartition("-")[2]), lane=self._lane, first=shard.first,
+            last=shard.last, count=shard.count, content_bytes=shard.content_bytes,
+            cap_tokens=shard.count * self._cap, input_tokens=self._tokens(shard.content_bytes), file=shard.writer.ref,
         )  # fmt: skip
 
     def _refuse_large(self, indexes: Sequence[int], bodies: Sequence[bytes]) -> None:
@@ -145,31 +152,32 @@ class Cutter:
 class _Open:
     """A shard file in the making."""
 
-    def __init__(self, store: Store, path: str, tag: str, head: bytes, between: bytes, end: bytes) -> None:
-        self.tag, self.head, self._between, self._end = tag, head, between, end
+    def __init__(
+        self, store: Store, path: str, tag: str, head: bytes, between: bytes, end: bytes, do: Callable[..., None]
+    ) -> None:
+        self.tag, self.head, self._between, self._end, self._do = tag, head, between, end, do
         self._context = store.create(path)
-        self._writer: Writer = self._context.__enter__()
+        self.writer: Writer = self._context.__enter__()
         self.first = self.last = -1
-        self.count = self.content_bytes = 0
-
-    @property
-    def size_bytes(self) -> int:
-        return self._writer.size_bytes
+        self.count = self.content_bytes = self.size_bytes = 0
 
     def write(self, indexes: Sequence[int], bodies: Sequence[bytes], content_bytes: int) -> None:
-        head, between, end = self.head, self._between, self._end
-        self._writer.write(
-            b"".join([b"%b%d%b%b%b" % (head, i, between, body, end) for i, body in zip(indexes, bodies, strict=True)])
-        )
+        between, joint = self._between, self._end + self.head
+        pieces = [self.head]
+        for i, body in zip(indexes, bodies, strict=True):
+            pieces += (b"%d" % i, between, body, joint)
+        pieces[-1] = self._end
+        lines = b"".join(pieces)
+        self._do(self.writer.write, lines)
+        self.size_bytes += len(lines)
         if self.first < 0:
             self.first = indexes[0]
         self.last = indexes[-1]
         self.count += len(bodies)
         self.content_bytes += content_bytes
 
-    def finish(self) -> Writer:
-        self._context.__exit__(None, None, None)
-        return self._writer
+    def finish(self) -> None:
+        self._do(self._context.__exit__, None, None, None)
 
     def abandon(self) -> None:
         try:

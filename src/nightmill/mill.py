@@ -319,8 +319,8 @@ class Mill:
         self._drop_plan(prepared.plan.job_id)
 
     def _drop_plan(self, job_id: str) -> None:
+        self.store.drop_folder(self.store.job_folder(job_id))  # first: on a full disk the ledger needs the room
         self.ledger.abandon_plan(job_id)
-        self.store.drop_folder(self.store.job_folder(job_id))
 
     def _order(self, options: RunOptions) -> tuple[Order, dict[str, Any], Source, str]:
         settings = self.settings
@@ -701,12 +701,22 @@ def check_affordable(prepared: Prepared) -> None:
     free, quote = prepared.free, prepared.quote
     if free is None or free.free_nanos is None or quote.expected_nanos <= free.free_nanos or not quote.expected_nanos:
         return
+    kind = free.scope.partition(":")[0]
+    raised = {"job": "give a higher --budget", "total": "raise it with: nightmill budget set USD"}
     raise OverBudget(
-        f"the job will probably cost ${usd(quote.expected_nanos):.6f}; the budget has ${usd(free.free_nanos):.6f} free",
-        why=f"the limit {free.scope} is ${usd(free.cap_nanos or 0):.2f}, spent ${usd(free.spent_nanos):.6f}, "
-        f"held ${usd(free.held_nanos):.6f}; the job costs at most ${usd(quote.at_most_nanos):.6f}",
-        fix="lower --max-output or --limit, take a cheaper model, or raise it with: nightmill budget set USD",
+        f"the job will probably cost {_dollars(quote.expected_nanos)}; the budget has {_dollars(free.free_nanos)} free",
+        why=f"the limit {free.scope} is {_dollars(free.cap_nanos or 0)}, spent {_dollars(free.spent_nanos)}, "
+        f"held {_dollars(free.held_nanos)}; the job costs at most {_dollars(quote.at_most_nanos)}",
+        fix="lower --max-output or --limit, take a cheaper model, or "
+        + raised.get(kind, f"raise it with: nightmill budget set --{kind} USD"),
     )
+
+
+def _dollars(nanos: int) -> str:
+    """Exact to the nano, and no longer than that takes."""
+    dollars, rest = divmod(nanos, 1_000_000_000)
+    fraction = f"{rest:09d}".rstrip("0")
+    return f"${dollars:,}.{fraction:0<2}"
 
 
 def check_of(parameters: Parameters) -> Check | None:

@@ -150,6 +150,7 @@ def start_log(home: Path, level: str) -> Path:
     root.addHandler(handler)
     root.setLevel(level)
     root.propagate = False
+    logging.raiseExceptions = False  # on a full disk the log is what one can do without
     return file
 
 

@@ -107,7 +107,9 @@ async def run_shard(
     """
     shard = lease.shard
     path = f"{desk.store.job_folder(shard.job_id)}/wire/{shard.tag}.{shard.epoch}.0.jsonl"
-    journal_file = StoredFile(FileRef(path, 0, ""), wire.JOURNAL, shard.tag, max(1, shard.submission), shard.epoch)
+    begins = shard.state is ShardState.PLANNED
+    n = 1 + max((s.n for s in shard.submissions), default=shard.submission) if begins else shard.submission
+    journal_file = StoredFile(FileRef(path, 0, ""), wire.JOURNAL, shard.tag, n, shard.epoch)
     if shard.state is ShardState.PLANNED:
         if shard.cancel_requested or stopping():
             await desk.book(desk.ledger.release, shard)
@@ -212,6 +214,9 @@ class _Sender:
             await desk.book(desk.ledger.pause, shard.job_id, pause.reason, stopped=pause.stopped)
         if all(row.done for row in rows):
             return await desk.book(desk.ledger.note_sent_all, shard, await asyncio.to_thread(self._seal, path))
+        if pause is not None and not any(row.attempts for row in rows):  # none can have run: nothing is held for it
+            await desk.book(desk.ledger.note_not_sent, shard, shard.submission, due_in_s=0.0, reason=pause.reason)
+            return None
         await desk.book(desk.ledger.release, shard, reason=pause.reason if pause else None)
         return None
 

@@ -184,7 +184,7 @@ class Engine:
         desk, shard = self._desk, lease.shard
         if shard.state is ShardState.COLLECTING or shard.lane is Lane.CACHE:
             await self._collect(kit, shard)
-        elif shard.state is ShardState.PLANNED and shard.cancel_requested:
+        elif shard.state is ShardState.PLANNED and shard.cancel_requested and not batch.not_found(shard):
             await desk.book(desk.ledger.release, shard)
             await desk.book(desk.ledger.drop_planned, shard.job_id)
         elif shard.lane is Lane.LIVE:

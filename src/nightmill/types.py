@@ -58,7 +58,9 @@ class ShardState(StrEnum):
 
 
 SHARD_MOVES: dict[ShardState, frozenset[ShardState]] = {
-    ShardState.PLANNED: frozenset({ShardState.SUBMITTING, ShardState.SENDING, ShardState.SETTLED}),
+    ShardState.PLANNED: frozenset(
+        {ShardState.SUBMITTING, ShardState.SENDING, ShardState.SETTLED, ShardState.WAITING}  # found after all
+    ),
     ShardState.SUBMITTING: frozenset({ShardState.PLANNED, ShardState.IN_DOUBT, ShardState.WAITING}),
     ShardState.IN_DOUBT: frozenset({ShardState.PLANNED, ShardState.WAITING, ShardState.SETTLED}),
     ShardState.WAITING: frozenset({ShardState.PLANNED, ShardState.COLLECTING, ShardState.SETTLED}),
@@ -144,7 +146,7 @@ class FileRef:
 
     path: str  # relative to the store's root, with forward slashes
     size_bytes: int
-    digest: str  # blake2b-128 of its bytes, hex
+    digest: str  # of its bytes, 32 hex digits: `store.new_digest`
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,29 @@ def test_a_job_cancelled_in_doubt_finds_its_batch_first(tmp_path: Path) -> None:
         assert [b["status"] for b in h.batches()] == ["cancelled"]
 
 
+def test_a_job_cancelled_after_its_batch_seemed_absent_looks_once_more(tmp_path: Path) -> None:
+    """Cancelled while planned again: a batch that turned up meanwhile is cancelled, collected and booked."""
+
+    def fenced(h: House, job: Job) -> bool:
+        if any(shard.fenced for shard in h.shards(job)):
+            h.cancel(job)  # before the look that decides
+        return any(shard.state is ShardState.PLANNED and shard.submissions for shard in h.shards(job))
+
+    late = fault("late_listing", lag_s=3_000, times=1)
+    sim = {"batch_s": 9_000.0, "validating_s": 1.0}
+    with house(tmp_path, fault("create_accepted_then_500"), late, sim=sim) as h:
+        job = h.run(h.submit(ROWS), until=fenced)
+        assert [sub.state for shard in h.shards(job) for sub in shard.submissions] == ["absent"]
+        while not h.get("/v1/batches")["data"]:
+            continue
+        job = h.run(job)
+        truth(h, job)
+        exact(h, job)
+        assert job.state == "cancelled"
+        assert [b["status"] for b in h.batches()] == ["cancelled"]
+        assert h.alerts(job).count("second_batch") == 1
+
+
 def test_a_cancel_that_comes_too_late_changes_nothing(tmp_path: Path) -> None:
     """A batch that ended while its cancel was on its way is collected whole."""
     with house(tmp_path, timing={"poll_s": 0.3, "poll_max_s": 0.3}) as h:

@@ -38,14 +38,17 @@ class Action(Enum):
     LOOK = "look"
     POLL = "poll"
     COLLECT = "collect"
+    LAST_LOOK = "last look"  # for what was not found, before a cancelled shard is let go
     NOTHING = "nothing"
 
 
 def next_action(shard: Shard) -> Action:
     """What to do with a shard that was just claimed."""
     match shard.state:
-        case ShardState.PLANNED:
-            return Action.NOTHING if shard.cancel_requested else Action.SUBMIT
+        case ShardState.PLANNED if not shard.cancel_requested:
+            return Action.SUBMIT
+        case ShardState.PLANNED if not_found(shard):
+            return Action.LAST_LOOK
         case ShardState.SUBMITTING:
             return Action.DOUBT
         case ShardState.IN_DOUBT:
@@ -73,6 +76,8 @@ async def step(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) ->
             await _look(desk, work, provider, shard)
         case Action.POLL:
             await _poll(desk, work, provider, shard)
+        case Action.LAST_LOOK:
+            await _let_go(desk, provider, shard)
         case _:
             await desk.book(desk.ledger.release, shard, due_in_s=desk.timing.poll_s)
 
@@ -201,7 +206,9 @@ async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
         await _look_failed(desk, shard, ProviderError(what, fix="give that key back"), overdue=True)
     elif shard.fenced:
         reason = "looked for at the provider, and not there"
-        await desk.book(desk.ledger.note_not_sent, shard, sub.n, due_in_s=0.0, reason=reason, sure=False)
+        # the last look follows when the next batch has ended; of a cancelled job no batch follows
+        due_in_s = max(timing.list_lag_s, timing.looks_s[-1]) if shard.cancel_requested else 0.0
+        await desk.book(desk.ledger.note_not_sent, shard, sub.n, due_in_s=due_in_s, reason=reason, sure=False)
     else:
         await _look_again(desk, shard)
 
@@ -409,7 +416,7 @@ async def bring_back(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard
 
     None: it cannot be accounted for yet; the ledger says when to come back.
     """
-    lost = [s for s in shard.submissions if s.state is SubmissionState.ABSENT]
+    lost = not_found(shard)
     try:
         if lost and await _revived(desk, provider, shard, lost):
             return None
@@ -425,6 +432,24 @@ async def bring_back(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard
         return None
 
 
+def not_found(shard: Shard) -> list[Submission]:
+    """Submissions that were looked for in vain: looked for once more before the shard settles."""
+    return [s for s in shard.submissions if s.state is SubmissionState.ABSENT]
+
+
+async def _let_go(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
+    """A cancelled job's shard that is at no provider, if the last look agrees."""
+    try:
+        if await _revived(desk, provider, shard, not_found(shard)):
+            return
+    except ProviderError as error:
+        due_in_s = max(desk.timing.poll_s, desk.backoff_s(2))
+        await desk.book(desk.ledger.release, shard, due_in_s=due_in_s, reason=_said(error))
+        return
+    await desk.book(desk.ledger.release, shard)
+    await desk.book(desk.ledger.drop_planned, shard.job_id)
+
+
 async def _revived(desk: Desk, provider: BatchProvider, shard: Shard, lost: list[Submission]) -> bool:
     """The last look for submissions that were thought absent, before the shard settles."""
     found = await _find(provider, lost)
@@ -433,9 +458,15 @@ async def _revived(desk: Desk, provider: BatchProvider, shard: Shard, lost: list
     if not strays:
         await desk.book(desk.ledger.confirm_absent, shard, [s.n for s in lost])
         return False
+    left = list(lost)
     for view in strays:
-        n = next((s.n for s in lost if view.submission == s.name or view.input_file == s.file_id), lost[0].n)
-        await desk.book(desk.ledger.revive, shard, n, view.id, status=view.status)
+        sub = next((s for s in left if view.submission == s.name or view.input_file == s.file_id), None)
+        if sub is None:  # the second batch of one submission
+            account = provider.account.id
+            await desk.book(desk.ledger.note_stray, shard, view.id, status=view.status, account=account)
+        else:
+            left.remove(sub)
+            await desk.book(desk.ledger.revive, shard, sub.n, view.id, status=view.status)
     await desk.book(desk.ledger.back_to_waiting, shard)
     return True
 

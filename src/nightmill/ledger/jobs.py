@@ -248,10 +248,12 @@ class JobVerbs(Database):
             connection.execute(update(shards).where(shards.c.job_id == job_id, waiting).values(due=0.0))
 
     def request_cancel(self, job_id: str, *, stopped: str = "cancelled") -> None:
-        """Claim nothing more; open batches are cancelled, then collected."""
+        """Claim nothing more; open batches are cancelled, then collected. Asking again changes nothing."""
         with self._write("request_cancel") as connection:
-            open_ = and_(jobs.c.id == job_id, jobs.c.state.in_(_OPEN))
-            connection.execute(update(jobs).where(open_).values(cancel_requested=1, stopped=stopped))
+            open_ = and_(jobs.c.id == job_id, jobs.c.state.in_(_OPEN), jobs.c.cancel_requested == 0)
+            asked = update(jobs).where(open_).values(cancel_requested=1, stopped=stopped).returning(jobs.c.id)
+            if connection.execute(asked).first() is None:
+                return
             # Not the others: a look or a second read sooner than planned would prove nothing.
             waiting = shards.c.state.in_((ShardState.PLANNED, ShardState.SENDING, ShardState.WAITING))
             connection.execute(update(shards).where(shards.c.job_id == job_id, waiting).values(due=0.0))

@@ -650,8 +650,14 @@ class ShardVerbs(Database):
             money.record(connection, "unproven", more, **about)
 
     def drop_planned(self, job_id: str) -> int:
-        """A cancelled or stopped job: what was promised to nobody is settled as cancelled."""
-        idle = and_(shards.c.job_id == job_id, shards.c.state == ShardState.PLANNED,
+        """A cancelled or stopped job: what was promised to nobody is settled as cancelled.
+
+        A shard with a submission that was not found stays until it was looked for once more.
+        """
+        lost = select(submissions.c.tag).where(
+            submissions.c.tag == shards.c.tag, submissions.c.state == SubmissionState.ABSENT
+        )
+        idle = and_(shards.c.job_id == job_id, shards.c.state == ShardState.PLANNED, ~lost.exists(),
                     shards.c.lane != Lane.CACHE, shards.c.lease_until <= self.moment())  # fmt: skip
         done = {"state": ShardState.SETTLED, "cancelled": shards.c.count, "settled_at": time.time()}
         with self._write("drop_planned") as connection:

@@ -169,6 +169,12 @@ def _again(status: int) -> bool:
     return status >= 500 or status in _RETRY_STATUSES
 
 
+def _may_have_run(reply: LiveReply) -> bool:
+    """A page of some gateway in place of the provider's answer, or of its own error: the call may be billed."""
+    gateway_gave_up = reply.status < 300 or _again(reply.status)
+    return gateway_gave_up and reply.body.lstrip()[:1] != b"{"
+
+
 class _Sender:
     """Sends the open rows of one shard."""
 
@@ -318,7 +324,7 @@ class _Sender:
             journal.write(wire.unsent_mark(custom_id))
             await self._cool(reply)
             return False
-        if reply.status < 300 and reply.body.lstrip()[:1] != b"{":  # a proxy's page: it may have run all the same
+        if _may_have_run(reply):
             journal.write(wire.lost_mark(custom_id))
             await self._lost(row, Uncertain("the answer is no answer", why=f"it begins {reply.body[:40]!r}"))
             return False

@@ -279,6 +279,14 @@ def test_a_paid_answer_in_almost_json_survives_the_journal():
     assert decode_line(reply_line("s-1", LiveReply(200, with_mark), 0.5)).outcome.text == "a"
 
 
+def test_a_number_that_no_float_holds_stays_where_it_was():
+    """Such a body is JSON all the same: it goes in as it came, and its answer is read."""
+    body = json.dumps(chat("MARK")).encode().replace(b'"MARK"', b'"a", "logprobs": 1e999')
+    raw = reply_line("s-1", LiveReply(200, body), 0.5)
+    assert json.loads(raw)["response"]["body"] == json.loads(body)
+    assert decode_line(raw).outcome.text == "a"
+
+
 @given(text=st.text(min_size=1), duration=st.floats(min_value=0, max_value=1e6), custom_id=st.text(max_size=64))
 def test_any_text_survives_the_journal(text, duration, custom_id):
     """Every text a model can say comes back the same, pretty-printed or not, escaped or not."""

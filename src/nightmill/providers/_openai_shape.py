@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -116,6 +117,7 @@ class _VectorLine(msgspec.Struct, gc=False):
 
 _NOT_STRICT = (msgspec.DecodeError, ValueError, RecursionError)  # ValueError: bytes that are not UTF-8
 _decode_line = msgspec.json.Decoder(_Line).decode
+_check_json = msgspec.json.Decoder(msgspec.Raw).decode  # one whole JSON text; does not look whether it is UTF-8
 _decode_vectors = msgspec.json.Decoder(_VectorLine).decode
 
 
@@ -425,26 +427,17 @@ def line_pieces(url: str) -> tuple[bytes, bytes, bytes]:
 
 def reply_line(custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
     """``reply`` as a line of an output file with ``duration_s``; `decode_line` reads it back."""
+    body = reply.body
     try:
-        msgspec.json.decode(reply.body)
-        body = reply.body.replace(b"\r", b" ").replace(b"\n", b" ")
+        body.decode()
+        _check_json(body)
+        body = body.replace(b"\r", b" ").replace(b"\n", b" ")
     except _NOT_STRICT:
-        body = _encode(reply.body.decode("utf-8", "replace"))
-    return b"".join(
-        (
-            b'{"id":null,"custom_id":',
-            _encode(custom_id),
-            b',"response":{"status_code":',
-            _encode(reply.status),
-            b',"request_id":',
-            _encode(scrub(reply.request_id)),
-            b',"body":',
-            body,
-            b'},"error":null,"duration_s":',
-            _encode(duration_s),
-            b"}\n",
-        )
-    )
+        body = _encode(body.decode("utf-8", "replace"))
+    request_id = reply.request_id if reply.request_id.isascii() else scrub(reply.request_id)
+    return (
+        b'{"id":null,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null,"duration_s":%b}\n'
+    ) % (_encode(custom_id), reply.status, _encode(request_id), body, _encode(duration_s))
 
 
 def error_body(message: str, *, kind: str = "invalid_request_error", code: str | None = None) -> bytes:
@@ -547,22 +540,27 @@ def _enqueued_limit(code: str, message: str) -> Limited:
 
 def rate_hint(headers: Mapping[str, str], now: float) -> RateHint | None:
     """What the headers of an answer say about the quota; None if nothing."""
-    prefix = "x-ratelimit-"
+    if _HINTS.isdisjoint(headers):
+        return None
     hint = RateHint(
-        limit_requests=_whole(headers.get(prefix + "limit-requests")),
-        limit_tokens=_whole(headers.get(prefix + "limit-tokens")),
-        remaining_requests=_whole(headers.get(prefix + "remaining-requests")),
-        remaining_tokens=_whole(headers.get(prefix + "remaining-tokens")),
-        reset_requests_s=duration_s(headers.get(prefix + "reset-requests")),
-        reset_tokens_s=duration_s(headers.get(prefix + "reset-tokens")),
+        limit_requests=_whole(headers.get("x-ratelimit-limit-requests")),
+        limit_tokens=_whole(headers.get("x-ratelimit-limit-tokens")),
+        remaining_requests=_whole(headers.get("x-ratelimit-remaining-requests")),
+        remaining_tokens=_whole(headers.get("x-ratelimit-remaining-tokens")),
+        reset_requests_s=duration_s(headers.get("x-ratelimit-reset-requests")),
+        reset_tokens_s=duration_s(headers.get("x-ratelimit-reset-tokens")),
         retry_after_s=retry_after_s(headers, now),
     )
     return None if hint == _NO_HINT else hint
 
 
 _NO_HINT = RateHint()
+_HINTS = frozenset(
+    f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
+) | {"retry-after", "retry-after-ms"}
 
 
+@lru_cache(maxsize=1024)  # asked with every answer, and mostly the same few
 def duration_s(text: str | None) -> float | None:
     """Seconds of a duration such as ``8.64s``, ``14ms``, ``6m0s`` or a plain number; None if it is none."""
     if not text:
@@ -574,7 +572,7 @@ def duration_s(text: str | None) -> float | None:
 
 
 def _whole(text: str | None) -> int | None:
-    return int(text) if text and re.fullmatch(r"[0-9]{1,15}", text) else None
+    return int(text) if text and len(text) <= 15 and text.isascii() and text.isdigit() else None
 
 
 def must_stop(status: int, body: bytes) -> bool:

@@ -13,10 +13,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
@@ -47,7 +47,7 @@ from nightmill.ledger import (
 )
 from nightmill.plan import Bounds, Compiled, Cutter, Order, Parameters, Plan, Scissors, bounds, make_plan, with_waves
 from nightmill.pricing import PriceSheet, price_sheet
-from nightmill.providers import BatchProvider, BatchView, LiveProvider, Provider
+from nightmill.providers import BatchProvider, BatchView, Limits, LiveProvider, Provider
 from nightmill.providers.resolve import available, resolve
 from nightmill.sinks import Target, write_all
 from nightmill.sinks.exports import check_targets, note_written
@@ -361,7 +361,15 @@ class Mill:
 
     def _provider(self, model: str) -> Provider:
         paths = {ref: str(m["path"]) for ref, m in self.settings.models.items() if m.get("path")}
-        return resolve(model, env=self.settings.env, model_paths=paths)
+        provider = resolve(model, env=self.settings.env, model_paths=paths)
+        known = {item.name for item in fields(Limits)}
+        if own := {name: value for name, value in self._limits(provider).items() if name in known}:
+            provider.limits = replace(provider.limits, **own)
+        return provider
+
+    def _limits(self, provider: Provider) -> Mapping[str, Any]:
+        """What ``[providers.NAME] limits`` says; it goes before what the provider is known to take."""
+        return cast(Mapping[str, Any], self.settings.providers.get(provider.name, {}).get("limits", {}))
 
     def _task(self, options: RunOptions, provider: Provider) -> Task:
         if options.task is not None and options.prompt is not None:
@@ -451,9 +459,11 @@ class Mill:
         sheet = self._sheet(job.model, job.lane)
         confirmed = PriceSheet.from_json(spec["price"])
         scissors = Scissors(self.store, provider, compiled.url, sheet, partial(self.ledger.take_seqs, job_id))
+        given = self._limits(provider)
         rates = Rates(
-            spec["rpm"], spec["tpm"], spec["concurrency"] or provider.limits.concurrency, bool(spec["concurrency"])
-        )
+            spec["rpm"] or given.get("rpm"), spec["tpm"] or given.get("tpm"),
+            spec["concurrency"] or provider.limits.concurrency, bool(spec["concurrency"]),
+        )  # fmt: skip
         return JobKit(
             job, provider, compiled,
             Work(job.id, provider, compiled.url, sheet, scissors, True, confirmed),

@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(edge: Edge, arguments: list[str]) -> int:
     try:
+        _refuse_no_text(arguments)
         done = _group.main(arguments, prog_name="nightmill", standalone_mode=False, obj=edge)
         return done if isinstance(done, int) else 0
     except NightmillError as error:
@@ -114,6 +115,19 @@ def _run(edge: Edge, arguments: list[str]) -> int:
         return edge.fail_unexpectedly(error)
 
 
+def _refuse_no_text(arguments: list[str]) -> None:
+    """What is no UTF-8 could go into no request, no ledger and no answer."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the argument {argument} is no text",
+                why=f"byte {error.start + 1} of it is no UTF-8",
+                fix="give it in UTF-8; a file of such a name has to be renamed",
+            ) from error
+
+
 def _as_usage_error(error: click.UsageError) -> UsageError:
     command = error.ctx.command_path if error.ctx is not None else "nightmill"
     fix = f"{command} --help"
@@ -123,7 +137,7 @@ def _as_usage_error(error: click.UsageError) -> UsageError:
         why = f"{command} has {', '.join(sorted(known))}"
         return UsageError(f"no option {error.option_name}", why=why, fix=f"did you mean {near[0]}?" if near else fix)
     text = error.format_message().rstrip(".")
-    what, why = text[:1].lower() + text[1:], error.ctx.get_usage() if error.ctx is not None else ""
+    what, why = text[:1].lower() + text[1:], error.ctx.get_usage() if error.ctx is not None else "it ends too early"
     if type(error) is click.BadParameter:  # the others say themselves what is missing
         why = error.message.rstrip(".")
         what = what.removesuffix(f": {why}")

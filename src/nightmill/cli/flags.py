@@ -133,8 +133,12 @@ def pairs(given: tuple[str, ...]) -> dict[str, str]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise UsageError(f"--set {text}: not NAME=VALUE", fix="for example --set text=gloss or --set tone=dry")
+            why = "a name, an equals sign and a value are needed"
+            raise UsageError(
+                f"--set {text}: not NAME=VALUE", why=why, fix="for example --set text=gloss or --set tone=dry"
+            )
         if name in found:
-            raise UsageError(f"--set {name} is given twice", fix="give it once")
+            why = f"it says {found[name]!r} and {value!r}"
+            raise UsageError(f"--set {name} is given twice", why=why, fix="give it once")
         found[name] = value
     return found

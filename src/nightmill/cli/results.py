@@ -47,7 +47,11 @@ def results(
                 edge.put(path)
             return 0
         if edge.json:
-            raise UsageError("--json is one object, results are many", fix="leave --json out, or add --out PATH")
+            raise UsageError(
+                "--json with results on stdout",
+                why="--json is one object, results are many",
+                fix="leave --json out, or add --out PATH",
+            )
         batches = mill.selected(found, **chosen)
         stream(sys.stdout.buffer, form, batches, schema=mill.schema(found), csv_raw=csv_raw)
     return 0

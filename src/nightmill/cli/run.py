@@ -103,7 +103,8 @@ def _prompt(text: str) -> str:
     except UnicodeDecodeError as error:
         raise UsageError(f"--prompt {text}: not UTF-8", why=str(error), fix="save it as UTF-8") from error
     except OSError as error:
-        raise UsageError(f"--prompt {text}: cannot be read", why=error.strerror or str(error)) from error
+        why = f"{file.absolute()}: {error.strerror or error}"
+        raise UsageError(f"--prompt {text}: cannot be read", why=why, fix="check the path behind the @") from error
 
 
 def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:

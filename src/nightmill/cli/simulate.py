@@ -62,6 +62,7 @@ def _faults(file: str) -> Any:
     try:
         return json.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read {file}", why=error.strerror or str(error)) from error
+        why = error.strerror or str(error)
+        raise UsageError(f"cannot read {file}", why=why, fix="name a file that is there") from error
     except ValueError as error:
         raise UsageError(f"{file} is not JSON", why=str(error), fix="it holds a list of faults") from error

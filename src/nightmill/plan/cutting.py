@@ -144,7 +144,7 @@ class Cutter:
         row, size = next((i, len(b)) for i, b in zip(indexes, bodies, strict=True) if len(b) + 256 > most)
         raise InputError(
             f"row {row} is too large to send",
-            why=f"its request has {size:,} bytes; the provider takes {most:,} at most",
+            why=f"its request has {size:,} bytes, and up to 256 around them; the provider takes {most:,} at most",
             fix="shorten the row or take it out of the input; nothing was sent",
         )
 

@@ -147,7 +147,8 @@ class Http:
         try:
             opened = file.open("rb")
         except OSError as exc:
-            raise StoreError(f"cannot read {file}", why=str(exc)) from exc
+            fix = "put the home folder back from a backup; nothing was sent or spent"
+            raise StoreError(f"cannot read {file}", why=str(exc), fix=fix) from exc
         with opened:
             form.add_field("file", opened, filename=name, content_type="application/jsonl")
             return await self._exchange(op, "POST", url, headers, form, timeout_s, fresh=True)

@@ -208,7 +208,9 @@ def scrub(text: str) -> str:
 
 def _line_outcome(response: Any, error: Any) -> Outcome:
     if error:
-        return _failed(_facts(error), status=None)
+        failed = _failed(_facts(error), status=None)
+        paid = response.get("body") if isinstance(response, dict) else None
+        return msgspec.structs.replace(failed, usage=usage_of(paid)) if isinstance(paid, dict) else failed
     if not isinstance(response, dict):
         return Failed(FailureKind.SERVER_ERROR, "the line has neither a response nor an error")
     status, body = response.get("status_code"), response.get("body")
@@ -404,7 +406,8 @@ def carried(name: str, model: str, request: Request, user_set: frozenset[str]) -
         if "max_tokens" in user_set and "max_completion_tokens" not in user_set:
             body["max_completion_tokens"] = old
         elif body.setdefault("max_completion_tokens", old) != old and "max_tokens" in user_set:
-            raise CannotCarry("the request has two output caps", fix="leave max_tokens out")
+            why = "max_tokens and max_completion_tokens say different numbers"
+            raise CannotCarry("the request has two output caps", why=why, fix="leave max_tokens out")
     return body
 
 
@@ -417,7 +420,8 @@ def json_line(body: Mapping[str, Any]) -> bytes:
     try:
         return _encode(body)
     except (TypeError, ValueError) as exc:
-        raise CannotCarry("the request cannot be written as JSON", why=shorten(str(exc), 200)) from exc
+        why = shorten(str(exc), 200)
+        raise CannotCarry("the request cannot be written as JSON", why=why, fix="correct the row or the task") from exc
 
 
 def line_pieces(url: str) -> tuple[bytes, bytes, bytes]:
@@ -576,8 +580,8 @@ def _whole(text: str | None) -> int | None:
 
 
 def must_stop(status: int, body: bytes) -> bool:
-    """True when no call of this account will pass until someone acts: key, quota or spend limit."""
-    if status in (401, 403):
+    """True when no call of this job will pass until someone acts: key, quota, spend limit, model or endpoint."""
+    if status in (401, 403, 404):
         return True
     return 400 <= status < 500 and _facts(own_error(body))[0] in OUT_OF_MONEY
 

@@ -47,7 +47,8 @@ class Function(OpenAILines):
         body = carried(self.name, self.model, request, user_set)
         notes: list[str] = []
         if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
-            raise CannotCarry("the request has no messages", why=f"{self.model} is called with messages")
+            why = f"{self.model} is called with messages"
+            raise CannotCarry("the request has no messages", why=why, fix="give each row a prompt")
         for key in sorted(body.keys() - _ALWAYS):
             if self._passes(key):
                 continue

@@ -60,7 +60,8 @@ class Local(OpenAILines):
             body = {key: value for key, value in body.items() if key in ("model", "input") or key in user_set}
             return Encoded(EMBEDDINGS_URL, json_line(body))
         if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
-            raise CannotCarry("the request has no messages", fix="give each row a prompt")
+            why = "a model answers to messages"
+            raise CannotCarry("the request has no messages", why=why, fix="give each row a prompt")
         body.setdefault("max_completion_tokens", DEFAULT_CAP)
         return Encoded(CHAT_URL, json_line(body))
 

@@ -91,7 +91,8 @@ class OpenAI(OpenAILines):
             _fit_embeddings(body, notes, user_set)
             return Encoded(EMBEDDINGS_URL, json_line(body), tuple(notes))
         if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
-            raise CannotCarry("the request has no messages", fix="give each row a prompt")
+            why = "a model answers to messages"
+            raise CannotCarry("the request has no messages", why=why, fix="give each row a prompt")
         _fit_cap(self.model, body, notes, user_set)
         _fit_sampling(self.model, body, notes, user_set)
         return Encoded(CHAT_URL, json_line(body), tuple(notes))
@@ -288,7 +289,8 @@ def _fit_cap(model: str, body: dict[str, Any], notes: list[str], user_set: froze
     if cap is None:
         cap = DEFAULT_CAP
     if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
-        raise CannotCarry(f"max_completion_tokens is {cap!r}", why="it must be a whole number above 0")
+        why = "it must be a whole number above 0"
+        raise CannotCarry(f"max_completion_tokens is {cap!r}", why=why, fix="give --max-output such a number")
     if not asked and cap < REASONING_CAP and not takes_sampling(model, body.get("reasoning_effort")):
         notes.append(f"output cap {REASONING_CAP:,} instead of {cap:,}: {model} thinks first, and that counts")
         cap = REASONING_CAP
@@ -315,7 +317,8 @@ def _fit_embeddings(body: dict[str, Any], notes: list[str], user_set: frozenset[
         if name not in body:
             continue
         if name in user_set:
-            raise CannotCarry(f"embeddings take no {name}", fix=f"leave {name} out")
+            why = "the answer is a vector, not text"
+            raise CannotCarry(f"embeddings take no {name}", why=why, fix=f"leave {name} out")
         notes.append(f"{name} {body.pop(name)} left out: embeddings take none")
 
 

@@ -11,7 +11,7 @@ from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, Progr
 from nightmill.errors import NightmillError, OverBudget, UsageError
 from nightmill.ledger import Job, Standing
 from nightmill.mill import LaneCost, Look, Mill, Prepared
-from nightmill.types import UNFINISHED, JobState, ShardState, usd
+from nightmill.types import UNFINISHED, JobState, Lane, ShardState, usd
 
 _PHASES = (  # what is worth saying first, when shards are in several states
     (ShardState.SENDING, "sending"),
@@ -173,6 +173,8 @@ def phase(look: Look) -> str:
     if job.cancel_requested:
         return "cancelling"
     doing = next((words for state, words in _PHASES if states.get(state)), "writing results")
+    if job.lane is Lane.LIVE and states.get(ShardState.PLANNED) and states.get(ShardState.SETTLED):
+        doing = "sending"  # between two slices: what the slice in hand is at changes too fast to say
     doing = doing.format(job.model.partition("/")[0])
     return f"paused, {doing}" if job.state is JobState.PAUSED else doing
 

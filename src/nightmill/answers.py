@@ -275,7 +275,7 @@ class Deduper:
         skip = bytearray(-(-self._rows // 8))
         for partition in range(PARTITIONS):
             records = self._take(partition)
-            if dedupe:
+            if dedupe and len({key for key, _ in records}) < len(records):
                 records = _fold(records, twins, skip)
             if cache is not None and records:
                 _find(records, partition, cache, hits, skip)
@@ -292,28 +292,28 @@ class Deduper:
         self._unspilled, self._spilled = 0, True
 
     def _take(self, partition: int) -> list[tuple[bytes, int]]:
-        """The (digest, row) records of a partition by rising row; its file is removed."""
+        """The (digest, row) records of a partition; its file is removed."""
         kept, self._seen[partition] = self._seen[partition], bytearray()
         if self._spilled:
             path = self._path(partition)
             if path.exists():
                 kept = bytearray(path.read_bytes()) + kept
                 path.unlink()
-        return sorted(_SEEN.iter_unpack(kept), key=itemgetter(1))
+        return list(_SEEN.iter_unpack(kept))
 
     def _path(self, partition: int) -> Path:
         return self._folder / f"seen.{partition:02x}"
 
 
 def _fold(records: list[tuple[bytes, int]], twins: _Spans, skip: bytearray) -> list[tuple[bytes, int]]:
-    """Note the duplicates among records of rising row; the first occurrences."""
+    """Note the duplicates among records; the first occurrences."""
     first: dict[bytes, int] = {}
-    for key, row in records:
+    for key, row in sorted(records, key=itemgetter(1)):
         twin = first.setdefault(key, row)
         if twin != row:
             twins.add(row, twin)
             skip[row >> 3] |= 1 << (row & 7)
-    return records if len(first) == len(records) else list(first.items())
+    return list(first.items())
 
 
 def _find(records: list[tuple[bytes, int]], partition: int, cache: AnswerCache, hits: _Spans, skip: bytearray) -> None:

@@ -27,7 +27,7 @@ from nightmill.answers import AnswerCache, salt
 from nightmill.collect import Answers, Check, Results, SoFar
 from nightmill.config import DEFAULT_BUDGET_NANOS, Settings
 from nightmill.engine import Engine, JobKit, Stop, results_of
-from nightmill.errors import Conflict, NightmillError, OverBudget, UsageError
+from nightmill.errors import Conflict, InputError, NightmillError, OverBudget, TaskError, UsageError
 from nightmill.lanes import Desk, Work
 from nightmill.lanes.batch import note_terms
 from nightmill.lanes.live import ATTEMPTS
@@ -215,7 +215,10 @@ class Mill:
             UsageError (InputError, TaskError, UnknownModel, UnknownPrice, CannotCarry), StoreError:
                 nothing of it is left.
         """
-        order, spec, source, model = self._order(options)
+        return _after_a_look(partial(self._prepare, options))
+
+    def _prepare(self, options: RunOptions, whole: bool) -> Prepared:
+        order, spec, source, model = self._order(options, whole)
         free = self.tightest(options.budget_nanos)
         order = _bounded(order, options, free)
         job_id = new_id()
@@ -232,7 +235,10 @@ class Mill:
 
     def rehearse(self, options: RunOptions) -> Prepared:
         """`prepare` in a folder that is gone afterwards: nothing is written to the home."""
-        order, spec, source, model = self._order(options)
+        return _after_a_look(partial(self._rehearse, options))
+
+    def _rehearse(self, options: RunOptions, whole: bool) -> Prepared:
+        order, spec, source, model = self._order(options, whole)
         free = self.tightest(options.budget_nanos)
         order = _bounded(order, options, free)
         folder = Path(tempfile.mkdtemp(prefix="nightmill-dry-"))
@@ -322,7 +328,7 @@ class Mill:
         self.store.drop_folder(self.store.job_folder(job_id))  # first: on a full disk the ledger needs the room
         self.ledger.abandon_plan(job_id)
 
-    def _order(self, options: RunOptions) -> tuple[Order, dict[str, Any], Source, str]:
+    def _order(self, options: RunOptions, whole: bool) -> tuple[Order, dict[str, Any], Source, str]:
         settings = self.settings
         model = options.model or settings.default_model
         if not model:
@@ -335,7 +341,7 @@ class Mill:
         task = self._task(options, provider)
         rows = options.rows or task.rows
         source = open_source(
-            options.inputs, rows="file" if rows == "file" else "line", key=options.key, limit=options.limit
+            options.inputs, rows="file" if rows == "file" else "line", key=options.key, limit=options.limit, whole=whole
         )
         if options.task is None and options.prompt is None:
             task = _for_model(verbatim_task(_columns(source)), provider)
@@ -748,6 +754,14 @@ def _bounded(order: Order, options: RunOptions, free: Limit | None) -> Order:
 
 def _quarter(free: Limit | None) -> int | None:
     return None if free is None or free.free_nanos is None else max(1, free.free_nanos // 4)
+
+
+def _after_a_look(plan: Callable[[bool], Prepared]) -> Prepared:
+    """Plan after a look at the beginning of the input; where that is refused, after a look at all of it."""
+    try:
+        return plan(False)
+    except (InputError, TaskError):  # it may be fine, and only the whole input tells what is wrong
+        return plan(True)
 
 
 def _lane(asked: str, provider: Provider, source: Source) -> Lane:

@@ -47,7 +47,7 @@ def test_rechunking_keeps_every_row_in_order(sizes: list[int], size: int) -> Non
     """Whatever sizes batches arrive in, they leave full, in order, with nothing lost."""
     numbers = iter(range(sum(sizes)))
     arriving = [pa.record_batch({"n": pa.array([next(numbers) for _ in range(n)], pa.int64())}) for n in sizes]
-    leaving = list(_rechunk(arriving, size))
+    leaving = [batch for batch, _ in _rechunk([(batch, {}) for batch in arriving], size)]
     assert [n for batch in leaving for n in batch.column("n").to_pylist()] == list(range(sum(sizes)))
     assert all(batch.num_rows == size for batch in leaving[:-1])
     assert all(0 < batch.num_rows <= size for batch in leaving)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -126,14 +126,14 @@ class _Planner:
         """Snapshot, encode, digest and cut every batch of the source."""
         behind = Behind()
         cutter = self._cutter(behind.do)
-        batches = self._order.source.batches()
-        first = next(batches)
+        taken = self._order.source.taken()
+        first, _ = beginning = next(taken)
         path = f"{self._folder}/rows.parquet"
         try:
             with self._store.create(path) as out, _snapshot(out, first.schema) as writer, behind:
-                for batch in chain([first], batches):
+                for batch, texts in chain([beginning], taken):
                     behind.do(self._keep, writer, batch)
-                    self._take(batch, cutter, deduper)
+                    self._take(batch, texts, cutter, deduper)
                 cutter.finish()
                 behind.wait()
         except BaseException:
@@ -145,9 +145,11 @@ class _Planner:
         writer.write_batch(batch)
         _digest_batch(self._rows_digest, batch)
 
-    def _take(self, batch: pa.RecordBatch, cutter: Cutter, deduper: Deduper) -> None:
+    def _take(
+        self, batch: pa.RecordBatch, texts: Mapping[str, Sequence[str | None]], cutter: Cutter, deduper: Deduper
+    ) -> None:
         first, compiled = self._rows, self._order.compiled
-        bodies = compiled.bodies(batch, first)
+        bodies = compiled.bodies(batch, first, texts)
         if first == 0 and compiled.is_spliced:
             compiled.check(batch, first, bodies)
         self._sample(batch, bodies, first)

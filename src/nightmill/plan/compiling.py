@@ -80,14 +80,18 @@ class Compiled:
         known = {"task": self._task.task.to_dict(), "parameters": self._parameters.to_dict(), "url": self.url}
         return msgspec.json.encode(known, order="deterministic")
 
-    def bodies(self, batch: pa.RecordBatch, first: int) -> list[bytes]:
+    def bodies(
+        self, batch: pa.RecordBatch, first: int, texts: Mapping[str, Sequence[str | None]] | None = None
+    ) -> list[bytes]:
         """The encoded body of every row; ``first`` is the index of the batch's first row.
+
+        ``texts`` are the values of text columns where they are at hand.
 
         Raises:
             InputError: rows without a value where the task needs one, the first five named.
             TaskError: a row cannot be rendered.
         """
-        values = self._values(batch, first)
+        values = self._values(batch, first, texts)
         if self._pieces is None:
             return [self._encode(row).body for row in _dicts(values, batch.num_rows)]
         quoted = {name: self._quoted(values[name]) for name in set(self._order)}
@@ -195,17 +199,20 @@ class Compiled:
             strips += [column, [piece] * count]
         return list(map(b"".join, zip(*strips, strict=True)))
 
-    def _values(self, batch: pa.RecordBatch, first: int) -> dict[str, list[Any]]:
-        values = {}
+    def _values(
+        self, batch: pa.RecordBatch, first: int, texts: Mapping[str, Sequence[str | None]] | None = None
+    ) -> dict[str, Sequence[Any]]:
+        values: dict[str, Sequence[Any]] = {}
         for name in self.columns:
             column = batch.column(name)
             if column.null_count or _has_blank(column):
                 _refuse_blank(batch, name, first)
-            values[name] = decode_row_values(column, batch.schema.field(name))
+            known = texts.get(name) if texts else None
+            values[name] = decode_row_values(column, batch.schema.field(name)) if known is None else known
         return values
 
 
-def _dicts(values: Mapping[str, list[Any]], count: int) -> list[dict[str, Any]]:
+def _dicts(values: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
     return [{name: column[i] for name, column in values.items()} for i in range(count)]
 
 

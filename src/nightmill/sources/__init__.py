@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 
 from nightmill.errors import InputError
 from nightmill.sources import delimited, jsonlines, plain
+from nightmill.sources.jsonlines import Taken
 
-__all__ = ["BATCH_ROWS", "Source", "decode_row_values", "open_source"]
+__all__ = ["BATCH_ROWS", "Source", "Taken", "decode_row_values", "open_source"]
 
 BATCH_ROWS = 5_000
 KEY = "key"
@@ -32,14 +33,8 @@ _SUFFIXES = (".csv", *_JSONL, ".txt")
 Kind = Literal["rows", "line", "file"]
 
 
-class _Part(Protocol):
-    """One input, opened: its columns are known, its rows are read when asked for."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def schema(self) -> pa.Schema: ...
-    def batches(self) -> Iterator[pa.RecordBatch]: ...
+_Part = jsonlines.JsonlPart | delimited.CsvPart | plain.LinePart | plain.FilePart
+"""One input, opened: its columns are known, its rows are read when asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +59,25 @@ class Source:
         Raises:
             InputError: a row is bad, named by file and line.
         """
+        return (batch for batch, _ in self.taken())
+
+    def taken(self) -> Iterator[Taken]:
+        """`batches`, and with each those of its text columns whose values are at hand."""
         first = 0
-        for batch in _rechunk(_cut(self._data(), self.limit), BATCH_ROWS):
-            yield self._with_key(batch, first)
+        for batch, texts in _rechunk(_cut(self._data(), self.limit), BATCH_ROWS):
+            yield self._with_key(batch, first), texts
             first += batch.num_rows
         if first == 0:
             raise InputError(
                 f"{', '.join(self.names)}: no rows", why="there is nothing to run", fix="name an input that has rows"
             )
 
-    def _data(self) -> Iterator[pa.RecordBatch]:
+    def _data(self) -> Iterator[Taken]:
         columns = [name for part in self.parts[:1] for name in part.schema.names]
         for part in self.parts:
             try:
-                for batch in part.batches():
-                    yield batch.select(columns)
+                for batch, texts in _read(part):
+                    yield batch.select(columns), texts
             except OSError as error:
                 raise InputError(
                     f"{part.name} cannot be read", why=error.strerror or str(error), fix="check the file and its disk"
@@ -101,12 +100,17 @@ def open_source(
     rows: Literal["file", "line"] | None = None,
     key: str | None = None,
     limit: int | None = None,
+    whole: bool = True,
 ) -> Source:
     """Open one or more inputs as one source; several are read one after the other.
 
     ``rows`` says what a row of a ``.txt`` file is (``None`` means a line) and is ignored for
     everything else. Keys come from the column ``key``, else from a column called ``key``, ``id``
     or ``custom_id``, else they are the line, the path or the row's index.
+
+    Unless ``whole``, columns and types may come from the beginning of an input, which is twice as
+    fast. What does not fit further down is then an InputError while the batches are read, and what
+    is refused here may be fine: open it whole to know.
 
     Raises:
         InputError: an input is missing, empty, of no supported kind, or unlike the others.
@@ -116,7 +120,7 @@ def open_source(
     if limit is not None and limit < 1:
         raise InputError(f"a limit of {limit} rows", why="it leaves nothing to run", fix="give a limit of 1 or more")
     paths = [_check_path(Path(name), str(name)) for name in inputs]
-    parts = _open_parts(paths, [str(name) for name in inputs], rows or "line", limit)
+    parts = _open_parts(paths, [str(name) for name in inputs], rows or "line", limit, whole=whole)
     _check_alike(parts)
     schema = parts[0].schema
     key_column = _choose_key(schema.names, key, plain_text=_kind(parts) != "rows")
@@ -165,9 +169,11 @@ def _siblings(path: Path) -> list[str]:
         return []
 
 
-def _open_parts(paths: list[Path], names: list[str], rows: Literal["file", "line"], limit: int | None) -> list[_Part]:
+def _open_parts(
+    paths: list[Path], names: list[str], rows: Literal["file", "line"], limit: int | None, *, whole: bool
+) -> list[_Part]:
     jsonl = [(path, name) for path, name in zip(paths, names, strict=True) if path.suffix.lower() in _JSONL]
-    learned = iter(jsonlines.open_jsonl(jsonl, limit)) if jsonl else iter(())
+    learned = iter(jsonlines.open_jsonl(jsonl, limit, whole=whole) if jsonl else ())
     parts: list[_Part] = []
     for path, name in zip(paths, names, strict=True):
         match path.suffix.lower():
@@ -242,23 +248,31 @@ def _as_text(column: pa.Array, index: pa.Array) -> pa.Array:
     return column if column.null_count == 0 else pc.coalesce(column, index)
 
 
-def _cut(batches: Iterable[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
+def _read(part: _Part) -> Iterator[Taken]:
+    if isinstance(part, jsonlines.JsonlPart):
+        return part.taken(BATCH_ROWS)
+    return ((batch, {}) for batch in part.batches())
+
+
+def _cut(batches: Iterable[Taken], limit: int | None) -> Iterator[Taken]:
     left = limit
-    for batch in batches:
-        if left is None:
-            yield batch
+    for batch, texts in batches:
+        if left is None or batch.num_rows < left:
+            yield batch, texts
+            left = None if left is None else left - batch.num_rows
             continue
-        yield batch.slice(0, left)
-        left -= batch.num_rows
-        if left <= 0:
-            return
+        yield batch.slice(0, left), {}
+        return
 
 
-def _rechunk(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+def _rechunk(batches: Iterable[Taken], size: int) -> Iterator[Taken]:
     """The same rows in batches of exactly ``size``, the last one excepted."""
     held: list[pa.RecordBatch] = []
     count = 0
-    for batch in batches:
+    for batch, texts in batches:
+        if count == 0 and batch.num_rows == size:
+            yield batch, texts
+            continue
         held.append(batch)
         count += batch.num_rows
         if count < size:
@@ -266,12 +280,12 @@ def _rechunk(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Record
         table = pa.Table.from_batches(held)
         full = count - count % size
         for start in range(0, full, size):
-            yield _one_batch(table.slice(start, size))
+            yield _one_batch(table.slice(start, size)), {}
         # Combined, so that the rest does not keep the whole block it was cut from alive.
         rest = table.slice(full).combine_chunks()
         held, count = rest.to_batches(), rest.num_rows
     if count:
-        yield _one_batch(pa.Table.from_batches(held))
+        yield _one_batch(pa.Table.from_batches(held)), {}
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:

@@ -1,4 +1,7 @@
-"""JSON lines: one object a line. Read twice: once to check every line and learn the columns, once to convert.
+"""JSON lines: one object a line. The columns are learned from every line, or from those at the beginning.
+
+Who learned from the beginning only must be ready for an `InputError` while the rows are read: then
+the columns are others, or a line is bad, and only a look at every line tells what is the matter.
 
 Blocks of lines are decoded in one call where their outline proves that each line is one object;
 only other blocks, and blocks with an error, are looked at line by line.
@@ -7,8 +10,8 @@ only other blocks, and blocks with an error, are looked at line by line.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -32,8 +35,12 @@ _encode = msgspec.json.Encoder().encode
 Row = dict[str, Any]
 
 
+Taken = tuple[pa.RecordBatch, Mapping[str, Sequence[str | None]]]
+"""Rows, and the values of their text columns where those are at hand: Arrow makes them anew each time."""
+
+
 class _BadLines(Exception):
-    """Lines of a block that are no rows: ``(line number, reason)`` each."""
+    """Lines of a block that are no rows: ``(line of the block, reason)`` each."""
 
     def __init__(self, lines: list[tuple[int, str]]) -> None:
         super().__init__()
@@ -50,20 +57,52 @@ class JsonlPart:
     path: Path
     name: str
     schema: pa.Schema
+    learned: Mapping[str, _Learned] | None  # at the beginning; None: from every line
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        names = self.schema.names
+    def taken(self, size: int) -> Iterator[Taken]:
+        """The rows, ``size`` to a batch but the last. Raises InputError."""
+        texts = [_is_text(column) for column in self.schema]
+        held: list[list[Any]] = [[] for _ in texts]
+        for columns in self._columns():
+            for values, new in zip(held, columns, strict=True):
+                values.extend(new)
+            while len(held[0]) >= size:
+                full = [values[:size] for values in held]
+                yield (
+                    self._convert(full),
+                    {n: v for n, v, is_text in zip(self.schema.names, full, texts, strict=True) if is_text},
+                )
+                for values in held:
+                    del values[:size]
+        if held[0]:
+            yield self._convert(held), {}
+
+    def _columns(self) -> Iterator[list[list[Any]]]:
+        """The values of each column, block by block."""
+        names, is_known = self.schema.names, self.learned is None
         shape = _Shape(names, {column.name for column in self.schema if _is_text(column)})
-        for first_line, block in _blocks(self.path):
-            if columns := shape.columns(block, is_proven=True):
-                yield self._convert(columns)
-                continue
-            try:
-                rows = _rows(first_line, block)
-            except _BadLines as bad:
-                raise _refusal(self.name, bad.lines) from None
-            if rows:
-                yield self._convert([[row.get(name) for row in rows] for name in names])
+        learned = {name: replace(seen, types=set(seen.types)) for name, seen in (self.learned or {}).items()}
+        for offset, block in _blocks(self.path):
+            columns = shape.columns(block, is_proven=is_known)
+            if columns is None:
+                rows = self._rows(offset, block)
+                _learn(rows, learned)
+                columns = [[row.get(name) for row in rows] for name in names]
+            elif not is_known:
+                _learn_columns(columns, learned)
+            if not is_known and not _schema(learned).equals(self.schema, check_metadata=True):
+                raise InputError(
+                    f"{self.name} has other columns further down",
+                    why="only its beginning was looked at",
+                    fix="look at all of it",
+                )
+            yield columns
+
+    def _rows(self, offset: int, block: bytes) -> list[Row]:
+        try:
+            return _rows(block)
+        except _BadLines as bad:
+            raise _refusal(self.name, _numbered(self.path, offset, bad.lines)) from None
 
     def _convert(self, columns: list[list[Any]]) -> pa.RecordBatch:
         try:
@@ -138,21 +177,25 @@ class _Learned:
         return pa.field(name, pa.string(), metadata=_JSON_MARK)
 
 
-def open_jsonl(files: Sequence[tuple[Path, str]], limit: int | None) -> list[JsonlPart]:
+def open_jsonl(files: Sequence[tuple[Path, str]], limit: int | None, *, whole: bool) -> list[JsonlPart]:
     """Check every line (up to ``limit`` rows over all files) and learn one schema for all files.
+
+    Unless ``whole``, or with a limit, the beginning of each file has to do; the rest is held
+    against it while the rows are read.
 
     Raises:
         InputError: lines that are no JSON objects, the first five by file and line; files with
             other columns than the first; no rows.
     """
     learned: dict[str, _Learned] = {}
-    left = limit
+    left, is_all = limit, True
     parts: list[tuple[Path, str]] = []
     for path, name in files:
         if left is not None and left <= 0:
             break
         seen: dict[str, _Learned] = {}
-        count = _learn_file(path, name, seen, left)
+        count, is_read = _learn_file(path, name, seen, left, whole=whole or limit is not None)
+        is_all = is_all and is_read
         if count == 0:
             raise InputError(f"{name} holds no rows", why="every line is blank", fix="check what wrote it")
         if parts and seen.keys() != learned.keys():
@@ -165,23 +208,31 @@ def open_jsonl(files: Sequence[tuple[Path, str]], limit: int | None) -> list[Jso
         parts.append((path, name))
     if not learned:
         raise InputError(f"{files[0][1]} has no columns", why="every object is empty", fix="check what wrote it")
-    schema = pa.schema([column.arrow(name) for name, column in learned.items()])
     # Files past the limit are never read, so they take the columns of those that are.
-    return [JsonlPart(path, name, schema) for path, name in files]
+    return [JsonlPart(path, name, _schema(learned), None if is_all else learned) for path, name in files]
 
 
-def _learn_file(path: Path, name: str, learned: dict[str, _Learned], left: int | None) -> int:
+def _schema(learned: Mapping[str, _Learned]) -> pa.Schema:
+    return pa.schema([column.arrow(name) for name, column in learned.items()])
+
+
+def _learn_file(
+    path: Path, name: str, learned: dict[str, _Learned], left: int | None, *, whole: bool
+) -> tuple[int, bool]:
+    """How many rows were read, and whether those are all that count."""
     count, bad = 0, list[tuple[int, str]]()
     shape: _Shape | None = None
-    for first_line, block in _blocks(path):
+    for offset, block in _blocks(path):
+        if count and not whole:
+            return count, False
         if shape is not None and (columns := shape.columns(block)):
             _learn_columns(columns, learned)
             count += len(columns[0])
             continue
         try:
-            rows = _rows(first_line, block)
+            rows = _rows(block)
         except _BadLines as found:
-            bad.extend(found.lines)
+            bad.extend(_numbered(path, offset, found.lines))
             if len(bad) >= _SHOWN:
                 break
             continue
@@ -195,7 +246,7 @@ def _learn_file(path: Path, name: str, learned: dict[str, _Learned], left: int |
             shape = _Shape(list(learned), texts)
     if bad:
         raise _refusal(name, bad)
-    return count
+    return count, True
 
 
 def _learn(rows: list[Row], learned: dict[str, _Learned]) -> None:
@@ -223,15 +274,24 @@ def _column(values: list[Any], column: pa.Field) -> pa.Array:
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Blocks of whole lines, each with the number of its first line."""
+    """Blocks of whole lines, each with where it begins."""
     with path.open("rb") as file:
-        if file.read(3) != codecs.BOM_UTF8:
-            file.seek(0)
-        first_line = 1
+        offset = 3 if file.read(3) == codecs.BOM_UTF8 else 0
+        file.seek(offset)
         while block := file.read(_BLOCK_BYTES):
             block += file.readline()
-            yield first_line, block
-            first_line += block.count(b"\n")
+            yield offset, block
+            offset += len(block)
+
+
+def _numbered(path: Path, offset: int, bad: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Lines of a block that begins at ``offset`` as lines of the file, the first being 1."""
+    before, left = 1, offset
+    with path.open("rb") as file:
+        while left and (chunk := file.read(min(_BLOCK_BYTES, left))):
+            before += chunk.count(b"\n")
+            left -= len(chunk)
+    return [(before + line, reason) for line, reason in bad]
 
 
 def _lines(text: bytes) -> int | None:
@@ -245,7 +305,7 @@ def _lines(text: bytes) -> int | None:
     return lines if joints == lines - 1 else None
 
 
-def _rows(first_line: int, block: bytes) -> list[Row]:
+def _rows(block: bytes) -> list[Row]:
     text = block.strip(_BLANK)
     leading = block[: len(block) - len(block.lstrip(_BLANK))].count(b"\n") if text else 0
     if (lines := _lines(text)) is not None:
@@ -255,7 +315,7 @@ def _rows(first_line: int, block: bytes) -> list[Row]:
             rows = []
         if len(rows) == lines:
             return rows
-    return _rows_one_by_one(first_line + leading, text)
+    return _rows_one_by_one(leading, text)
 
 
 def _rows_one_by_one(first_line: int, text: bytes) -> list[Row]:

@@ -56,11 +56,12 @@ class House:
     folder: Path
     timing: dict[str, Any]
     key: str = "sk-x"
+    settings: str = ""  # more of nightmill.toml
     mill: Mill = field(init=False)
 
     def __post_init__(self) -> None:
         lines = [f"{name} = {json.dumps(value)}" for name, value in self.timing.items()]
-        (self.folder / "nightmill.toml").write_text("[timing]\n" + "\n".join(lines) + "\n")
+        (self.folder / "nightmill.toml").write_text("[timing]\n" + "\n".join(lines) + "\n" + self.settings)
         self.open()
 
     def open(self) -> None:
@@ -169,11 +170,11 @@ class House:
 @contextlib.contextmanager
 def house(
     folder: Path, *faults: dict[str, Any], sim: dict[str, Any] | None = None, timing: dict[str, Any] | None = None,
-    key: str = "sk-x",
+    key: str = "sk-x", settings: str = "",
 ) -> Iterator[House]:  # fmt: skip
     """A mill and a simulator with ``faults`` in force, for as long as the block lasts."""
     with in_thread(SimulatorConfig(**{**FAST, **(sim or {}), "faults": faults})) as url:
-        made = House(url, folder, {**SOON, **(timing or {})}, key)
+        made = House(url, folder, {**SOON, **(timing or {})}, key, settings)
         try:
             yield made
         finally:

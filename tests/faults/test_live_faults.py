@@ -158,3 +158,13 @@ def test_an_account_that_cannot_pay_pauses(tmp_path: Path, key: str, says: str) 
         truth(h, job)
         exact(h, job)
         assert attempts(h, job) == [1] * ROWS
+
+
+def test_a_model_the_provider_does_not_know_pauses(tmp_path: Path) -> None:
+    """A 404 concerns every row: the first one pauses the job with the provider's words, no row fails."""
+    prices = '[models."openai/gpt-unheard-of"]\nprice = { input = 1.0, output = 1.0 }\n'
+    with house(tmp_path, settings=prices) as h:
+        job = h.run(h.submit(ROWS, "live", model="openai/gpt-unheard-of"))
+        assert job.state == "paused"
+        assert "does not exist" in (job.reason or "")
+        assert h.tally(job).spent_nanos == 0

@@ -413,6 +413,8 @@ def test_a_live_answer_comes_with_what_its_headers_teach():
         (429, b"<html>", False),
         (401, error("key"), True),
         (403, b"<html>", True),
+        (404, error("no such model", "model_not_found"), True),
+        (404, b"404 page not found", True),
         (400, error("bad"), False),
         (500, error("insufficient_quota is mentioned"), False),
     ],

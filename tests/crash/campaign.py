@@ -40,12 +40,14 @@ def _take_over(home: Home, first: Worker, *, struck: bool) -> None:
     if struck and home.is_locked():
         second = home.start()
         first.wake()
-        assert second.wait() in DONE, second.said("beside the woken worker")
+        second.wait()
+        first.wait()
+        home.finish()
     else:
         home.finish()
         if struck:
             first.wake()
-    first.wait()
+        first.wait()
     assert "Traceback" not in first.text(), first.said("the woken worker")
 
 

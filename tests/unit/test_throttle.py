@@ -169,3 +169,40 @@ def test_whoever_waits_is_woken_by_a_call_that_ends() -> None:
         return [*seen, second.done()]
 
     assert asyncio.run(go()) == [True, False, True]
+
+
+def test_who_goes_on_at_once_keeps_its_slot() -> None:
+    """A slot given back and taken again wakes nobody for nothing; one not taken again goes to a waiter."""
+
+    async def go() -> list[bool]:
+        made = throttle(Clock(), in_flight=1, fixed=True)
+        await made.take(1)
+        waits = asyncio.ensure_future(made.take(1))
+        await asyncio.sleep(0)
+        made.give_back(answered=True)
+        kept = made.try_take(1)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        seen = [kept, waits.done()]
+        made.give_back(answered=True)
+        await asyncio.wait([waits], timeout=5.0)
+        return [*seen, waits.done()]
+
+    assert asyncio.run(go()) == [True, False, True]
+
+
+def test_all_who_wait_for_the_rates_get_through() -> None:
+    """Waiters go one after the other as the pace allows, also after one of them gave up on its turn."""
+
+    async def go() -> int:
+        made = throttle(Clock(), requests_per_minute=60_000.0)
+        made._now = asyncio.get_running_loop().time
+        waiting = [asyncio.ensure_future(made.take(1)) for _ in range(30)]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=5.0)
+        given_up = [task for task in waiting if not task.done()][:2]
+        for task in given_up:
+            task.cancel()
+        await asyncio.wait(waiting, timeout=5.0)
+        return sum(task.done() and not task.cancelled() for task in waiting)
+
+    assert asyncio.run(go()) == 28

@@ -70,17 +70,21 @@ class Journal:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def write(self, line: bytes) -> None:
-        with self._explained():
-            left = memoryview(line)
-            while left:
-                left = left[os.write(self._fd, left) :]
+        try:
+            written = os.write(self._fd, line)
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+        except OSError:
+            with self._explained():
+                raise
 
-    def sync(self) -> None:
-        with self._explained():
-            os.fsync(self._fd)
-
-    def close(self) -> None:
-        os.close(self._fd)
+    def end(self) -> None:
+        """Sync what was written, and close."""
+        try:
+            with self._explained():
+                os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -202,8 +206,7 @@ class _Sender:
         except _Pause as pause:
             self._trouble = pause
         finally:
-            journal.sync()
-            journal.close()
+            await asyncio.to_thread(journal.end)
         reach("live.synced")
         if isinstance(self._trouble, NightmillError):
             raise self._trouble
@@ -262,9 +265,11 @@ class _Sender:
 
     async def _send_some(self, todo: Iterator[_Row], journal: Journal) -> None:
         """Send one row after the other. Trouble ends every hand, but never a call under way: that is paid for."""
+        throttle, tokens = self._throttle, self._tokens + self._cap
         for row in todo:
             while not row.done:
-                await self._throttle.take(self._tokens + self._cap)
+                if not throttle.try_take(tokens):
+                    await throttle.take(tokens)
                 answered = False
                 try:
                     if self._stopping() or self._trouble is not None:
@@ -274,7 +279,7 @@ class _Sender:
                     self._trouble = self._trouble or trouble
                     return
                 finally:
-                    self._throttle.give_back(answered=answered)
+                    throttle.give_back(answered=answered)
 
     def _lease_is_long_enough(self) -> bool:
         return not self._lease.lost and self._lease.until - self._desk.ledger.moment() > self._need_s

@@ -7,6 +7,7 @@ the ledger: each takes its part of a limit, by how many workers live now.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,8 +40,8 @@ class Throttle:
         self._in_flight = 0
         self._next_request = self._next_tokens = 0.0  # when the rates allow the next call
         self._cool_until = 0.0
-        self._waiters: list[asyncio.Future[None]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._call: asyncio.Handle | None = None  # to `_admit`, soon or when the rates allow
 
     @property
     def window(self) -> int:
@@ -56,25 +57,42 @@ class Throttle:
     def in_flight(self) -> int:
         return self._in_flight
 
+    def try_take(self, tokens: int) -> bool:
+        """Take a slot for a call of about ``tokens`` tokens if one is free now; `give_back` ends it."""
+        if self._wait_s() != 0.0:
+            return False
+        self._in_flight += 1
+        rates = self._rates
+        if rates.requests_per_minute:
+            gap = 60.0 * self.workers / rates.requests_per_minute
+            self._next_request = max(self._next_request, self._now()) + gap
+        if rates.tokens_per_minute:
+            gap = 60.0 * self.workers * tokens / rates.tokens_per_minute
+            self._next_tokens = max(self._next_tokens, self._now()) + gap
+        return True
+
     async def take(self, tokens: int) -> None:
         """Wait for a slot for a call of about ``tokens`` tokens; `give_back` ends it."""
-        while (wait := self._wait_s()) != 0.0:
-            await self._sleep(wait)
-        self._in_flight += 1
-        now = self._now()
-        if self._rates.requests_per_minute:
-            gap = 60.0 * self.workers / self._rates.requests_per_minute
-            self._next_request = max(self._next_request, now) + gap
-        if self._rates.tokens_per_minute:
-            gap = 60.0 * self.workers * tokens / self._rates.tokens_per_minute
-            self._next_tokens = max(self._next_tokens, now) + gap
+        while not self.try_take(tokens):
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            self._admit()
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+                self._admit()  # it may have been this one's turn
+                raise
+        self._admit()  # there may be room for the next one
 
     def give_back(self, *, answered: bool) -> None:
         """The call is over; ``answered``: the provider took it without complaint."""
         self._in_flight -= 1
         if answered and not self._rates.fixed and self._window < self._rates.in_flight:
             self._window += 1.0 / self._window
-        self._wake()
+        if self._waiters:  # soon, not now: who gives a slot back mostly has a next call, and goes on at once
+            self._admit_in(0.0)
 
     def cool_down(self, seconds: float) -> float | None:
         """The provider asks for less: pause all calls. The moment it ends, or None if one is under way.
@@ -104,27 +122,27 @@ class Throttle:
 
     def _wait_s(self) -> float | None:
         """Seconds until the next slot: 0.0 is now, None is when a call ends."""
-        now = self._now()
-        wait = max(self._cool_until, self._next_request, self._next_tokens) - now
-        if wait > 0.0:
+        opens = max(self._cool_until, self._next_request, self._next_tokens)
+        if opens and (wait := opens - self._now()) > 0.0:
             return wait
         return 0.0 if self._in_flight < self.window else None
 
-    async def _sleep(self, wait: float | None) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            async with asyncio.timeout(wait):
-                await waiter
-        except TimeoutError:
+    def _admit(self) -> None:
+        """Wake one waiter if it can go now; it wakes the next. Or come back when the rates allow."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        while self._waiters and self._waiters[0].done():
+            self._waiters.popleft()
+        if not self._waiters:
             return
-        finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+        wait = self._wait_s()
+        if wait == 0.0:
+            self._waiters.popleft().set_result(None)
+        elif wait is not None:
+            self._admit_in(wait)
 
-    def _wake(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.pop(0)
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+    def _admit_in(self, wait: float) -> None:
+        if self._call is None:
+            loop = asyncio.get_running_loop()
+            self._call = loop.call_later(wait, self._admit) if wait else loop.call_soon(self._admit)

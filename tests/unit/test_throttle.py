@@ -195,7 +195,7 @@ def test_all_who_wait_for_the_rates_get_through() -> None:
     """Waiters go one after the other as the pace allows, also after one of them gave up on its turn."""
 
     async def go() -> int:
-        made = throttle(Clock(), requests_per_minute=60_000.0)
+        made = throttle(Clock(), requests_per_minute=60_000.0, in_flight=64, fixed=True)
         made._now = asyncio.get_running_loop().time
         waiting = [asyncio.ensure_future(made.take(1)) for _ in range(30)]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=5.0)

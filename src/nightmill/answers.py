@@ -55,8 +55,13 @@ def digest(salt: bytes, body: bytes) -> bytes:
 
 
 def digests(salt: bytes, bodies: Iterable[bytes]) -> list[bytes]:
-    """`digest` of many: a call a row would cost as much as the hash."""
-    return [sha256(salt + body).digest()[:DIGEST_BYTES] for body in bodies]
+    """`digest` of many. Copies of one that has begun take less time than beginning anew."""
+    begun, made = sha256(salt).copy, []
+    for body in bodies:
+        each = begun()
+        each.update(body)
+        made.append(each.digest()[:DIGEST_BYTES])
+    return made
 
 
 class CacheHit(NamedTuple):

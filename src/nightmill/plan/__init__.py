@@ -144,6 +144,7 @@ class _Planner:
     def _keep(self, writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
         writer.write_batch(batch)
         _digest_batch(self._rows_digest, batch)
+        self._keys.add(batch.column("key"))
 
     def _take(
         self, batch: pa.RecordBatch, texts: Mapping[str, Sequence[str | None]], cutter: Cutter, deduper: Deduper
@@ -155,7 +156,6 @@ class _Planner:
         self._sample(batch, bodies, first)
         deduper.add_many(first, digests(self._salt, bodies))
         cutter.add(range(first, first + len(bodies)), bodies)
-        self._keys.add(batch.column("key"))
         self._rows += len(bodies)
 
     def _sample(self, batch: pa.RecordBatch, bodies: Sequence[bytes], first: int) -> None:

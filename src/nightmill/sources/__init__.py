@@ -85,8 +85,9 @@ class Source:
 
     def _with_key(self, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
         column = self.key_column or {"line": "text", "file": "path"}.get(self.kind)
-        index = pa.array(range(first, first + batch.num_rows), pa.int64()).cast(pa.string())
-        keys = index if column is None else _as_text(batch.column(column), index)
+        keys = _numbers(first, batch) if column is None else _as_text(batch.column(column))
+        if keys.null_count:
+            keys = pc.coalesce(keys, _numbers(first, batch))  # so that no row is without a key
         data = self.schema.names
         if data[0] == KEY:
             data = data[1:]
@@ -240,12 +241,15 @@ def _choose_key(columns: Sequence[str], key: str | None, *, plain_text: bool) ->
     return key
 
 
-def _as_text(column: pa.Array, index: pa.Array) -> pa.Array:
-    """Keys as text; a row without one gets its index, so that no row is without a key."""
+def _numbers(first: int, batch: pa.RecordBatch) -> pa.Array:
+    """The rows' indexes as text."""
+    return pa.array(range(first, first + batch.num_rows), pa.int64()).cast(pa.string())
+
+
+def _as_text(column: pa.Array) -> pa.Array:
     if pa.types.is_floating(column.type):
         column = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
-    column = column.cast(pa.string())
-    return column if column.null_count == 0 else pc.coalesce(column, index)
+    return column.cast(pa.string())
 
 
 def _read(part: _Part) -> Iterator[Taken]:

@@ -652,7 +652,7 @@ class Mill:
             provider, bind(Task.from_dict(spec["task"]), spec["columns"], {}), Parameters.from_dict(spec["parameters"])
         )
         free, wanted = self.tightest(), set(indexes)
-        embeddings = "/embeddings" in compiled.url
+        embeddings = compiled.is_embeddings
         limits = bounds(job.lane, provider.limits, batch_size=spec["batch_size"], hold_nanos=_quarter(free),
                         embeddings=embeddings)  # fmt: skip
         cutter = Cutter(
@@ -741,7 +741,7 @@ def check_of(parameters: Parameters) -> Check | None:
 
 def _bounded(order: Order, options: RunOptions, free: Limit | None) -> Order:
     """Shards whose hold is at most a quarter of the tightest limit's free money."""
-    embeddings = order.compiled.cap_tokens == 0
+    embeddings = order.compiled.is_embeddings
     limits = bounds(
         order.lane,
         order.provider.limits,

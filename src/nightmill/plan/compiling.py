@@ -57,8 +57,7 @@ class Compiled:
         self.columns = task.columns
         probe = self._probe(dict.fromkeys(range(len(task.templates)), "x"))
         self.url, self.notes = probe.url, probe.notes
-        body = msgspec.json.decode(probe.body)
-        self.cap_tokens: int = body.get("max_completion_tokens", 0)
+        self.cap_tokens, self.is_embeddings = probe.cap_tokens, probe.inputs > 0
         self._pieces: list[bytes] | None = None
         self._order: tuple[str, ...] = ()
         if self._is_plain():

@@ -99,6 +99,8 @@ class Encoded:
     url: str  # the endpoint, "/v1/chat/completions"
     body: bytes  # JSON, one line
     notes: tuple[str, ...] = field(default=())  # defaults that were left out, and why
+    cap_tokens: int = 0  # most output tokens that can be billed for it
+    inputs: int = 0  # texts to embed; 0 = it asks for no embeddings
 
 
 class Provider(Protocol):

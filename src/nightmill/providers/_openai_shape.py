@@ -424,6 +424,17 @@ def json_line(body: Mapping[str, Any]) -> bytes:
         raise CannotCarry("the request cannot be written as JSON", why=why, fix="correct the row or the task") from exc
 
 
+def cap_of(body: Mapping[str, Any]) -> int:
+    """Most output tokens that ``body`` can be billed for: its cap, for every choice it asks for."""
+    return int(body.get("max_completion_tokens") or 0) * int(body.get("n") or 1)
+
+
+def inputs_of(body: Mapping[str, Any]) -> int:
+    """How many texts ``body`` asks to embed."""
+    given = body["input"]
+    return len(given) if isinstance(given, list) and given and not isinstance(given[0], int) else 1
+
+
 def line_pieces(url: str) -> tuple[bytes, bytes, bytes]:
     """The fixed parts of a shard line, newline included: before the custom_id, before the body, the end."""
     return b'{"custom_id":', b',"method":"POST","url":' + _encode(url) + b',"body":', b"}\n"

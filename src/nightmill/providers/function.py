@@ -19,7 +19,7 @@ import msgspec
 
 from nightmill.errors import CannotCarry, Uncertain, UsageError
 from nightmill.providers import Account, Encoded, Limits, LiveReply, Request
-from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, carried, error_body, json_line, scrub
+from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, cap_of, carried, error_body, json_line, scrub
 
 CHAT_URL = "/v1/chat/completions"
 _ALWAYS = frozenset({"model", "messages"})
@@ -59,7 +59,7 @@ class Function(OpenAILines):
                     fix=f"give {self.model} a parameter {key}, or leave it out",
                 )
             notes.append(f"{key} is not passed on: {self.model} has no such parameter")
-        return Encoded(CHAT_URL, json_line(body), tuple(notes))
+        return Encoded(CHAT_URL, json_line(body), tuple(notes), cap_of(body))
 
     async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
         """Call the function once. What it raises is an answer of status 500.

@@ -22,7 +22,15 @@ import msgspec
 from nightmill.errors import CannotCarry, NeverSent, Uncertain, UsageError
 from nightmill.providers import Account, Encoded, Limits, LiveReply, Request
 from nightmill.providers._http import shorten
-from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, carried, error_body, json_line
+from nightmill.providers._openai_shape import (
+    MODEL_ERROR,
+    OpenAILines,
+    cap_of,
+    carried,
+    error_body,
+    inputs_of,
+    json_line,
+)
 
 CHAT_URL = "/v1/chat/completions"
 EMBEDDINGS_URL = "/v1/embeddings"
@@ -58,12 +66,12 @@ class Local(OpenAILines):
         body = carried(self.name, self.model, request, user_set)
         if "input" in body and "messages" not in body:
             body = {key: value for key, value in body.items() if key in ("model", "input") or key in user_set}
-            return Encoded(EMBEDDINGS_URL, json_line(body))
+            return Encoded(EMBEDDINGS_URL, json_line(body), inputs=inputs_of(body))
         if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
             why = "a model answers to messages"
             raise CannotCarry("the request has no messages", why=why, fix="give each row a prompt")
         body.setdefault("max_completion_tokens", DEFAULT_CAP)
-        return Encoded(CHAT_URL, json_line(body))
+        return Encoded(CHAT_URL, json_line(body), cap_tokens=cap_of(body))
 
     async def warm(self, url: str = CHAT_URL) -> None:
         """Load the model for ``url``, if it is not loaded yet.

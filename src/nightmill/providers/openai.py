@@ -21,8 +21,10 @@ from nightmill.providers._openai_shape import (
     METADATA_KEY,
     OpenAILines,
     batch_view,
+    cap_of,
     carried,
     failure,
+    inputs_of,
     json_line,
     load_json,
     must_stop,
@@ -89,13 +91,13 @@ class OpenAI(OpenAILines):
         notes: list[str] = []
         if "input" in body and "messages" not in body:
             _fit_embeddings(body, notes, user_set)
-            return Encoded(EMBEDDINGS_URL, json_line(body), tuple(notes))
+            return Encoded(EMBEDDINGS_URL, json_line(body), tuple(notes), inputs=inputs_of(body))
         if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
             why = "a model answers to messages"
             raise CannotCarry("the request has no messages", why=why, fix="give each row a prompt")
         _fit_cap(self.model, body, notes, user_set)
         _fit_sampling(self.model, body, notes, user_set)
-        return Encoded(CHAT_URL, json_line(body), tuple(notes))
+        return Encoded(CHAT_URL, json_line(body), tuple(notes), cap_of(body))
 
     # -- the batch lane ------------------------------------------------------------------------
 

@@ -134,7 +134,7 @@ def _as_usage_error(error: click.UsageError) -> UsageError:
     if isinstance(error, click.NoSuchOption):
         known = [o for p in error.ctx.command.params for o in p.opts if o[0] == "-"] if error.ctx is not None else []
         near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.5)
-        why = f"{command} has {', '.join(sorted(known))}"
+        why = f"{command} has {', '.join(sorted(known)) or 'no such option'}"
         return UsageError(f"no option {error.option_name}", why=why, fix=f"did you mean {near[0]}?" if near else fix)
     text = error.format_message().rstrip(".")
     what, why = text[:1].lower() + text[1:], error.ctx.get_usage() if error.ctx is not None else "it ends too early"

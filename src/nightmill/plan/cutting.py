@@ -149,6 +149,10 @@ class Cutter:
         )
 
 
+class _Abandoned(Exception):
+    """Ends a file in the making."""
+
+
 class _Open:
     """A shard file in the making."""
 
@@ -180,7 +184,7 @@ class _Open:
         self._do(self._context.__exit__, None, None, None)
 
     def abandon(self) -> None:
-        try:
-            self._context.__exit__(InterruptedError, InterruptedError(), None)
-        except InterruptedError:
+        try:  # no OSError: the store would take it for trouble of its own
+            self._context.__exit__(_Abandoned, _Abandoned(), None)
+        except _Abandoned:
             return

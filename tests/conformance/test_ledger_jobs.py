@@ -125,6 +125,21 @@ def test_the_second_starter_of_the_same_job_is_told(ledger: Ledger, other: Ledge
     assert publish(other, "job3", fingerprint="same").id == "job3"
 
 
+def test_a_plan_that_was_overtaken_is_refused(ledger: Ledger, other: Ledger) -> None:
+    """The same job, begun and ended by another while this one was planned or asked about, is not paid for again."""
+    other.begin_plan("job2", model="m", lane=Lane.BATCH)
+    publish(ledger, fingerprint="same")
+    finished(ledger)
+    before = everything(ledger)
+    quote = Quote(Lane.BATCH, 1, 1, 1, 1, 1, 1, 1, "tests")
+    with pytest.raises(Conflict, match="job1 did the same meanwhile"):
+        other.publish_plan(
+            "job2", name=None, fingerprint="same", task_digest="t", spec={}, quote=quote, rows=1, duplicates=0,
+            cached=0, shards=[new_shard("job2-0")], files=[],
+        )  # fmt: skip
+    assert everything(ledger) == before
+
+
 def test_a_name_is_unique_among_unfinished_jobs(ledger: Ledger) -> None:
     """A label means one job while it lives, and may be used again afterwards."""
     publish(ledger, name="nightly")

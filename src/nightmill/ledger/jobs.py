@@ -99,6 +99,7 @@ class JobVerbs(Database):
                 ).first()  # fmt: skip
                 if published is None:
                     raise Conflict(f"the plan {job_id} is gone", why="it was given up", fix="plan it again")
+                self._refuse_overtaken(connection, job_id, fingerprint)
                 insert_shards(connection, job_id, shards, self.moment())
                 insert_files(connection, job_id, files)
                 if budget_nanos is not None:
@@ -110,6 +111,18 @@ class JobVerbs(Database):
                 fix="run the same command again to go on with it, or give another --name, or --new",
             ) from error
         return self.find_job(job_id)
+
+    def _refuse_overtaken(self, connection: Connection, job_id: str, fingerprint: str) -> None:
+        """A job like this one that ended after this plan was begun answered rows that the plan would pay for again."""
+        begun = select(jobs.c.created_at).where(jobs.c.id == job_id).scalar_subquery()
+        like = and_(jobs.c.fingerprint == fingerprint, jobs.c.id != job_id, jobs.c.finished_at >= begun)
+        other = connection.execute(select(jobs.c.id).where(like).limit(1)).scalar()
+        if other is not None:
+            raise Conflict(
+                f"job {other} did the same meanwhile",
+                why="it ended after this plan was begun, and its answers are not in the plan",
+                fix="run the same command again: what was answered costs nothing then",
+            )
 
     def extend(
         self, job: Job, new: Sequence[NewShard], stored: Sequence[StoredFile], *, spec: dict[str, Any] | None = None

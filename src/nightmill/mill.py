@@ -676,7 +676,7 @@ class Mill:
             raise Conflict(f"shard {shard.tag} is not in doubt", why=f"it is {shard.state}", fix="nightmill show JOB")
         provider = self._batch_provider(shard) if adopt else None
         view = await _poll_once(provider, adopt) if provider and adopt else None
-        claimed = self.ledger.claim_one(shard.tag, self.settings.timing.lease_s)
+        claimed = self._claim_doubtful(shard, adopt)
         if provider and adopt and view:
             if not claimed.current.account:
                 await note_terms(self.desk, self.open_kit(shard.job_id).work, provider, claimed)
@@ -689,6 +689,25 @@ class Mill:
         self.ledger.write_off(claimed)
         return (
             f"{shard.tag} is written off: ${usd(claimed.current.hold_nanos):.6f} counts as spent, its rows as missing"
+        )
+
+    def _claim_doubtful(self, shard: Shard, adopt: str | None) -> Shard:
+        """The shard under a lease, still in doubt, and ``adopt`` nobody's batch yet; as it was before a Conflict."""
+        ledger = self.ledger
+        claimed = ledger.claim_one(shard.tag, self.settings.timing.lease_s)
+        other = ledger.submission_of(adopt) if adopt else None
+        if claimed.state is ShardState.IN_DOUBT and other is None:
+            return claimed
+        ledger.release(claimed, due_in_s=claimed.due - ledger.moment(), reason=claimed.reason)
+        if claimed.state is ShardState.IN_DOUBT:
+            raise Conflict(
+                f"batch {adopt} is that of {other} already", why="one batch answers one shard",
+                fix="give the id of another batch, or --resend or --write-off",
+            )  # fmt: skip
+        raise Conflict(
+            f"shard {shard.tag} is not in doubt any more",
+            why=f"a worker found out meanwhile: it is {claimed.state}",
+            fix=f"nightmill show {shard.job_id}",
         )
 
     def _batch_provider(self, shard: Shard) -> BatchProvider:

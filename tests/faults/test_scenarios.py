@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from faults_kit import House, exact, house, truth
 
+from nightmill.errors import Conflict
 from nightmill.ledger import Job
 from nightmill.simulator import faults as simulator_faults
 from nightmill.types import ShardState
@@ -290,9 +291,9 @@ def test_two_batches_of_one_submission_are_both_booked(tmp_path: Path) -> None:
         assert "second_batch" in h.alerts(job)
 
 
-def _in_doubt(h: House) -> Job:
+def _in_doubt(h: House, **options: Any) -> Job:
     """A job whose only shard stays in doubt: the list answers nothing."""
-    job = h.run(h.submit(ROWS), until=in_state(ShardState.IN_DOUBT))
+    job = h.run(h.submit(ROWS, **options), until=in_state(ShardState.IN_DOUBT))
     assert [s.state for s in h.shards(job)] == [ShardState.IN_DOUBT]
     return job
 
@@ -340,6 +341,40 @@ def test_resolve_by_sending_again(tmp_path: Path) -> None:
         assert counts(job) == {"succeeded": ROWS}
         assert len(h.batches()) == 2
         assert h.alerts(job).count("second_batch") == 1
+
+
+@pytest.mark.parametrize("decision", [{"resend": True}, {}, {"adopt": True}])
+def test_resolve_comes_too_late(tmp_path: Path, decision: dict[str, Any]) -> None:
+    """A worker adopted the batch while a person decided: the word is refused, and the first bill is booked."""
+    with house(tmp_path, *UNSURE) as h:
+        job = _in_doubt(h)
+        seen, batch = h.shards(job)[0], h.batches()[0]["id"]
+        given: dict[str, Any] = {"adopt": batch} if decision.get("adopt") else decision
+        h.mill.ledger.note_created(
+            h.mill.ledger.claim_one(seen.tag, 20.0), seen.submission, batch, status="x", due_in_s=0.0
+        )
+        with pytest.raises(Conflict, match="not in doubt any more"):
+            asyncio.run(h.mill.resolve(seen, **given))
+        h.faults()
+        job = h.run(job)
+        truth(h, job)
+        exact(h, job)
+        assert len(h.batches()) == 1
+
+
+def test_resolve_refuses_a_batch_that_is_anothers(tmp_path: Path) -> None:
+    """One batch answers one shard: adopting it twice would lose one of two answers and one of two bills."""
+    with house(tmp_path) as h:
+        h.run(h.submit(ROWS))
+        (batch,) = (made["id"] for made in h.batches())
+        h.faults(*UNSURE)
+        job = _in_doubt(h, prompt="Another word: {{ text }}")
+        with pytest.raises(Conflict, match="already"):
+            asyncio.run(h.mill.resolve(h.shards(job)[0], adopt=batch))
+        h.faults()
+        job = h.run(job)
+        assert counts(job) == {"succeeded": ROWS}
+        assert h.mill.budget()[-1].spent_nanos == h.invoice()["total_nanos"]
 
 
 def test_resolve_by_writing_off(tmp_path: Path) -> None:

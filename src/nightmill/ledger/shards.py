@@ -249,6 +249,13 @@ class ShardVerbs(Database):
             found = self._load(connection, shards.c.tag == tag)
         return found[0] if found else None
 
+    def submission_of(self, batch_id: str) -> str | None:
+        """The name of the submission that has this batch; None: no shard has it."""
+        which = submissions.c.batch_id == batch_id
+        with self._read() as connection:
+            found = connection.execute(select(submissions.c.tag, submissions.c.n).where(which)).first()
+        return f"{found.tag}.{found.n}" if found else None
+
     def shards_of(self, job_id: str, *states: ShardState) -> list[Shard]:
         """The job's shards in order, all or those in ``states``."""
         which = shards.c.job_id == job_id

@@ -189,3 +189,31 @@ def test_what_names_no_request_is_no_result_line(provider: Provider, line: bytes
     """A line without a custom_id is an error of the file, not of a row."""
     with pytest.raises(ValueError):  # noqa: PT011 - of whatever kind
         provider.decode(line)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "own"),
+    [
+        (200, json.dumps(whole("yes", usage=USAGE)).encode(), True),
+        (200, b'{"choices": [], "score": NaN}', True),
+        (200, b'{"data": []}', True),
+        (200, b'{"error": {"message": "no"}}', True),
+        (200, b"{}", False),
+        (200, b'{"choices": [', False),
+        (200, b"[]", False),
+        (503, b'{"error": {"message": "overloaded", "type": "server_error"}}', True),
+        (504, b'{"message": "Endpoint request timed out"}', False),
+        (502, b'{"error": "bad gateway"}', False),
+        (500, b"", False),
+    ],
+)
+def test_a_provider_knows_its_own_words(provider: Provider, status: int, body: bytes, own: bool) -> None:
+    """An answer in its shape, or its own error: anything else was said by something in between."""
+    assert isinstance(provider, LiveProvider)
+    assert provider.is_own(LiveReply(status, body)) is own
+
+
+def test_an_own_error_is_a_providers_own_words(provider: Provider) -> None:
+    """What a provider writes for a request it refused it takes for its own."""
+    assert isinstance(provider, LiveProvider)
+    assert provider.is_own(LiveReply(500, provider.error_body("it broke")))

@@ -173,10 +173,10 @@ def _again(status: int) -> bool:
     return status >= 500 or status in _RETRY_STATUSES
 
 
-def _may_have_run(reply: LiveReply) -> bool:
-    """A page of some gateway in place of the provider's answer, or of its own error: the call may be billed."""
+def _may_have_run(provider: LiveProvider, reply: LiveReply) -> bool:
+    """Some gateway spoke in place of the provider, in JSON or not: the call may be billed."""
     gateway_gave_up = reply.status < 300 or _again(reply.status)
-    return gateway_gave_up and reply.body.lstrip()[:1] != b"{"
+    return gateway_gave_up and not provider.is_own(reply)
 
 
 class _Sender:
@@ -329,7 +329,7 @@ class _Sender:
             journal.write(wire.unsent_mark(custom_id))
             await self._cool(reply)
             return False
-        if _may_have_run(reply):
+        if _may_have_run(self._provider, reply):
             journal.write(wire.lost_mark(custom_id))
             await self._lost(row, Uncertain("the answer is no answer", why=f"it begins {reply.body[:40]!r}"))
             return False

@@ -198,3 +198,10 @@ class LiveProvider(Provider, Protocol):
     async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
         """One request, one try. Raises NeverSent, Uncertain; every HTTP status is a reply."""
         ...
+
+    def is_own(self, reply: LiveReply) -> bool:
+        """Whether the body is the provider's own: an answer with a 2xx status, its error shape with any other.
+
+        Where it is not, something between us and the provider spoke, and the call may have run.
+        """
+        ...

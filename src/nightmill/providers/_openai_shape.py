@@ -83,6 +83,14 @@ class _Response(msgspec.Struct, gc=False):
     body: _Body
 
 
+class _Shape(msgspec.Struct, gc=False):
+    """The parts that tell an answer; all else is skipped over."""
+
+    choices: list[msgspec.Raw] | None = None
+    data: list[msgspec.Raw] | None = None
+    output: list[msgspec.Raw] | None = None
+
+
 class _Line(msgspec.Struct, gc=False):
     """A line with a plain, complete chat answer: nearly all of them. Any other shape is a ValidationError."""
 
@@ -117,6 +125,7 @@ class _VectorLine(msgspec.Struct, gc=False):
 
 _NOT_STRICT = (msgspec.DecodeError, ValueError, RecursionError)  # ValueError: bytes that are not UTF-8
 _decode_line = msgspec.json.Decoder(_Line).decode
+_decode_shape = msgspec.json.Decoder(_Shape).decode
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode  # one whole JSON text; does not look whether it is UTF-8
 _decode_vectors = msgspec.json.Decoder(_VectorLine).decode
 
@@ -474,6 +483,9 @@ class OpenAILines:
     def error_body(self, message: str) -> bytes:
         return error_body(message)
 
+    def is_own(self, reply: LiveReply) -> bool:
+        return is_own(reply.status, reply.body)
+
 
 # -- refusals and limits -----------------------------------------------------------------------
 
@@ -486,6 +498,28 @@ def own_error(body: bytes) -> dict[str, Any] | None:
         return None
     error = whole.get("error") if isinstance(whole, dict) else None
     return error if isinstance(error, dict) and isinstance(error.get("message"), str) else None
+
+
+def is_own(status: int, body: bytes) -> bool:
+    """Whether ``body`` is in the provider's own shape: an answer where ``status`` is a success, else an error."""
+    if not 200 <= status < 300:
+        return own_error(body) is not None
+    try:
+        shape = _decode_shape(body)
+    except _NOT_STRICT:
+        return _holds_answer(body)
+    return shape.choices is not None or shape.data is not None or shape.output is not None or bool(own_error(body))
+
+
+def _holds_answer(body: bytes) -> bool:
+    """The tolerant look, for JSON as it is really sent."""
+    try:
+        whole = load_json(body)
+    except ValueError:
+        return False
+    return isinstance(whole, dict) and (
+        any(isinstance(whole.get(key), list) for key in ("choices", "data", "output")) or bool(whole.get("error"))
+    )
 
 
 def failure(op: str, reply: Reply, now: float) -> ProviderError:

@@ -325,8 +325,10 @@ class Mill:
         self._drop_plan(prepared.plan.job_id)
 
     def _drop_plan(self, job_id: str) -> None:
-        self.store.drop_folder(self.store.job_folder(job_id))  # first: on a full disk the ledger needs the room
-        self.ledger.abandon_plan(job_id)
+        """A plan and its files go; a job, though this is called late, keeps its own."""
+        if self.ledger.is_planned(job_id):
+            self.store.drop_folder(self.store.job_folder(job_id))  # first: on a full disk the ledger needs the room
+            self.ledger.abandon_plan(job_id)
 
     def _order(self, options: RunOptions, whole: bool) -> tuple[Order, dict[str, Any], Source, str]:
         settings = self.settings

@@ -60,6 +60,12 @@ class JobVerbs(Database):
             )  # fmt: skip
         return dead
 
+    def is_planned(self, job_id: str) -> bool:
+        """A plan in the making has this id, and no job yet."""
+        with self._read() as connection:
+            plan = select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.state == JobState.PLANNING)
+            return connection.execute(plan).first() is not None
+
     def abandon_plan(self, job_id: str) -> None:
         """The plan came to nothing; no trace stays."""
         with self._write("abandon_plan") as connection:

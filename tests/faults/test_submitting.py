@@ -1,0 +1,61 @@
+"""Making a plan a job: interrupted, named, gone on with under other options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults_kit import House, exact, house, truth
+
+from nightmill.mill import RunOptions
+
+ROWS = 4
+
+
+def options_for(h: House, **more: Any) -> RunOptions:
+    """The command that `House.submit` gives, with more options."""
+    path = h.folder / f"in-{ROWS}.csv"
+    path.write_text("id,text\n" + "".join(f"k{i},word number {i}\n" for i in range(ROWS)))
+    given: dict[str, Any] = {
+        "max_output": 400,
+        "prompt": "Say it: {{ text }}",
+        "model": "openai/gpt-4o-mini",
+        "lane": "live",
+    }
+    return RunOptions((str(path),), **(given | more))
+
+
+def test_ctrl_c_right_after_publishing_keeps_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted between the commit that made the plan a job and its return: the job has its files and runs."""
+    with house(tmp_path) as h:
+        prepared = h.mill.prepare(options_for(h))
+
+        def ctrl_c(_: str) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(h.mill.ledger, "find_job", ctrl_c)
+            with pytest.raises(KeyboardInterrupt):
+                h.mill.submit(prepared)
+        h.mill.discard(prepared)  # as the command line does
+        (job,) = h.mill.ledger.jobs()
+        job = h.run(job)
+        truth(h, job)
+        exact(h, job)
+        assert job.state == "completed"
+
+
+def test_a_plan_that_was_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted before the commit: no job, no plan, no files."""
+    with house(tmp_path) as h:
+        prepared = h.mill.prepare(options_for(h))
+
+        def ctrl_c(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(h.mill.ledger, "publish_plan", ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            h.mill.submit(prepared)
+        assert h.sql("SELECT id FROM jobs") == []
+        assert not h.mill.store.path(h.mill.store.job_folder(prepared.plan.job_id)).exists()

@@ -1,8 +1,8 @@
 """Settings: nightmill.toml < .env < environment < arguments, resolved once at the edge.
 
 `load_settings` reads the file and the environment it is given and returns one frozen `Settings`;
-arguments are put over it with `dataclasses.replace`. Nothing below the command line and `Mill`
-reads the process environment: keys are looked up in ``Settings.env`` and nowhere else.
+arguments are put over it with `dataclasses.replace`. No key or setting is read from the process
+environment after that: they are looked up in ``Settings.env`` and nowhere else.
 """
 
 from __future__ import annotations
@@ -116,10 +116,9 @@ class Settings:
     budget_total_nanos: int | None = None
     budget_day_nanos: int | None = None
     budget_month_nanos: int | None = None
-    models: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # "P/M" -> price, context, ...
-    providers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # "P/M" -> price, path
+    providers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # name -> base_url, api_key_env, limits
     task_folders: tuple[Path, ...] = ()
-    database: str | None = field(default=None, repr=False)  # NIGHTMILL_DB; may hold a password
     env: Mapping[str, str] = field(default_factory=Environment, repr=False)
     log_level: str = "INFO"
 
@@ -135,6 +134,7 @@ def load_settings(cwd: Path, environ: Mapping[str, str]) -> Settings:
     """
     cwd = cwd.absolute()
     env = Environment({**_read_dotenv(cwd / ".env"), **environ})
+    _refuse_database(env)
     home = _folder(env.get("NIGHTMILL_HOME") or "~/.nightmill", cwd, env)
     file = find_file(cwd, home)
     reader = _Reader(file, env, _read_toml(file) if file else {})
@@ -148,7 +148,6 @@ def load_settings(cwd: Path, environ: Mapping[str, str]) -> Settings:
         models=reader.models(),
         providers=reader.providers(),
         task_folders=reader.task_folders(),
-        database=env.get("NIGHTMILL_DB") or None,
         env=env,
         log_level=_log_level(env),
     )
@@ -192,6 +191,15 @@ def parse_usd(text: str) -> int:
 
 def _refuse_usd(text: str, why: str) -> NoReturn:
     raise UsageError(f"{text!r} is not an amount of dollars", why=why, fix="give dollars, such as 5 or 2.50")
+
+
+def _refuse_database(env: Mapping[str, str]) -> None:
+    if env.get("NIGHTMILL_DB", "").strip():
+        raise UsageError(
+            "NIGHTMILL_DB is not supported yet",
+            why="the ledger is a SQLite file in the home; another database would be ignored",
+            fix="unset NIGHTMILL_DB, and choose the home with NIGHTMILL_HOME",
+        )
 
 
 def _folder(text: str, base: Path, env: Mapping[str, str]) -> Path:
@@ -273,12 +281,6 @@ def _text(value: object) -> str:
     raise ValueError("text")
 
 
-def _flag(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError("true or false")
-
-
 def _whole(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
@@ -291,10 +293,13 @@ def _number(value: object) -> float:
     raise ValueError("a number")
 
 
-def _quality(value: object) -> float:
-    if 0 <= (number := _number(value)) <= 100:
-        return number
-    raise ValueError("a number from 0 to 100")
+class _NotYetError(Exception):
+    pass
+
+
+def _not_yet(value: object) -> NoReturn:
+    """A key that has a meaning to come: refused, since it would be taken and do nothing."""
+    raise _NotYetError
 
 
 def _temperature(value: object) -> float:
@@ -350,19 +355,15 @@ def _rate(value: object) -> int | Decimal:
 
 _DEFAULTS: Mapping[str, Check] = {"model": _text, "lane": _lane, "temperature": _temperature, "max_output": _whole}
 _BUDGET: Mapping[str, Check] = {"total": _dollars, "day": _dollars, "month": _dollars, "zone": _zone}
-_MODEL: Mapping[str, Check] = {
-    "context": _whole,
-    "quality": _quality,
-    "aliases": _texts,
-}
+_MODEL: Mapping[str, Check] = dict.fromkeys(("context", "quality", "aliases"), _not_yet)
 _PRICE: Mapping[str, Check] = dict.fromkeys(
     ("input", "output", "cached_input", "cache_write", "batch_input", "batch_output"), _rate
 )
 _PROVIDER: Mapping[str, Check] = {
     "base_url": _text,
     "api_key_env": _text,
-    "batch": _flag,
-    "max_tokens_field": _text,
+    "batch": _not_yet,
+    "max_tokens_field": _not_yet,
 }
 _LIMITS: Mapping[str, Check] = dict.fromkeys(
     ("batch_requests", "batch_bytes", "batch_inputs", "request_bytes", "concurrency", "window_s", "rpm", "tpm"), _whole
@@ -454,9 +455,16 @@ class _Reader:
         values: dict[str, Any] = {}
         for key, value in raw.items():
             if key not in known:
-                self._refuse_unknown(self.where(table), key, key, tuple(known))
+                taken = tuple(name for name, check in known.items() if check is not _not_yet)
+                self._refuse_unknown(self.where(table), key, key, taken)
             try:
                 values[key] = known[key](value)
+            except _NotYetError:
+                raise UsageError(
+                    f"{self.where(table)}: {key} is not supported yet",
+                    why="it would be taken and have no effect",
+                    fix=f"remove {key}",
+                ) from None
             except ValueError as error:
                 raise UsageError(
                     f"{self.where(table)}: {key} = {_as_written(value)}",

@@ -1,4 +1,7 @@
-"""What a healthy nightmill needs, checked one by one. Reads; the only thing it may make is the home.
+"""What a healthy nightmill needs, checked one by one.
+
+It makes the home and its ledger where there are none, and notes in a ledger that was copied that
+unsettled work has to be looked for; apart from that it only reads.
 
 No key is shown or sent: a base URL counts as reachable when it gives any HTTP answer at all.
 """
@@ -16,7 +19,7 @@ from typing import Literal
 
 from nightmill.config import Settings
 from nightmill.errors import NightmillError
-from nightmill.ledger import Ledger
+from nightmill.ledger import LEDGER_NAME, Ledger
 from nightmill.pricing import price_sheet
 from nightmill.providers import local
 from nightmill.providers.resolve import HostedAccount, accounts
@@ -50,7 +53,11 @@ def _safely(check: Callable[[Settings], Finding], settings: Settings) -> Finding
         return check(settings)
     except NightmillError as error:
         name = check.__name__.strip("_").replace("_", " ")
-        return Finding(name, "bad", f"{error.what}: {error.why}" if error.why else error.what, error.fix)
+        return _failed(name, error)
+
+
+def _failed(name: str, error: NightmillError) -> Finding:
+    return Finding(name, "bad", f"{error.what}: {error.why}" if error.why else error.what, error.fix)
 
 
 def _settings(settings: Settings) -> Finding:
@@ -62,8 +69,12 @@ def _settings(settings: Settings) -> Finding:
 
 
 def _providers(settings: Settings) -> list[Finding]:
+    try:
+        known = accounts(settings.env, settings.providers)
+    except NightmillError as error:
+        return [_failed("providers", error)]
     found = []
-    for account in accounts(settings.env):
+    for account in known:
         if not account.key:
             fix = f"set {' or '.join(account.keys)} in the environment or in .env"
             found.append(Finding(account.name, "note", "no key is set", fix))
@@ -142,7 +153,7 @@ def _disk(settings: Settings) -> Finding:
 
 
 def _ledger(settings: Settings) -> Finding:
-    ledger = Ledger(settings.home / "nightmill.db")
+    ledger = Ledger(settings.home / LEDGER_NAME)
     try:
         jobs = len(ledger.jobs())
         if ledger.copied:

@@ -33,6 +33,7 @@ from nightmill.lanes.batch import note_terms
 from nightmill.lanes.live import ATTEMPTS
 from nightmill.lanes.throttle import Rates, Throttle
 from nightmill.ledger import (
+    LEDGER_NAME,
     OUTCOMES,
     Job,
     Ledger,
@@ -59,7 +60,6 @@ from nightmill.wire import RESULTS, ROWS, TWINS
 
 _GROUP_ROWS = 5_000  # of rows.parquet
 _UNDER_WAY = (ShardState.SENDING, ShardState.COLLECTING)
-LEDGER_NAME = "nightmill.db"
 LIVE_UP_TO = 10  # rows that run live unless told otherwise
 _OVERDUE_S = 3.0  # a shard that is due for so long has nobody who looks after it
 _EXPECTED_OUTPUT = 300  # tokens, where nobody knows better
@@ -336,7 +336,7 @@ class Mill:
         if not model:
             raise UsageError(
                 "no model",
-                why="usable here: " + "; ".join(available(settings.env)),
+                why="usable here: " + "; ".join(available(settings.env, settings.providers)),
                 fix="name one with --model, or set [defaults] model in nightmill.toml",
             )
         provider = self._provider(model)
@@ -369,7 +369,7 @@ class Mill:
 
     def _provider(self, model: str) -> Provider:
         paths = {ref: str(m["path"]) for ref, m in self.settings.models.items() if m.get("path")}
-        provider = resolve(model, env=self.settings.env, model_paths=paths)
+        provider = resolve(model, env=self.settings.env, model_paths=paths, tables=self.settings.providers)
         known = {item.name for item in fields(Limits)}
         if own := {name: value for name, value in self._limits(provider).items() if name in known}:
             provider.limits = replace(provider.limits, **own)

@@ -57,17 +57,12 @@ def test_a_full_file_is_read(tmp_path: Path) -> None:
         max_output = 300
         [models."acme/fast"]
         price = { input = 0.1, output = 2 }
-        context = 8192
-        quality = 61.5
-        aliases = ["fast"]
         path = "fast.gguf"
         [models."python:mine.grade"]
         price = "free"
         [providers.acme]
         base_url = "http://127.0.0.1:9/v1"
         api_key_env = "ACME_KEY"
-        batch = false
-        max_tokens_field = "max_tokens"
         limits = { concurrency = 8, rpm = 60 }
         [tasks]
         folders = ["tasks", "~/mine"]
@@ -83,11 +78,11 @@ def test_a_full_file_is_read(tmp_path: Path) -> None:
     assert (settings.default_temperature, settings.default_max_output) == (0.0, 300)
     model = settings.models["acme/fast"]
     assert str(model["price"]["input"]) == "0.1"  # type: ignore[index]
-    assert (model["context"], model["quality"], model["aliases"]) == (8192, 61.5, ("fast",))
     assert model["path"] == str(tmp_path / "fast.gguf")
     assert settings.models["python:mine.grade"] == {"price": "free"}
-    assert settings.providers["acme"]["limits"] == {"concurrency": 8, "rpm": 60}
-    assert settings.providers["acme"]["batch"] is False
+    limits = {"concurrency": 8, "rpm": 60}
+    acme = {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "ACME_KEY", "limits": limits}
+    assert settings.providers["acme"] == acme
     assert settings.task_folders == (tmp_path / "tasks", tmp_path / "me/mine")
     assert (settings.timing.poll_s, settings.timing.looks_s) == (0.5, (0.0, 1.0))
 
@@ -143,13 +138,39 @@ def test_home_is_absolute_and_may_come_from_dotenv(tmp_path: Path) -> None:
 
 
 def test_keys_never_show(tmp_path: Path) -> None:
-    """No repr shows a value of the environment, nor the ledger's address with its password."""
-    settings = load(
-        tmp_path, dotenv=f"A_KEY={SECRET}\n", B_KEY=SECRET, NIGHTMILL_DB=f"postgresql://me:{SECRET}@127.0.0.1/mill"
-    )
+    """No repr shows a value of the environment."""
+    settings = load(tmp_path, dotenv=f"A_KEY={SECRET}\n", B_KEY=SECRET)
     assert settings.env["A_KEY"] == settings.env["B_KEY"] == SECRET
-    assert settings.database is not None
     assert SECRET not in f"{settings!r} {settings.env!r} {settings.env}"
+
+
+def test_a_database_is_refused_while_it_would_be_ignored(tmp_path: Path) -> None:
+    """Whoever names a database is not left with a SQLite file, and its password is not repeated."""
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, NIGHTMILL_DB=f"postgresql://me:{SECRET}@127.0.0.1/mill")
+    error = caught.value
+    assert "NIGHTMILL_DB" in error.what
+    assert error.why
+    assert "unset NIGHTMILL_DB" in error.fix
+    assert SECRET not in f"{error.what} {error.why} {error.fix}"
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ('models."a/b"', "context = 8192"),
+        ('models."a/b"', "quality = 61.5"),
+        ('models."a/b"', 'aliases = ["fast"]'),
+        ("providers.openai", "batch = false"),
+        ("providers.openai", 'max_tokens_field = "max_tokens"'),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(tmp_path: Path, table: str, line: str) -> None:
+    """What has no effect yet is refused by file, table and name, whatever its value."""
+    error, key = refusal(tmp_path, f"[{table}]\n{line}\n"), line.split()[0]
+    assert error.what == f"{tmp_path / 'nightmill.toml'} [{table}]: {key} is not supported yet"
+    assert error.why
+    assert error.fix == f"remove {key}"
 
 
 def test_settings_can_be_sent_to_a_worker_process(tmp_path: Path) -> None:
@@ -171,7 +192,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None
     ("toml", "said", "meant"),
     [
         ("[budgets]\ntotal = 1\n", "unknown table [budgets]", "budget"),
-        ("[models.'a/b']\ncontxt = 1\n", 'models."a/b"]: unknown key contxt', "context"),
+        ("[models.'a/b']\nprce = 1\n", 'models."a/b"]: unknown key prce', "price"),
         ("[models.'a/b'.price]\ninput=1\noutput=1\ncache_input = 1\n", "unknown key cache_input", "cached_input"),
         ("[providers.acme.limits]\nrqm = 1\n", "[providers.acme.limits]: unknown key rqm", "rpm"),
     ],
@@ -211,11 +232,10 @@ def test_unknown_names_are_refused_at_every_depth(tmp_path: Path, toml: str, sai
         "[models.'a/b'.price]\noutput = 1\ninput = -1\n",
         "[models.'a/b']\nprice = {}\n",
         "[models.'a/b'.price]\noutput = 1\ninput = nan\n",
-        "[models.'a/b']\nquality = 101\n",
-        "[models.'a/b']\naliases = 'c'\n",
+        "[models.'a/b']\npath = ''\n",
         "[models]\n'a/b' = 3\n",
         "[models.plain]\nprice = 'free'\n",
-        "[providers.acme]\nbatch = 1\n",
+        "[providers.acme]\nbase_url = 1\n",
         "[providers.acme]\nlimits = 5\n",
         "[providers.acme.limits]\nrpm = 0\n",
         "[tasks]\nfolders = 'tasks'\n",

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from nightmill.errors import UnknownModel, UsageError
-from nightmill.providers.resolve import available, parse_model, resolve
+from nightmill.providers.resolve import accounts, available, parse_model, resolve
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,47 @@ def test_a_missing_key_is_named(env):
     assert caught.value.code == "no_key"
     assert "OPENAI_API_KEY" in caught.value.why
     assert "local/" in caught.value.fix
+
+
+def test_the_settings_file_names_the_key_and_the_address():
+    """`api_key_env` is where the key is, and `base_url` counts until the environment gives one."""
+    tables = {"openai": {"api_key_env": "TEAM_KEY", "base_url": "http://127.0.0.1:9/v1"}}
+    env = {"OPENAI_API_KEY": "sk-own", "TEAM_KEY": "sk-team"}
+    made = resolve("openai/gpt-5-mini", env=env, tables=tables).account
+    plain = resolve("openai/gpt-5-mini", env={"OPENAI_API_KEY": "sk-team"}).account
+    assert made.base_url == "http://127.0.0.1:9/v1"
+    assert made.key_fingerprint == plain.key_fingerprint
+    told = {**env, "OPENAI_BASE_URL": "http://127.0.0.1:8/v1"}
+    assert resolve("openai/gpt-5-mini", env=told, tables=tables).account.base_url == "http://127.0.0.1:8/v1"
+    (account,) = accounts(env, tables)
+    assert (account.key, account.base_url) == ("TEAM_KEY", "http://127.0.0.1:9/v1")
+
+
+def test_a_missing_key_is_named_as_the_settings_file_names_it():
+    """With `api_key_env` no other variable is taken, or asked for."""
+    tables = {"openai": {"api_key_env": "TEAM_KEY"}}
+    with pytest.raises(UsageError) as caught:
+        resolve("openai/gpt-5-mini", env={"OPENAI_API_KEY": "sk-own"}, tables=tables)
+    assert caught.value.code == "no_key"
+    assert "TEAM_KEY" in caught.value.why
+    assert any("set TEAM_KEY" in line for line in available({"OPENAI_API_KEY": "sk-own"}, tables))
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"acme": {"base_url": "http://127.0.0.1:9/v1"}}, "[providers.acme]"),
+        ({"local": {"base_url": "http://127.0.0.1:9/v1"}}, "base_url"),
+        ({"python": {"api_key_env": "KEY"}}, "api_key_env"),
+    ],
+)
+def test_a_provider_table_without_effect_is_refused(tables, said):
+    """Nobody believes that a server is used which is not: the table is refused, with the remedy."""
+    with pytest.raises(UsageError) as caught:
+        resolve("openai/gpt-5-mini", env={"OPENAI_API_KEY": "sk-1"}, tables=tables)
+    assert said in caught.value.what
+    assert caught.value.why
+    assert "remove" in caught.value.fix
 
 
 def test_a_key_that_cannot_be_sent_is_refused_without_being_shown():

@@ -26,7 +26,10 @@ from nightmill.ledger.records import (
 from nightmill.ledger.shards import ShardVerbs
 from nightmill.ledger.standing import OUTCOMES, Standing, standing_of, with_answers
 
+LEDGER_NAME = "nightmill.db"  # in the home
+
 __all__ = [
+    "LEDGER_NAME",
     "OUTCOMES",
     "Booking",
     "Counts",

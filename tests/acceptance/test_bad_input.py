@@ -116,7 +116,7 @@ REFUSALS = [
     Refusal("output under a file", ("c.csv", *SAY, *UPPER, "--out", "c.csv/o.jsonl"),
             ("c.csv/o.jsonl cannot be written", "Not a directory"), code="usage"),
     Refusal("row over the limit", ("l.txt", *SAY, *UPPER),
-            ("row 0 is too large to send", "100,0", "takes 50,000 at most"),
+            ("row 0 is too large to send", "has 100,112 bytes", "takes 50,000 at most"),
             {"l.txt": b"x" * 100_000 + b"\n",
              "nightmill.toml": QUICK + "[providers.python.limits]\nrequest_bytes = 50_000\n"}),
     Refusal("unknown key", ("c.csv", *SAY), ("[defaults]: unknown key modle", "did you mean model?"),
@@ -134,6 +134,7 @@ REFUSALS = [
 ]  # fmt: skip
 
 
+@pytest.mark.req("B9", "D8")
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.id)
 def test_what_cannot_run_is_refused_without_a_trace(place: Place, refusal: Refusal) -> None:
     """Bad rows, names, templates, settings and outputs: facts and a way out, nothing sent, nothing kept."""
@@ -255,6 +256,7 @@ def billed(place: Place) -> int:
     return int(place.invoice()["total_nanos"])
 
 
+@pytest.mark.req("B9")
 @pytest.mark.parametrize("lane", ["batch", "live"])
 @pytest.mark.parametrize(("key", "reason"), [("sk-wrong", "invalid_api_key"), ("sk-noquota", "insufficient_quota")])
 def test_a_key_that_is_refused_pauses_the_job(paying: Place, lane: str, key: str, reason: str) -> None:
@@ -297,6 +299,7 @@ def test_an_unknown_price_shows_the_lines_to_write(paying: Place) -> None:
     assert (done.json["succeeded"], done.json["spent_usd"]) == (12, 0.0)
 
 
+@pytest.mark.req("A2", "A3")
 def test_a_budget_too_small_refuses_and_a_dry_run_only_says_so(paying: Place) -> None:
     """Exit 4 with the amounts before anything is sent, and nothing stays; the rehearsal tells the same, with exit 0."""
     asked = len(paying.log())

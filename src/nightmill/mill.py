@@ -263,8 +263,8 @@ class Mill:
             return self._go_on(prepared.resumes, options)
         try:
             check_affordable(prepared)
-            self._check_name(options.name, plan.fingerprint)
             fingerprint = f"{plan.fingerprint}:{plan.job_id}" if options.new else plan.fingerprint
+            self._check_name(options.name, fingerprint)
             return self.ledger.publish_plan(
                 plan.job_id,
                 name=options.name,
@@ -281,7 +281,8 @@ class Mill:
             )
         except Conflict:
             self._drop_plan(plan.job_id)
-            if winner := self.ledger.find_unfinished(plan.fingerprint):  # another process was first: help it
+            winner = None if options.new else self.ledger.find_unfinished(plan.fingerprint)
+            if winner is not None:  # another process was first: help it
                 return self._go_on(winner, options)
             raise
         except BaseException:
@@ -425,7 +426,7 @@ class Mill:
         if other is not None and other.fingerprint != fingerprint:
             raise Conflict(
                 f"the name {name} is that of unfinished job {other.id}",
-                why="rows, task, model or options differ from that job's",
+                why="this is another job: its rows, task, model or options differ, or it was begun with --new",
                 fix="give another --name, or finish or cancel that job first",
             )
 

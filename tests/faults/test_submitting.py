@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from faults_kit import House, exact, house, truth
 
+from nightmill.errors import Conflict
 from nightmill.mill import RunOptions
 
 ROWS = 4
@@ -59,3 +60,18 @@ def test_a_plan_that_was_interrupted_leaves_nothing(tmp_path: Path, monkeypatch:
             h.mill.submit(prepared)
         assert h.sql("SELECT id FROM jobs") == []
         assert not h.mill.store.path(h.mill.store.job_folder(prepared.plan.job_id)).exists()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_new_job_never_takes_an_unfinished_ones_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """--new --name X while X is unfinished: refused, however late it is seen, and X is not touched."""
+    with house(tmp_path) as h:
+        first = h.mill.submit(h.mill.prepare(options_for(h, name="nightly")))
+        h.mill.ledger.pause(first.id, "for a while")
+        if late:  # the name was free when it was looked for
+            monkeypatch.setattr(h.mill.ledger, "find_unfinished_name", lambda _: None)
+        with pytest.raises(Conflict):
+            h.mill.submit(h.mill.prepare(options_for(h, name="nightly", new=True)))
+        assert [(job.id, job.state) for job in h.mill.ledger.jobs()] == [(first.id, "paused")]

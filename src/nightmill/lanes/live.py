@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nightmill import wire
-from nightmill.errors import LeaseLost, NeverSent, NightmillError, ProviderError, StoreError, Uncertain
+from nightmill.errors import LeaseLost, NeverSent, NightmillError, ProviderError, StoreError, Uncertain, UsageError
 from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, over_budget, price_rose
 from nightmill.lanes.throttle import Throttle
@@ -27,7 +27,7 @@ from nightmill.types import RETRYABLE, Failed, FileRef, ShardState
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # completed exchanges of a row
-UNREACHABLE_TRIES = 8  # in a row, over all rows of a shard, before the job pauses
+UNREACHABLE_TRIES = 8  # rounds in a row, of all calls of a shard together, before the job pauses
 _RETRY_STATUSES = frozenset({0, 408, 409})
 
 
@@ -195,6 +195,7 @@ class _Sender:
         self._need_s = desk.timing.request_timeout_s + desk.timing.margin_s
         self._renewing = asyncio.Lock()
         self._unreachable = 0
+        self._quiet_until = 0.0  # after a round that reached nobody
         self._trouble: _Pause | NightmillError | None = None  # the first; nothing more is sent then
 
     async def run(self, path: str) -> Shard | None:
@@ -209,6 +210,8 @@ class _Sender:
             await asyncio.to_thread(journal.end)
         reach("live.synced")
         if isinstance(self._trouble, NightmillError):
+            if isinstance(self._trouble, UsageError):  # a model that cannot be loaded
+                await self._let_go(rows, str(self._trouble))
             raise self._trouble
         return await self._leave(path, rows, self._trouble)
 
@@ -223,11 +226,16 @@ class _Sender:
             await desk.book(desk.ledger.pause, shard.job_id, pause.reason, stopped=pause.stopped)
         if all(row.done for row in rows):
             return await desk.book(desk.ledger.note_sent_all, shard, await asyncio.to_thread(self._seal, path))
-        if pause is not None and not any(row.attempts for row in rows):  # none can have run: nothing is held for it
-            await desk.book(desk.ledger.note_not_sent, shard, shard.submission, due_in_s=0.0, reason=pause.reason)
-            return None
-        await desk.book(desk.ledger.release, shard, reason=pause.reason if pause else None)
+        await self._let_go(rows, pause.reason if pause else None)
         return None
+
+    async def _let_go(self, rows: list[_Row], reason: str | None) -> None:
+        """Give the shard back unfinished; with a reason to wait, nothing stays held if nothing can have run."""
+        ledger, shard = self._desk.ledger, self._shard
+        if reason is not None and not any(row.attempts for row in rows):
+            await self._desk.book(ledger.note_not_sent, shard, shard.submission, due_in_s=0.0, reason=reason)
+        else:
+            await self._desk.book(ledger.release, shard, reason=reason)
 
     def _open_rows(self) -> list[_Row]:
         past, shard = self._past, self._shard
@@ -310,12 +318,15 @@ class _Sender:
             reply = await self._provider.send(self._work.url, row.body, timeout_s=self._request_s)
         except NeverSent as error:
             journal.write(wire.unsent_mark(custom_id))
-            await self._not_reached(error)
+            await self._not_reached(error, began)
             return False
         except Uncertain as error:
             journal.write(wire.lost_mark(custom_id))
             await self._lost(row, error)
             return False
+        except UsageError:  # of a model that cannot be loaded: nothing was asked
+            journal.write(wire.unsent_mark(custom_id))
+            raise
         return await self._answered(row, custom_id, reply, self._desk.ledger.moment() - began, journal)
 
     async def _answered(self, row: _Row, custom_id: str, reply: LiveReply, took_s: float, journal: Journal) -> bool:
@@ -355,11 +366,15 @@ class _Sender:
         said = outcome.message if isinstance(outcome, Failed) else ""
         return f"{self._work.provider.name} refuses every call (HTTP {reply.status}): {said}"
 
-    async def _not_reached(self, error: ProviderError) -> None:
-        self._unreachable += 1
-        if self._unreachable >= UNREACHABLE_TRIES:
-            raise _Pause("; ".join(filter(None, (error.what, error.why, error.fix))))
-        await asyncio.sleep(self._desk.backoff_s(self._unreachable - 1))
+    async def _not_reached(self, error: ProviderError, began: float) -> None:
+        """Wait, together: calls that were under way when a round failed fail with it, and are no further round."""
+        ledger = self._desk.ledger
+        if began >= self._quiet_until:
+            self._unreachable += 1
+            if self._unreachable >= UNREACHABLE_TRIES:
+                raise _Pause("; ".join(filter(None, (error.what, error.why, error.fix))))
+            self._quiet_until = ledger.moment() + self._desk.backoff_s(self._unreachable - 1)
+        await asyncio.sleep(max(0.0, self._quiet_until - ledger.moment()))
 
     async def _lost(self, row: _Row, error: ProviderError) -> None:
         """Sent, and nobody knows whether it ran: it counts as an attempt and as money."""

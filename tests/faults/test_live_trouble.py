@@ -1,0 +1,74 @@
+"""Live calls that the simulator cannot spoil: no network, a model that does not load, too many failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults_kit import House, exact, house, truth
+
+from nightmill.errors import NeverSent, NightmillError, UsageError
+from nightmill.providers import LiveReply
+from nightmill.providers.openai import OpenAI
+
+
+def failing_first(monkeypatch: pytest.MonkeyPatch, error: Callable[[], NightmillError], count: int | None) -> list[int]:
+    """Make the first ``count`` calls (None: all) raise before anything is sent; one entry a call."""
+    real, calls = OpenAI.send, list[int]()
+
+    async def send(self: OpenAI, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
+        calls.append(1)
+        if count is None or len(calls) <= count:
+            await asyncio.sleep(0)  # all hands are under way when the first fails
+            raise error()
+        return await real(self, url, body, timeout_s=timeout_s)
+
+    monkeypatch.setattr(OpenAI, "send", send)
+    return calls
+
+
+def unreachable() -> NightmillError:
+    return NeverSent("send: no connection", why="network is down")
+
+
+def attempts(h: House, job: Any) -> list[int]:
+    return sorted(row["attempt"] for row in h.results(job))
+
+
+def test_a_blip_of_the_network_pauses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen calls under way that fail at one moment are one failure, not sixteen."""
+    failing_first(monkeypatch, unreachable, 16)
+    with house(tmp_path) as h:
+        job = h.run(h.submit(16, "live"))
+        truth(h, job)
+        exact(h, job)
+        assert job.state == "completed", job.reason
+        assert attempts(h, job) == [1] * 16
+
+
+def test_a_network_that_stays_away_pauses_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After eight rounds of waiting the job pauses with the reason, and nothing is spent or held."""
+    calls = failing_first(monkeypatch, unreachable, None)
+    with house(tmp_path) as h:
+        job = h.run(h.submit(16, "live"))
+        assert (job.state, job.reason) == ("paused", "send: no connection; network is down")
+        assert len(calls) > 16
+        tally = h.tally(job)
+        assert (tally.spent_nanos, tally.held_nanos, h.invoice()["total_nanos"]) == (0, 0, 0)
+
+
+def test_a_model_that_does_not_load_takes_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that could not even be asked is told of, and is neither an attempt nor money in doubt."""
+    failing_first(monkeypatch, lambda: UsageError("cannot load the model"), 4)
+    with house(tmp_path) as h:
+        job = h.submit(4, "live")
+        with pytest.raises(UsageError, match="cannot load"):
+            h.run(job)
+        h.again()
+        job = h.run(job)
+        truth(h, job)
+        exact(h, job)
+        assert attempts(h, job) == [1] * 4

@@ -111,26 +111,37 @@ class Engine:
         """Claim what is due and start on it; False when nothing is left to do."""
         desk, ledger = self._desk, self._desk.ledger
         self._wake.clear()  # first: a task that ends while the ledger is asked must not go unheard
-        left = [job_id for job_id in ids if not await self._close_job(job_id)]
+        held = {lease.shard.job_id for lease in self._leases.values()}
+        left = [job_id for job_id in ids if job_id in held or not await self._close_job(job_id)]
         if not left:
             return False
-        claimed = 0
-        for lane, hands in _HANDS.items():
-            free = hands - sum(lease.shard.lane is lane for lease in self._leases.values())
-            if free <= 0:
-                continue
-            shards = await desk.book(ledger.claim_due, lane=lane, limit=free, lease_s=desk.timing.lease_s, job_ids=left)
-            for shard in shards:
-                self._start(shard)
-            claimed += len(shards)
+        claimed, soonest = 0, None
+        outlook = await desk.book(ledger.outlook, left)
+        now = ledger.moment()
+        for lane, at in outlook.items():
+            free = self._free_hands(lane)
+            if not free:
+                continue  # a step that ends wakes us
+            if at <= now:
+                lease_s = desk.timing.lease_s
+                shards = await desk.book(ledger.claim_due, lane=lane, limit=free, lease_s=lease_s, job_ids=left)
+                for shard in shards:
+                    self._start(shard)
+                claimed += len(shards)
+            soonest = at if soonest is None else min(at, soonest)
         if not claimed:
-            await self._sleep(left)
+            await self._sleep(None if soonest is None else soonest - now)
         return True
 
-    async def _sleep(self, ids: list[str]) -> None:
+    def _free_hands(self, lane: Lane) -> int:
+        """How many more shards of a lane to claim. Live ones come by twos or more: a claim costs as much as a shard."""
+        hands = _HANDS[lane]
+        free = hands - sum(lease.shard.lane is lane for lease in self._leases.values())
+        return 0 if lane is Lane.LIVE and free < hands // 2 else max(0, free)
+
+    async def _sleep(self, due_in_s: float | None) -> None:
         """Until something is due, a task ends, or the engine is stopped."""
-        due = await self._desk.book(self._desk.ledger.next_due, ids)
-        wait = _IDLE_S if due is None else min(_IDLE_S, max(_BREATH_S, due - self._desk.ledger.moment()))
+        wait = _IDLE_S if due_in_s is None else min(_IDLE_S, max(_BREATH_S, due_in_s))
         waiters = [asyncio.create_task(self._wake.wait()), asyncio.create_task(self._stop.gently.wait())]
         _, pending = await asyncio.wait(waiters, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
         for waiter in pending:

@@ -197,15 +197,27 @@ def test_a_jump_of_the_wall_clock_moves_nothing(
 def test_a_shard_that_was_given_back_is_due_when_it_was_said(ledger: Ledger) -> None:
     """Back-off is a due time, and an engine may sleep until then."""
     publish(ledger)
-    assert ledger.next_due() is not None
+    assert ledger.outlook()[Lane.BATCH] <= ledger.moment()
     before = ledger.moment()
     shard = claim(ledger)
-    assert ledger.next_due() is None  # somebody works on it
+    assert ledger.outlook()[Lane.BATCH] >= before + LEASE_S  # somebody works on it
     ledger.release(shard, due_in_s=50.0, reason="later")
-    due = ledger.next_due(["job1"])
-    assert due is not None
-    assert before + 50.0 <= due <= ledger.moment() + 50.0
-    assert ledger.next_due(["another"]) is None
+    outlook = ledger.outlook(["job1"])
+    assert outlook.keys() == {Lane.BATCH}
+    assert before + 50.0 <= outlook[Lane.BATCH] <= ledger.moment() + 50.0
+    assert ledger.outlook(["another"]) == {}
+
+
+def test_the_shard_of_a_dead_worker_is_in_the_outlook(ledger: Ledger, backend: Backend) -> None:
+    """An engine does not sleep through the lease of a process that no longer exists."""
+    boot, namespace, pid, _ = ledger.me.split("/")
+    dead = backend.open("/".join((boot, namespace, pid, "0")))
+    publish(ledger, shards=2)
+    claim(ledger)
+    claim(dead)
+    dead.close()
+    assert ledger.outlook()[Lane.BATCH] <= ledger.moment()
+    assert len(ledger.claim_due(lane=Lane.BATCH, limit=9, lease_s=LEASE_S)) == 1
 
 
 def test_a_person_takes_a_shard_whenever_it_is_due(ledger: Ledger, other: Ledger) -> None:

@@ -39,7 +39,7 @@ def other(backend: Backend, ledger: Ledger) -> Iterator[Ledger]:
 
 
 def settle_all(ledger: Ledger, lane: Lane = Lane.BATCH) -> None:
-    while ledger.next_due() is not None:
+    while ledger.outlook():
         shard = bring(ledger, ShardState.COLLECTING)
         ledger.settle(shard, done(shard))
 

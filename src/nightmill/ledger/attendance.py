@@ -17,7 +17,7 @@ class AttendanceVerbs(Database):
         now = self.moment()
         held = and_(shards.c.job_id == job_id, shards.c.lease_until > now)
         closing = and_(jobs.c.id == job_id, jobs.c.lease_until > now)
-        free = and_(_workable([job_id]), shards.c.lease_until <= now)
+        free = and_(_workable(of_all=True), shards.c.job_id == job_id, shards.c.lease_until <= now)
         with self._read() as connection:
             holders = [
                 *connection.execute(select(shards.c.owner).where(held)).scalars(),

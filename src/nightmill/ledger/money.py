@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import BigInteger, Connection, bindparam, func, insert, or_, select, update
 
 from nightmill.ledger._database import Database
 from nightmill.ledger.records import Denied, Limit
@@ -14,22 +15,42 @@ from nightmill.ledger.schema import entries, limits, submissions
 
 TOTAL, DAY, MONTH = "total", "day", "month"
 
+# Put together once: that takes longer than the database does.
+_NANOS = bindparam("nanos", type_=BigInteger)
+_THESE: Any = bindparam("scopes", expanding=True)
+_TOUCH = (
+    update(limits)
+    .where(limits.c.scope == bindparam("of"))
+    .values(held_nanos=limits.c.held_nanos + _NANOS)
+    .returning(limits.c.scope)
+)
+_HOLD = _TOUCH.where(
+    or_(limits.c.cap_nanos.is_(None), limits.c.spent_nanos + limits.c.held_nanos + _NANOS <= limits.c.cap_nanos)
+)
+_MOVE = (
+    update(limits)
+    .where(limits.c.scope.in_(_THESE))
+    .values(
+        held_nanos=limits.c.held_nanos + bindparam("held", type_=BigInteger),
+        spent_nanos=limits.c.spent_nanos + bindparam("spent", type_=BigInteger),
+    )
+)
+_KNOWN = select(limits.c.scope).where(limits.c.scope.in_(_THESE))
+_RECORD = insert(entries)
+_SCOPES = select(submissions.c.scopes).where(
+    submissions.c.tag == bindparam("of"), submissions.c.n == bindparam("number")
+)
+
 
 def hold(connection: Connection, scopes: Sequence[str], nanos: int) -> Denied | None:
     """Reserve ``nanos`` in every scope or in none; zero is always granted.
 
     One conditional update a limit, in the given order. A denial leaves the caller to roll back.
     """
+    _ensure(connection, scopes)
     for scope in scopes:
-        _ensure(connection, scope)
-        fits = or_(
-            limits.c.cap_nanos.is_(None),
-            limits.c.spent_nanos + limits.c.held_nanos + nanos <= limits.c.cap_nanos,
-        )
-        granted = update(limits).where(limits.c.scope == scope).values(held_nanos=limits.c.held_nanos + nanos)
-        if nanos:
-            granted = granted.where(fits)
-        if connection.execute(granted.returning(limits.c.scope)).first() is None:
+        granted = _HOLD if nanos else _TOUCH
+        if connection.execute(granted, {"of": scope, "nanos": nanos}).first() is None:
             free = connection.execute(
                 select(limits.c.cap_nanos - limits.c.spent_nanos - limits.c.held_nanos).where(limits.c.scope == scope)
             ).scalar_one()
@@ -39,19 +60,14 @@ def hold(connection: Connection, scopes: Sequence[str], nanos: int) -> Denied | 
 
 def hold_anyway(connection: Connection, scopes: Sequence[str], nanos: int) -> None:
     """Reserve for what is out already: refusing it would not bring it back."""
-    for scope in scopes:
-        _ensure(connection, scope)
+    _ensure(connection, scopes)
     move(connection, scopes, held=nanos)
 
 
 def move(connection: Connection, scopes: Sequence[str], *, held: int = 0, spent: int = 0) -> None:
     """Change what is held and spent in every scope by signed amounts; never refused."""
     if held or spent:
-        connection.execute(
-            update(limits)
-            .where(limits.c.scope.in_(scopes))
-            .values(held_nanos=limits.c.held_nanos + held, spent_nanos=limits.c.spent_nanos + spent)
-        )
+        connection.execute(_MOVE, {"scopes": list(scopes), "held": held, "spent": spent})
 
 
 def record(
@@ -67,23 +83,23 @@ def record(
 ) -> None:
     """One line of the audit trail."""
     line = {"at": time.time(), "job_id": job_id, "tag": tag, "n": n, "kind": kind, "nanos": nanos}
-    connection.execute(insert(entries).values(calls=calls, note=note, **line))
+    connection.execute(_RECORD, line | {"calls": calls, "note": note})
 
 
 def scopes_of(connection: Connection, tag: str, n: int) -> list[str]:
     """The limits that a submission's hold is in."""
-    where = (submissions.c.tag == tag) & (submissions.c.n == n)
-    found: list[str] = json.loads(connection.execute(select(submissions.c.scopes).where(where)).scalar_one())
+    found: list[str] = json.loads(connection.execute(_SCOPES, {"of": tag, "number": n}).scalar_one())
     return found
 
 
-def _ensure(connection: Connection, scope: str) -> None:
+def _ensure(connection: Connection, scopes: Sequence[str]) -> None:
     """Days and months come into being when first used, with the cap of their kind."""
-    known = select(limits.c.scope).where(limits.c.scope == scope)
-    if connection.execute(known).first() is None:
-        kind = scope.partition(":")[0]
-        cap = connection.execute(select(limits.c.cap_nanos).where(limits.c.scope == kind)).scalar()
-        connection.execute(insert(limits).values(scope=scope, cap_nanos=cap))
+    known = set(connection.execute(_KNOWN, {"scopes": list(scopes)}).scalars())
+    for scope in scopes:
+        if scope not in known:
+            kind = scope.partition(":")[0]
+            cap = connection.execute(select(limits.c.cap_nanos).where(limits.c.scope == kind)).scalar()
+            connection.execute(insert(limits).values(scope=scope, cap_nanos=cap))
 
 
 class MoneyVerbs(Database):
@@ -107,7 +123,7 @@ class MoneyVerbs(Database):
         """
         with self._write("set_budget") as connection:
             for name in (scope, *(s for s in running_scopes if s.partition(":")[0] == scope)):
-                _ensure(connection, name)
+                _ensure(connection, [name])
                 connection.execute(update(limits).where(limits.c.scope == name).values(cap_nanos=cap_nanos))
 
     def limits(self, scopes: Sequence[str] | None = None) -> list[Limit]:

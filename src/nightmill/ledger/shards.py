@@ -10,9 +10,24 @@ import json
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, true, update
+from sqlalchemy import (
+    Connection,
+    Float,
+    Integer,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
 
 from nightmill.errors import LeaseLost
 from nightmill.ledger import money
@@ -136,8 +151,14 @@ def stored_file(row: Any) -> StoredFile:
     return StoredFile(ref, r["kind"], r["tag"], r["n"], r["read"], r["first"], r["last"])
 
 
-def _workable(job_ids: Collection[str] | None) -> Any:
-    """Shards that a worker may take when they are due. Needs a join with jobs.
+# Statements that go out for every shard are put together once: that takes longer than the database does.
+_SOME_JOBS: Any = bindparam("job_ids", expanding=True)
+_SOME_TAGS: Any = bindparam("tags", expanding=True)
+
+
+@cache
+def _workable(*, of_all: bool) -> Any:
+    """Shards that a worker may take when they are due. Needs a join with jobs, and ``job_ids`` unless ``of_all``.
 
     A paused job's planned and half-sent shards stay where they are; what may already have cost
     money is always collected.
@@ -147,13 +168,128 @@ def _workable(job_ids: Collection[str] | None) -> Any:
         jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)),
         jobs.c.cancel_requested == 1,
     )
-    mine = true() if job_ids is None else shards.c.job_id.in_(job_ids)
+    mine = true() if of_all else shards.c.job_id.in_(_SOME_JOBS)
     return and_(shards.c.state != ShardState.SETTLED, ready, mine)
+
+
+@cache
+def _due(*, of_all: bool) -> Any:
+    """Workable shards of ``lane`` that are due at ``now``."""
+    return and_(
+        _workable(of_all=of_all), shards.c.lane == bindparam("lane"), shards.c.due <= bindparam("now", type_=Float)
+    )
+
+
+@cache
+def _owners(*, of_all: bool) -> Any:
+    return select(shards.c.owner).join(jobs, jobs.c.id == shards.c.job_id).where(_due(of_all=of_all)).distinct()
+
+
+@cache
+def _free(*, of_all: bool) -> Any:
+    """Tags of due shards that nobody works on, at most ``most``; what is in flight comes first."""
+    first_in_flight = case((shards.c.state == ShardState.PLANNED, 1), else_=0)
+    return (
+        select(shards.c.tag)
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .where(_due(of_all=of_all), shards.c.lease_until <= bindparam("now", type_=Float))
+        .order_by(first_in_flight, jobs.c.created_at, shards.c.seq)
+        .limit(bindparam("most", type_=Integer))
+        .with_for_update(skip_locked=True, of=shards)
+    )
+
+
+@cache
+def _outlook(*, of_all: bool) -> Any:
+    """By lane and owner, the first moment at which a shard is due and out of its lease, and the first it is due."""
+    free = case((shards.c.lease_until > shards.c.due, shards.c.lease_until), else_=shards.c.due)
+    return (
+        select(shards.c.lane, shards.c.owner, func.min(free), func.min(shards.c.due))
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .where(_workable(of_all=of_all))
+        .group_by(shards.c.lane, shards.c.owner)
+    )
+
+
+_TAKE = (
+    update(shards)
+    .where(shards.c.tag.in_(_SOME_TAGS))
+    .values(owner=bindparam("me"), epoch=shards.c.epoch + 1, lease_until=bindparam("until"),
+            lease_was_until=shards.c.lease_until)
+    .returning(shards.c.tag)
+)  # fmt: skip
+
+
+_RUN = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job_id"), jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)),
+           jobs.c.cancel_requested == 0)
+    .values(state=JobState.RUNNING, started_at=func.coalesce(jobs.c.started_at, bindparam("at", type_=Float)))
+    .returning(jobs.c.id)
+)  # fmt: skip
+
+
+@cache
+def _move(*names: str) -> Any:
+    """Set the columns ``names`` to parameters called ``new_...`` where ``the_tag``, ``_epoch`` and ``_state`` agree."""
+    return (
+        update(shards)
+        .where(
+            shards.c.tag == bindparam("the_tag"),
+            shards.c.epoch == bindparam("the_epoch"),
+            shards.c.state == bindparam("the_state"),
+        )
+        .values({name: bindparam(f"new_{name}") for name in names})
+        .returning(shards.c.tag)
+    )
+
+
+_HELD = select(func.count()).where(submissions.c.tag == bindparam("the_tag"), submissions.c.hold_nanos > 0)
+_BOOKED = select(submissions.c.hold_nanos, submissions.c.spent_nanos, submissions.c.unproven_nanos).where(
+    submissions.c.tag == bindparam("the_tag"), submissions.c.n == bindparam("the_n")
+)
+
+
+@cache
+def _change(*names: str) -> Any:
+    """Set the columns ``names`` of one submission to parameters called ``new_...``."""
+    return (
+        update(submissions)
+        .where(submissions.c.tag == bindparam("the_tag"), submissions.c.n == bindparam("the_n"))
+        .values({name: bindparam(f"new_{name}") for name in names})
+    )
+
+
+def _loading(which: Any) -> tuple[Any, Any, Any]:
+    """Statements for the shards ``which``, for their submissions, and for their files."""
+    tags = select(shards.c.tag).where(which)
+    return (
+        select(*shards.c, jobs.c.state.label("job_state"), jobs.c.cancel_requested)
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .where(which)
+        .order_by(shards.c.job_id, shards.c.seq),
+        select(submissions).where(submissions.c.tag.in_(tags)).order_by(submissions.c.n),
+        select(files).where(files.c.tag.in_(tags)).order_by(files.c.n, files.c.read, files.c.path),
+    )
+
+
+_BY_TAG = _loading(shards.c.tag.in_(_SOME_TAGS))
 
 
 def _in_flight(connection: Connection, job_id: str) -> int:
     which = and_(shards.c.job_id == job_id, shards.c.state.in_(_IN_FLIGHT))
     return int(connection.execute(select(func.count()).select_from(shards).where(which)).scalar_one())
+
+
+def _loaded(connection: Connection, statements: tuple[Any, Any, Any], given: dict[str, Any]) -> list[Shard]:
+    rows, of_subs, of_files = (connection.execute(statement, given).all() for statement in statements)
+    subs: dict[str, list[Submission]] = {}
+    for row in of_subs:
+        subs.setdefault(row.tag, []).append(_submission(row))
+    stored: dict[str, list[StoredFile]] = {}
+    for row in of_files:
+        stored.setdefault(row.tag, []).append(stored_file(row))
+    return [_shard(row, subs.get(row.tag, ()), stored.get(row.tag, ())) for row in rows]
 
 
 class ShardVerbs(Database):
@@ -165,49 +301,27 @@ class ShardVerbs(Database):
         self, *, lane: Lane, limit: int, lease_s: float, job_ids: Collection[str] | None = None
     ) -> list[Shard]:
         """Take up to ``limit`` due shards of a lane under a lease with a new epoch."""
-        now = self.moment()
-        open_ = and_(_workable(job_ids), shards.c.lane == lane, shards.c.due <= now)
+        now, of_all = self.moment(), job_ids is None
+        due = {"lane": lane, "now": now} | ({} if job_ids is None else {"job_ids": list(job_ids)})
         with self._read() as connection:  # looking costs no write transaction
-            seen = select(shards.c.owner).join(jobs, jobs.c.id == shards.c.job_id).where(open_).distinct()
-            owners = connection.execute(seen).scalars().all()
+            owners = connection.execute(_owners(of_all=of_all), due).scalars().all()
         if not owners:
             return []
         dead = [o for o in owners if o and o != self.me and self.is_dead(o)]
-        if not dead and None not in owners and not self._has_expired(open_, now):
-            return []
+        if not dead and None not in owners:
+            with self._read() as connection:
+                if connection.execute(_free(of_all=of_all), due | {"most": 1}).first() is None:
+                    return []
         with self._write("claim_due") as connection:
-            return self._claim(connection, open_, dead, now, limit, lease_s)
-
-    def _has_expired(self, open_: Any, now: float) -> bool:
-        over = select(shards.c.tag).join(jobs, jobs.c.id == shards.c.job_id).where(open_, shards.c.lease_until <= now)
-        with self._read() as connection:
-            return connection.execute(over.limit(1)).first() is not None
-
-    def _claim(
-        self, connection: Connection, open_: Any, dead: list[str], now: float, limit: int, lease_s: float
-    ) -> list[Shard]:
-        if dead:  # the end of a dead worker's lease counts as the moment its death was seen
-            gone = and_(shards.c.owner.in_(dead), shards.c.lease_until > now)
-            connection.execute(update(shards).where(gone).values(lease_until=now))
-        first_in_flight = case((shards.c.state == ShardState.PLANNED, 1), else_=0)
-        free = (
-            select(shards.c.tag)
-            .join(jobs, jobs.c.id == shards.c.job_id)
-            .where(open_, shards.c.lease_until <= now)
-            .order_by(first_in_flight, jobs.c.created_at, shards.c.seq)
-            .limit(limit)
-            .with_for_update(skip_locked=True, of=shards)
-        )
-        chosen = list(connection.execute(free).scalars())  # locked, so that the update takes just these
-        taken = (
-            update(shards)
-            .where(shards.c.tag.in_(chosen))
-            .values(owner=self.me, epoch=shards.c.epoch + 1, lease_until=now + lease_s,
-                    lease_was_until=shards.c.lease_until)
-            .returning(shards.c.tag)
-        )  # fmt: skip
-        tags = list(connection.execute(taken).scalars()) if chosen else []
-        return self._load(connection, shards.c.tag.in_(tags)) if tags else []
+            if dead:  # the end of a dead worker's lease counts as the moment its death was seen
+                gone = and_(shards.c.owner.in_(dead), shards.c.lease_until > now)
+                connection.execute(update(shards).where(gone).values(lease_until=now))
+            # Locked, so that the update takes just these.
+            chosen = list(connection.execute(_free(of_all=of_all), due | {"most": limit}).scalars())
+            if not chosen:
+                return []
+            taken = {"tags": chosen, "me": self.me, "until": now + lease_s}
+            return self._load(connection, list(connection.execute(_TAKE, taken).scalars()))
 
     def claim_one(self, tag: str, lease_s: float) -> Shard:
         """Take one shard whatever it is due, for a person's decision. Raises LeaseLost if somebody works on it."""
@@ -224,7 +338,7 @@ class ShardVerbs(Database):
             )
             if connection.execute(taken.returning(shards.c.tag)).first() is None:
                 raise LeaseLost(f"shard {tag} is being worked on", fix="try again in a while")
-            return self._load(connection, shards.c.tag == tag)[0]
+            return self._load(connection, [tag])[0]
 
     def renew(self, held: Sequence[Shard], lease_s: float) -> set[str]:
         """Extend the leases that are still ours; the tags that are."""
@@ -246,7 +360,7 @@ class ShardVerbs(Database):
 
     def shard(self, tag: str) -> Shard | None:
         with self._read() as connection:
-            found = self._load(connection, shards.c.tag == tag)
+            found = self._load(connection, [tag])
         return found[0] if found else None
 
     def submission_of(self, batch_id: str) -> str | None:
@@ -260,35 +374,24 @@ class ShardVerbs(Database):
         """The job's shards in order, all or those in ``states``."""
         which = shards.c.job_id == job_id
         with self._read() as connection:
-            return self._load(connection, and_(which, shards.c.state.in_(states)) if states else which)
+            return _loaded(connection, _loading(and_(which, shards.c.state.in_(states)) if states else which), {})
 
-    def next_due(self, job_ids: Collection[str] | None = None) -> float | None:
-        """The earliest moment at which a shard that nobody works on can be claimed; None: there is none."""
-        now = self.moment()
-        mine_to_take = and_(_workable(job_ids), shards.c.lease_until <= now)
+    def outlook(self, job_ids: Collection[str] | None = None) -> dict[Lane, float]:
+        """By lane, the earliest moment at which one of its shards can be claimed; it may be past.
+
+        A shard that somebody works on can be when its lease ends, or at once when its owner is dead.
+        """
+        which = {} if job_ids is None else {"job_ids": list(job_ids)}
         with self._read() as connection:
-            earliest = select(func.min(shards.c.due)).join(jobs, jobs.c.id == shards.c.job_id).where(mine_to_take)
-            found: float | None = connection.execute(earliest).scalar()
-        return found
+            rows = connection.execute(_outlook(of_all=job_ids is None), which).all()
+        first: dict[Lane, float] = {}
+        for lane, owner, free, due in rows:
+            at = due if owner and owner != self.me and self.is_dead(owner) else free
+            first[Lane(lane)] = min(at, first.get(Lane(lane), at))
+        return first
 
-    def _load(self, connection: Connection, which: Any) -> list[Shard]:
-        columns = (*shards.c, jobs.c.state.label("job_state"), jobs.c.cancel_requested)
-        rows = connection.execute(
-            select(*columns)
-            .join(jobs, jobs.c.id == shards.c.job_id)
-            .where(which)
-            .order_by(shards.c.job_id, shards.c.seq)
-        ).all()
-        tags = select(shards.c.tag).where(which)
-        subs: dict[str, list[Submission]] = {}
-        for row in connection.execute(select(submissions).where(submissions.c.tag.in_(tags)).order_by(submissions.c.n)):
-            subs.setdefault(row.tag, []).append(_submission(row))
-        stored: dict[str, list[StoredFile]] = {}
-        for row in connection.execute(
-            select(files).where(files.c.tag.in_(tags)).order_by(files.c.n, files.c.read, files.c.path)
-        ):
-            stored.setdefault(row.tag, []).append(stored_file(row))
-        return [_shard(row, subs.get(row.tag, ()), stored.get(row.tag, ())) for row in rows]
+    def _load(self, connection: Connection, tags: Sequence[str]) -> list[Shard]:
+        return _loaded(connection, _BY_TAG, {"tags": tags})
 
     def _step(self, connection: Connection, shard: Shard, to: ShardState | None = None, **values: Any) -> None:
         """Move a shard that is still ours, and give the lease back unless told to keep it."""
@@ -301,13 +404,9 @@ class ShardVerbs(Database):
             values |= _FREE
         elif not values:
             values["epoch"] = shard.epoch
-        moved = (
-            update(shards)
-            .where(shards.c.tag == shard.tag, shards.c.epoch == shard.epoch, shards.c.state == shard.state)
-            .values(**values)
-            .returning(shards.c.tag)
-        )
-        if connection.execute(moved).first() is None:
+        this = {"the_tag": shard.tag, "the_epoch": shard.epoch, "the_state": shard.state}
+        new = {f"new_{name}": value for name, value in values.items()}
+        if connection.execute(_move(*values), this | new).first() is None:
             raise LeaseLost(f"shard {shard.tag} is another worker's now")
 
     # -- handing over --------------------------------------------------------------------------
@@ -355,7 +454,7 @@ class ShardVerbs(Database):
                     insert_files(connection, shard.job_id, [journal])
                 money.record(connection, "hold", hold_nanos, job_id=shard.job_id, tag=shard.tag, n=n)
                 handed = self._count_handed(connection)
-                ready = self._load(connection, shards.c.tag == shard.tag)[0]
+                ready = self._load(connection, [shard.tag])[0]
         if ready is None:
             self.release(shard)
             raise LeaseLost(f"job {shard.job_id} was paused or cancelled meanwhile")
@@ -389,13 +488,7 @@ class ShardVerbs(Database):
 
     def _job_runs(self, connection: Connection, job_id: str) -> bool:
         """The job is under way now; False when it was paused or cancelled, and nothing more may be sent."""
-        open_ = and_(jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)), jobs.c.cancel_requested == 0)
-        runs = (
-            update(jobs)
-            .where(jobs.c.id == job_id, open_)
-            .values(state=JobState.RUNNING, started_at=func.coalesce(jobs.c.started_at, time.time()))
-        )
-        return connection.execute(runs.returning(jobs.c.id)).first() is not None
+        return connection.execute(_RUN, {"job_id": job_id, "at": time.time()}).first() is not None
 
     def note_upload(self, shard: Shard, n: int, file_id: str, *, at: float) -> None:
         """Step 2a: the input file is there, since ``at`` (unix seconds, provider's clock).
@@ -440,7 +533,8 @@ class ShardVerbs(Database):
         self._update_submission(connection, tag, n, state=state, hold_nanos=0, ended=1)
 
     def _update_submission(self, connection: Connection, tag: str, n: int, **values: Any) -> None:
-        connection.execute(update(submissions).where(submissions.c.tag == tag, submissions.c.n == n).values(**values))
+        new = {f"new_{name}": value for name, value in values.items()}
+        connection.execute(_change(*values), {"the_tag": tag, "the_n": n} | new)
 
     def _pause(self, connection: Connection, job_id: str, reason: str, stopped: str | None = None) -> None:
         open_ = jobs.c.state.in_((JobState.PENDING, JobState.RUNNING))
@@ -554,7 +648,7 @@ class ShardVerbs(Database):
             insert_files(connection, shard.job_id, stored)
             for n, values in views:
                 self._update_submission(connection, shard.tag, n, **values)
-            return self._load(connection, shards.c.tag == shard.tag)[0]
+            return self._load(connection, [shard.tag])[0]
 
     def note_reread(self, shard: Shard, *, due_in_s: float) -> None:
         """Requests have no line and nothing explains it: the files are to be read once more."""
@@ -597,7 +691,7 @@ class ShardVerbs(Database):
             for ref in journals:
                 sealed = {"size_bytes": ref.size_bytes, "digest": ref.digest}
                 connection.execute(update(files).where(files.c.path == ref.path).values(**sealed))
-            return self._load(connection, shards.c.tag == shard.tag)[0]
+            return self._load(connection, [shard.tag])[0]
 
     def open_journal(self, shard: Shard, journal: StoredFile) -> None:
         """A journal is about to be written: later workers must know where it lies."""
@@ -633,18 +727,14 @@ class ShardVerbs(Database):
             raise_alerts(connection, shard.job_id, shard.tag, done.alerts)
 
     def _nothing_held(self, connection: Connection, shard: Shard) -> None:
-        held = select(func.count()).where(submissions.c.tag == shard.tag, submissions.c.hold_nanos > 0)
-        if connection.execute(held).scalar_one():
+        if connection.execute(_HELD, {"the_tag": shard.tag}).scalar_one():
             raise ValueError(f"{shard.tag} would settle with money still held")
 
     def _book(self, connection: Connection, shard: Shard, booking: Booking) -> None:
         """Exact spend in place of the hold and of anything booked as unproven on the way."""
         if not 0 <= booking.unproven_nanos <= booking.spent_nanos:
             raise ValueError(f"{shard.tag}.{booking.n}: {booking} cannot be")
-        columns = (submissions.c.hold_nanos, submissions.c.spent_nanos, submissions.c.unproven_nanos)
-        row = connection.execute(
-            select(*columns).where(submissions.c.tag == shard.tag, submissions.c.n == booking.n)
-        ).one()
+        row = connection.execute(_BOOKED, {"the_tag": shard.tag, "the_n": booking.n}).one()
         scopes = money.scopes_of(connection, shard.tag, booking.n)
         money.move(connection, scopes, held=-row.hold_nanos, spent=booking.spent_nanos - row.spent_nanos)
         self._update_submission(

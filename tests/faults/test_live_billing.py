@@ -55,3 +55,20 @@ def test_words_that_are_not_the_providers_prove_nothing(
         _, unproven = never_less_than_billed(h)
         assert unproven > 0
         assert h.invoice()["executed_rows"] == ROWS + 1
+
+
+@pytest.mark.parametrize("lane", ["live", "batch"])
+@pytest.mark.parametrize("name", ["truncated_answers", "empty_answers", "refusal_answers"])
+def test_a_useless_answer_without_usage_was_billed(tmp_path: Path, lane: str, name: str) -> None:
+    """Cut, empty or refused, and no word of its tokens: booked as if the cap had been used up, and marked."""
+    with house(tmp_path, {"fault": "usage_missing", "fraction": 1.0}, {"fault": name, "count": 2}) as h:
+        job = h.run(h.submit(ROWS, lane))
+        assert h.fired()["usage_missing"] > 0
+        assert h.fired()[name] > 0
+        tally = h.tally(job)
+        assert tally.counts.failed == 2
+        assert h.invoice()["total_nanos"] <= tally.spent_nanos
+        results = h.results(job)
+        assert sum(row["cost_nanos"] for row in results) == tally.spent_nanos
+        assert all(row["cost_nanos"] and row["cost_estimated"] for row in results if not row["success"])
+        assert all(row["tokens_out"] == 400 for row in results if not row["success"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +228,24 @@ def test_cached_answers_cost_nothing(tmp_path: Path) -> None:
     shard = shard_of(new, files=[file], subs=[], lane=Lane.CACHE, submission=0)
     done = settle_shard(context_of(order, store), shard, stopping=False).settlement
     assert (done.counts, done.bookings, done.tokens_in, done.list_nanos) == (Counts(succeeded=ROWS), (), 0, 0)
+
+
+def test_a_success_without_an_answer_is_booked(house: tuple[Order, Store, Any]) -> None:
+    """A batch line that says 200 and nothing else was billed, or may have been: at its cap; its own error was not."""
+    tag = house[2].shards[0].tag
+    bodies = [{}, {"error": {"message": "no", "code": "server_error"}}]
+    came = [
+        json.dumps({"custom_id": f"{tag}-{i}", "response": {"status_code": 200, "body": body}}).encode() + b"\n"
+        for i, body in enumerate(bodies)
+    ]
+    order, store, plan = house
+    file = store_lines(store, "wire/output", came, OUTPUT, tag)
+    shard = shard_of(plan.shards[0], files=[file], subs=[submission(tag, completed=1, failed=1)], attempt=3)
+    done = settle_shard(context_of(order, store), shard, stopping=True).settlement
+    assert done.tokens_out == CAP
+    assert sum(b.spent_nanos - b.unproven_nanos for b in done.bookings) > 0
+    results = results_of(order, store, plan, [replace(shard, state=ShardState.SETTLED)])
+    (batch,) = results.batches(0, ROWS)
+    first, second, *_ = batch.to_pylist()
+    assert (first["cost_nanos"] > 0, first["cost_estimated"]) == (True, True)
+    assert (second["cost_nanos"], second["cost_estimated"]) == (0, False)

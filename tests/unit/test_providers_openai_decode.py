@@ -183,9 +183,9 @@ def test_a_row_that_never_ran_says_why(code, kind):
 
 @pytest.mark.parametrize("body", ["<html>busy</html>", None, 7, [], {}, "", {"choices": 3}, {"data": None}])
 def test_a_success_without_an_answer_is_no_success(body):
-    """A 200 from something that is not the model is a failure to try again, and costs nothing known."""
+    """A 200 from something that is not the model is a failure to try again, and was billed nobody knows how much."""
     got = outcome(body)
-    assert (got.kind, got.usage) == (FailureKind.SERVER_ERROR, None)
+    assert (got.kind, got.usage) == (FailureKind.SERVER_ERROR, Usage(0, 0, estimated=True))
 
 
 @pytest.mark.parametrize("error", ["plain words", {"message": None}, {"code": 5}, [1]])

@@ -50,10 +50,24 @@ class BodySizes:
                 self._sizes[row - self._shard.first] = len(body_of(line))
         return self._sizes[index - self._shard.first]
 
+    def tokens(self, index: int) -> int:
+        """About as many tokens, at four bytes each."""
+        return -(-self[index] // 4)
 
-def estimated(sizes: BodySizes, index: int, text: str | None) -> Usage:
-    """Usage where the provider gave none: four bytes a token, the last resort."""
-    return Usage(-(-sizes[index] // 4), -(-len((text or "").encode()) // 4), estimated=True)
+
+def is_unstated(outcome: Outcome) -> bool:
+    """Whether an answer was billed without a word of how much."""
+    usage = outcome.usage
+    return isinstance(outcome, Succeeded) if usage is None else usage.estimated
+
+
+def estimated(outcome: Outcome, input_tokens: int, cap_tokens: int) -> Usage:
+    """Usage where the provider gave none: four bytes a token, the last resort.
+
+    What came of a failure is not all that was billed, so it counts as if its cap had been used up.
+    """
+    said = -(-len((outcome.text or "").encode()) // 4)
+    return Usage(input_tokens, said if isinstance(outcome, Succeeded) else max(said, cap_tokens), estimated=True)
 
 
 @dataclass(slots=True)
@@ -165,6 +179,7 @@ class _Reader:
         self._decode, self._check, self._sizes, self._hashes = provider.decode, check, sizes, hashes
         self._sheet, self._list_sheet = sheet, list_sheet
         self._cached = acc.shard.lane is Lane.CACHE
+        self._cap = acc.shard.cap_tokens // acc.shard.count
         self._usages: list[Usage] = []  # to be paid, many at once
 
     def read(self, stream: Iterator[bytes], pending: set[str] | None) -> None:
@@ -208,9 +223,10 @@ class _Reader:
             code = _SUCCEEDED
             if self._check is not None and self._check(text)[1] is not None:
                 code = _CODE[FailureKind.INVALID_OUTPUT]
-            usage = usage or estimated(self._sizes, acc.shard.first + place, text)
         else:
             code = _CODE[outcome.kind]
+        if is_unstated(outcome):
+            usage = estimated(outcome, self._sizes.tokens(acc.shard.first + place), self._cap)
         if outcome.model:
             acc.models.add(outcome.model)
         says_it_again = before == code and self._hashes[place] == hash(text)
@@ -272,7 +288,7 @@ class _Reader:
         """An id that is not of this shard: kept on disk, counted, and paid for if it has usage."""
         acc = self.acc
         acc.unknown_ids += 1
-        if outcome.usage is not None:
+        if outcome.usage is not None and not outcome.usage.estimated:
             acc.beside[self.n] = acc.beside.get(self.n, 0) + 1
             self._usages.append(outcome.usage)
 

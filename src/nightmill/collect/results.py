@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from nightmill import wire
 from nightmill.answers import AnswerCache, digest
-from nightmill.collect.accounting import BodySizes, Check, estimated
+from nightmill.collect.accounting import BodySizes, Check, estimated, is_unstated
 from nightmill.ledger import Shard, StoredFile, SubmissionState
 from nightmill.plan import Compiled
 from nightmill.pricing import PriceSheet
@@ -321,11 +321,10 @@ class _RangeReader:
             return None
         outcome = answer.outcome
         usage = outcome.usage
-        if isinstance(outcome, Succeeded):
-            if usage is None:
-                usage = estimated(results._sizes[file.number], index, outcome.text)
-            if results._check is not None:
-                outcome = _checked(outcome, usage, results._check)
+        if is_unstated(outcome):
+            usage = estimated(outcome, results._sizes[file.number].tokens(index), shard.cap_tokens // shard.count)
+        if isinstance(outcome, Succeeded) and results._check is not None:
+            outcome = _checked(outcome, usage, results._check)
         cost = file.sheet.cost(usage) if file.sheet and usage else 0
         kept = line if isinstance(outcome, Succeeded) else b""
         return _Row(outcome, shard, file.batch_id, usage, cost, file.attempt, answer.duration_s, kept)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nightmill import wire
-from nightmill.collect.accounting import Check
+from nightmill.collect.accounting import Check, estimated, is_unstated
 from nightmill.ledger import Shard
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.store import Store
-from nightmill.types import RETRYABLE, Failed, FailureKind, Succeeded, Usage
+from nightmill.types import RETRYABLE, Failed, FailureKind, Succeeded
 
 
 @dataclass(slots=True)
@@ -44,6 +44,7 @@ class _Seen:
 
     sheet: PriceSheet | None
     input_tokens: int  # of a typical row, where an answer does not say
+    cap_tokens: int
     offsets: dict[str, int] = field(default_factory=dict)
     pending: dict[str, set[str]] = field(default_factory=dict)  # by journal
     tries: dict[int, int] = field(default_factory=dict)
@@ -69,7 +70,9 @@ class SoFar:
             seen = self._seen.get(shard.tag)
             if seen is None:
                 sheet = PriceSheet.from_json(shard.price) if shard.price else None
-                seen = self._seen[shard.tag] = _Seen(sheet, shard.input_tokens // shard.count)
+                seen = self._seen[shard.tag] = _Seen(
+                    sheet, shard.input_tokens // shard.count, shard.cap_tokens // shard.count
+                )
             journals = [file.ref.path for file in wire.chosen(shard.files) if file.kind == wire.JOURNAL]
             for path in journals:
                 self._read_on(seen, path)
@@ -103,8 +106,8 @@ class SoFar:
         pending.discard(answer.custom_id)
         index, outcome, answers = int(answer.custom_id.rpartition("-")[2]), answer.outcome, seen.answers
         usage = outcome.usage
-        if usage is None and isinstance(outcome, Succeeded):
-            usage = Usage(seen.input_tokens, -(-len(outcome.text) // 4), estimated=True)
+        if is_unstated(outcome):
+            usage = estimated(outcome, seen.input_tokens, seen.cap_tokens)
         if usage is not None:
             answers.tokens_in += usage.input_tokens
             answers.tokens_out += usage.output_tokens

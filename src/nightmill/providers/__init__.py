@@ -129,6 +129,9 @@ class Provider(Protocol):
     def decode(self, line: bytes) -> Answer:
         """One line of an output or error file.
 
+        A failure that was billed though the line does not say how much has a usage that is ``estimated``
+        and empty; one that cost nothing has none.
+
         Raises:
             ValueError: it is not a result line (malformed, truncated, no custom_id).
         """

@@ -46,6 +46,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|d|h|m|s)")
 _UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 _encode = msgspec.json.encode
+_UNSTATED = Usage(0, 0, estimated=True)  # billed, and not a word of how much
 
 
 # -- result lines ------------------------------------------------------------------------------
@@ -147,8 +148,13 @@ def decode_line(line: bytes) -> Answer:
     text = choice.message.content
     if not text or text.isspace():
         return _decode_any(line)
-    outcome = Succeeded(text, _plain_usage(body.usage), choice.finish_reason, body.model)
-    return Answer(plain.custom_id, outcome, plain.duration_s)
+    said, usage = body.usage, None
+    if said is not None:  # as in `_plain_usage`, without a call for every line
+        details = said.prompt_tokens_details
+        cached = details.cached_tokens or 0 if details else 0
+        written = details.cache_write_tokens or 0 if details else 0
+        usage = Usage(said.prompt_tokens, said.completion_tokens, cached, written)
+    return Answer(plain.custom_id, Succeeded(text, usage, choice.finish_reason, body.model), plain.duration_s)
 
 
 def _decode_embeddings(line: bytes) -> Answer | None:
@@ -228,8 +234,15 @@ def _line_outcome(response: Any, error: Any) -> Outcome:
     if isinstance(body, str):
         body = _inner(body)
     if 200 <= status < 300:
-        return body_outcome(body)
+        return _billed(body_outcome(body), body)
     return _failed(_facts(body.get("error") if isinstance(body, dict) else body), status=status)
+
+
+def _billed(outcome: Outcome, body: Any) -> Outcome:
+    """A call that ended well is billed, whatever its answer is worth; one that the provider calls failed is not."""
+    if not isinstance(outcome, Failed) or outcome.usage is not None or (isinstance(body, dict) and body.get("error")):
+        return outcome
+    return msgspec.structs.replace(outcome, usage=_UNSTATED)
 
 
 def _inner(body: str) -> Any:
@@ -317,7 +330,7 @@ def _embedding_outcome(body: dict[str, Any]) -> Outcome:
 def _response_outcome(body: dict[str, Any]) -> Outcome:
     said = [_parts(item.get("content")) for item in body["output"] if isinstance(item, dict)]
     if body.get("status") == "failed":
-        return _failed(_facts(body.get("error")), status=None)
+        return msgspec.structs.replace(_failed(_facts(body.get("error")), status=None), usage=usage_of(body))
     finish: Any = "stop"
     if body.get("status") == "incomplete":
         details = body.get("incomplete_details")

@@ -83,7 +83,7 @@ class RunOptions:
     name: str | None = None
     new: bool = False
     limit: int | None = None
-    on_error: str = "continue"
+    on_error: str | None = None  # continue, stop or threshold:N
     batch_size: int | None = None
     temperature: float | None = None
     max_output: int | None = None
@@ -290,7 +290,13 @@ class Mill:
             raise
 
     def _go_on(self, job: Job, options: RunOptions) -> Job:
-        """The unfinished job, under the budget this command gives, if it gives one, and no longer paused."""
+        """The unfinished job, under the budget, rates, rule and name this command gives, and no longer paused."""
+        self._check_name(options.name, job.fingerprint)
+        given = {name: getattr(options, name) for name in ("rpm", "tpm", "concurrency", "on_error")}
+        changes = {name: value for name, value in given.items() if value not in (None, job.spec[name])}
+        name = options.name if options.name != job.name else None
+        if changes or name:
+            self.ledger.revise(job.id, changes, name=name)
         if options.budget_nanos is not None:
             self.ledger.set_budget(f"job:{job.id}", options.budget_nanos)
         if job.state is JobState.PAUSED:
@@ -442,7 +448,7 @@ class Mill:
         """Let a paused job go on, at today's price; a later `run` works on it."""
         sheet = self._sheet(job.model, job.lane)
         if sheet.dearer_than(PriceSheet.from_json(job.spec["price"])):
-            self.ledger.reprice(job.id, job.spec | {"price": sheet.to_json()})
+            self.ledger.revise(job.id, {"price": sheet.to_json()})
         self.ledger.resume(job.id)
 
     def is_dearer(self, job: Job) -> bool:
@@ -815,7 +821,7 @@ def _spec(
         "inputs": list(options.inputs), "task": bound.task.to_dict(), "columns": _columns(source),
         "parameters": parameters.to_dict(), "model": model, "lane": lane.value, "batch_size": options.batch_size,
         "cache": options.cache, "dedupe": options.dedupe, "rpm": options.rpm, "tpm": options.tpm,
-        "concurrency": options.concurrency, "on_error": options.on_error,
+        "concurrency": options.concurrency, "on_error": options.on_error or "continue",
         "has_budget": options.budget_nanos is not None, "row_mode": source.kind,
     }  # fmt: skip
 

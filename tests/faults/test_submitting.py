@@ -75,3 +75,24 @@ def test_a_new_job_never_takes_an_unfinished_ones_name(
         with pytest.raises(Conflict):
             h.mill.submit(h.mill.prepare(options_for(h, name="nightly", new=True)))
         assert [(job.id, job.state) for job in h.mill.ledger.jobs()] == [(first.id, "paused")]
+
+
+def test_the_same_command_changes_rates_rule_and_name(tmp_path: Path) -> None:
+    """--rpm, --tpm, --concurrency, --on-error and --name count for a job that goes on; what is not said stays."""
+    with house(tmp_path) as h:
+        first = h.mill.submit(h.mill.prepare(options_for(h, rpm=7.0, tpm=9_000.0, on_error="stop")))
+        h.mill.ledger.pause(first.id, "for a while")
+        more = {"rpm": 600.0, "concurrency": 3, "name": "nightly"}
+        job = h.mill.submit(h.mill.prepare(options_for(h, **more)))
+        assert (job.id, job.name, job.state) == (first.id, "nightly", "running")
+        assert job.spec == first.spec | {"rpm": 600.0, "concurrency": 3}
+        rates = h.mill.open_kit(job.id).throttle
+        assert rates.most == 3
+        job = h.mill.submit(h.mill.prepare(options_for(h, on_error="threshold:2")))
+        assert (job.name, job.spec["on_error"], job.spec["rpm"]) == ("nightly", "threshold:2", 600.0)
+        h.mill.submit(h.mill.prepare(options_for(h, name="other", prompt="Another: {{ text }}")))
+        with pytest.raises(Conflict, match="the name other"):
+            h.mill.submit(h.mill.prepare(options_for(h, name="other")))
+        job = h.run(job)
+        truth(h, job, settled=False)
+        assert job.state == "completed"

@@ -49,8 +49,8 @@ class _Manner:
 @click.option("--name", help="A label for the job.")
 @click.option("--new", is_flag=True, help="Begin a new job even if this one ran before.")
 @click.option("--limit", type=flags.WHOLE, help="Most rows to take.")
-@click.option("--on-error", type=flags.ON_ERROR, default="continue", show_default=True,
-              help="continue, stop, threshold:N or threshold:N%.")  # fmt: skip
+@click.option("--on-error", type=flags.ON_ERROR,
+              help="continue (where nothing is said), stop, threshold:N or threshold:N%.")  # fmt: skip
 @click.option("--batch-size", type=flags.WHOLE, help="Most rows in a shard.")
 @click.option("--temperature", type=flags.TEMPERATURE)
 @click.option("--max-output", type=flags.WHOLE, help="Most tokens an answer may have.")

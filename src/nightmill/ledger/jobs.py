@@ -242,10 +242,19 @@ class JobVerbs(Database):
             ).one()
         return -(-int(tokens) // int(rows)) if rows else None
 
-    def reprice(self, job_id: str, spec: dict[str, Any]) -> None:
-        """The user goes on at today's price."""
-        with self._write("reprice") as connection:
-            connection.execute(update(jobs).where(jobs.c.id == job_id).values(spec=json.dumps(spec)))
+    def revise(self, job_id: str, changes: dict[str, Any], *, name: str | None = None) -> None:
+        """The user goes on at other terms: parts of the job's spec, its label. Raises Conflict: the label is taken."""
+        this = jobs.c.id == job_id
+        try:
+            with self._write("revise") as connection:
+                spec = json.loads(connection.execute(select(jobs.c.spec).where(this)).scalar_one())
+                values = {"spec": json.dumps(spec | changes)} | ({"name": name} if name else {})
+                connection.execute(update(jobs).where(this).values(**values))
+        except IntegrityError as error:
+            raise Conflict(
+                f"the name {name} is that of another unfinished job", why="a name means one job while it lives",
+                fix="give another --name, or finish or cancel that job first",
+            ) from error  # fmt: skip
 
     # -- steering ------------------------------------------------------------------------------
 

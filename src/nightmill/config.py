@@ -189,6 +189,13 @@ def parse_usd(text: str) -> int:
     return nanos
 
 
+def exact_usd(nanos: int) -> str:
+    """Nano-dollars, 0 or more, as dollars to read: exact, and no longer than that takes."""
+    dollars, rest = divmod(nanos, 1_000_000_000)
+    fraction = f"{rest:09d}".rstrip("0")
+    return f"${dollars:,}.{fraction:0<2}"
+
+
 def _refuse_usd(text: str, why: str) -> NoReturn:
     raise UsageError(f"{text!r} is not an amount of dollars", why=why, fix="give dollars, such as 5 or 2.50")
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from nightmill.answers import AnswerCache, salt
 from nightmill.collect import Answers, Check, Results, SoFar
-from nightmill.config import DEFAULT_BUDGET_NANOS, Settings
+from nightmill.config import DEFAULT_BUDGET_NANOS, Settings, exact_usd
 from nightmill.engine import Engine, JobKit, Stop, results_of
 from nightmill.errors import Conflict, InputError, NightmillError, OverBudget, TaskError, UsageError
 from nightmill.lanes import Desk, Work
@@ -372,7 +372,7 @@ class Mill:
         if not compiled.cap_tokens:
             return 0
         measured = self.ledger.mean_output_tokens(model, compiled.digest)
-        return measured or task.expect or min(compiled.cap_tokens, _EXPECTED_OUTPUT)
+        return min(compiled.cap_tokens, measured or task.expect or _EXPECTED_OUTPUT)
 
     def _provider(self, model: str) -> Provider:
         paths = {ref: str(m["path"]) for ref, m in self.settings.models.items() if m.get("path")}
@@ -748,19 +748,13 @@ def check_affordable(prepared: Prepared) -> None:
     kind = free.scope.partition(":")[0]
     raised = {"job": "give a higher --budget", "total": "raise it with: nightmill budget set USD"}
     raise OverBudget(
-        f"the job will probably cost {_dollars(quote.expected_nanos)}; the budget has {_dollars(free.free_nanos)} free",
-        why=f"the limit {free.scope} is {_dollars(free.cap_nanos or 0)}, spent {_dollars(free.spent_nanos)}, "
-        f"held {_dollars(free.held_nanos)}; the job costs at most {_dollars(quote.at_most_nanos)}",
+        f"the job will probably cost {exact_usd(quote.expected_nanos)}; "
+        f"the budget has {exact_usd(free.free_nanos)} free",
+        why=f"the limit {free.scope} is {exact_usd(free.cap_nanos or 0)}, spent {exact_usd(free.spent_nanos)}, "
+        f"held {exact_usd(free.held_nanos)}; the job costs at most {exact_usd(quote.at_most_nanos)}",
         fix="lower --max-output or --limit, take a cheaper model, or "
         + raised.get(kind, f"raise it with: nightmill budget set --{kind} USD"),
     )
-
-
-def _dollars(nanos: int) -> str:
-    """Exact to the nano, and no longer than that takes."""
-    dollars, rest = divmod(nanos, 1_000_000_000)
-    fraction = f"{rest:09d}".rstrip("0")
-    return f"${dollars:,}.{fraction:0<2}"
 
 
 def check_of(parameters: Parameters) -> Check | None:

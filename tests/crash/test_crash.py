@@ -41,6 +41,7 @@ def test_every_point_is_reached(explored: Campaign) -> None:
     assert sorted(known_points() - reached) == []
 
 
+@pytest.mark.req("X1")
 @both_lanes
 def test_killed_at_every_point(explored: Campaign, scenarios: tuple[Scenario, ...]) -> None:
     """Killed once at each point of a lane, the same command goes on to the right end."""

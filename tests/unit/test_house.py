@@ -94,6 +94,18 @@ def test_every_mark_names_a_requirement(reqs: ModuleType, capsys: pytest.Capture
     assert status == 0
 
 
+def test_what_is_met_keeps_a_test(reqs: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The list fails when a requirement that is met has no test left, and says which."""
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    marks = ", ".join(repr(requirement) for requirement in reqs.MET if requirement != "X2")
+    (tests / "test_some.py").write_text(f"import pytest\npytestmark = pytest.mark.req({marks})\n")
+    assert reqs.main(tests) == 1
+    assert capsys.readouterr().err == "X2 (a budget that cannot be crossed) has no test any more\n"
+    (tests / "test_other.py").write_text("import pytest\npytestmark = pytest.mark.req('X2')\n")
+    assert reqs.main(tests) == 0
+
+
 def test_marks_are_found_wherever_they_stand(
     reqs: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,7 @@ def test_the_document_needs_nulls_to_accept_its_own_example() -> None:
     assert judge("Batch", {**example, "status": "done"}) != []
 
 
+@pytest.mark.req("X11")
 def test_a_batch_from_upload_to_download(client: openai.OpenAI, seen: _Judge) -> None:
     """The official client can upload, create, wait, and read one line for each request."""
     batch = _submit(client, chat_lines(30), metadata={"submission": "abc.1"})
@@ -171,6 +172,7 @@ def test_a_batch_can_be_cancelled(client: openai.OpenAI, base: str) -> None:
             other.batches.cancel(batch.id)
 
 
+@pytest.mark.req("X11")
 def test_live_chat(client: openai.OpenAI) -> None:
     """A live answer is the same for the same request, honours its cap, and gives as many choices as asked."""
     asked: Any = {"model": MODEL, "messages": [{"role": "user", "content": "grüezi"}]}
@@ -240,6 +242,7 @@ def test_models(client: openai.OpenAI) -> None:
     assert missing.value.code == "model_not_found"
 
 
+@pytest.mark.req("X11")
 def test_keys(base: str, seen: _Judge) -> None:
     """No key and a wrong key answer 401; a key without quota answers a 429 that says so, for money only."""
     for key, error, code in (

@@ -79,6 +79,7 @@ def _run_with(url: str, *faults: dict[str, Any], **body: Any) -> dict[str, Any]:
 # --- create ---
 
 
+@pytest.mark.req("X11")
 def test_create_accepted_then_timeout(base: str) -> None:
     """The batch exists and runs, and its caller never hears of it."""
     set_faults(base, {"fault": "create_accepted_then_timeout", "delay_s": 0.01, "times": 1})

@@ -195,11 +195,11 @@ class Mill:
         self.store = Store(settings.home)
         self.store.prepare()
         self.ledger = Ledger(settings.home / LEDGER_NAME)
-        total = settings.budget_total_nanos
-        self.ledger.ensure_budget(
-            DEFAULT_BUDGET_NANOS if total is None else total, settings.budget_day_nanos, settings.budget_month_nanos
-        )
         self.desk = Desk(self.ledger, self.store, settings.timing, ZoneInfo(settings.zone))
+        self.ledger.ensure_budget(
+            settings.budget_total_nanos, settings.budget_day_nanos, settings.budget_month_nanos,
+            default_nanos=DEFAULT_BUDGET_NANOS, running_scopes=self.desk.scopes("", False),
+        )  # fmt: skip
         self.cache = AnswerCache(settings.home / "answers")
 
     def close(self) -> None:

@@ -89,10 +89,36 @@ def test_a_day_takes_the_cap_of_days_and_follows_it_while_it_runs(ledger: Ledger
 
 
 def test_budgets_that_were_set_stay(ledger: Ledger) -> None:
-    """Opening the ledger again does not reset what the user set."""
+    """Opening the ledger again under the same settings does not reset what the user set."""
     ledger.set_budget("total", 5)
-    ledger.ensure_budget(99, 98, None)
+    before = everything(ledger)
+    ledger.ensure_budget(1_000, None, None, default_nanos=99)
+    assert everything(ledger) == before
     assert {limit.scope: limit.cap_nanos for limit in ledger.limits()} == {"total": 5, "day": None, "month": None}
+
+
+def test_settings_that_change_count(ledger: Ledger) -> None:
+    """A cap edited in the settings holds from the next opening on, also today's; one not named there stays."""
+    publish(ledger)
+    intended(ledger, claim(ledger), 80)
+    running = ["day:2026-11-21", "month:2026-11"]
+    ledger.ensure_budget(90, 70, None, running_scopes=running)
+    caps = {limit.scope: limit.cap_nanos for limit in ledger.limits()}
+    assert caps == {"total": 90, "day": 70, "month": None, "day:2026-11-21": 70, "month:2026-11": None}
+    ledger.set_budget("total", 500)
+    ledger.ensure_budget(None, 60, None, running_scopes=running)
+    caps = {limit.scope: limit.cap_nanos for limit in ledger.limits()}
+    assert (caps["total"], caps["day"], caps["day:2026-11-21"]) == (500, 60, 60)
+    ledger.ensure_budget(90, 60, None, running_scopes=running)  # said before, and overruled since
+    assert ledger.limits(["total"])[0].cap_nanos == 500
+
+
+def test_a_new_ledger_has_a_limit(backend: Backend) -> None:
+    """Where the settings say nothing, a first limit stands all the same."""
+    ledger = backend.open()
+    ledger.ensure_budget(None, None, None, default_nanos=7)
+    assert {limit.scope: limit.cap_nanos for limit in ledger.limits()} == {"total": 7, "day": None, "month": None}
+    ledger.close()
 
 
 @pytest.mark.parametrize("spent", [0, 40, 100, 130])

@@ -11,9 +11,10 @@ from sqlalchemy import BigInteger, Connection, bindparam, func, insert, or_, sel
 
 from nightmill.ledger._database import Database
 from nightmill.ledger.records import Denied, Limit
-from nightmill.ledger.schema import entries, limits, submissions
+from nightmill.ledger.schema import entries, limits, meta, submissions
 
 TOTAL, DAY, MONTH = "total", "day", "month"
+_SAID = "budget."  # of a scope: the cap that the settings gave last, in the table of facts
 
 # Put together once: that takes longer than the database does.
 _NANOS = bindparam("nanos", type_=BigInteger)
@@ -102,19 +103,57 @@ def _ensure(connection: Connection, scopes: Sequence[str]) -> None:
             connection.execute(insert(limits).values(scope=scope, cap_nanos=cap))
 
 
+def _has(connection: Connection, scope: str) -> bool:
+    return connection.execute(select(limits.c.scope).where(limits.c.scope == scope)).first() is not None
+
+
+def _set_cap(connection: Connection, scope: str, cap_nanos: int | None, running_scopes: Sequence[str]) -> None:
+    for name in (scope, *(s for s in running_scopes if s.partition(":")[0] == scope)):
+        _ensure(connection, [name])
+        connection.execute(update(limits).where(limits.c.scope == name).values(cap_nanos=cap_nanos))
+
+
 class MoneyVerbs(Database):
     """Budgets as people set and read them."""
 
-    def ensure_budget(self, total_nanos: int, day_nanos: int | None, month_nanos: int | None) -> None:
-        """The limits a ledger begins with; what was set before stays."""
+    def ensure_budget(
+        self,
+        total_nanos: int | None,
+        day_nanos: int | None,
+        month_nanos: int | None,
+        *,
+        default_nanos: int | None = None,
+        running_scopes: Sequence[str] = (),
+    ) -> None:
+        """The limits that the settings give; None: they say nothing, and what there is stays.
+
+        A value counts when it is new to this ledger, so that what `set_budget` set since then stays
+        while the settings stay. A new ledger's total begins at ``default_nanos``.
+        """
+        said = {TOTAL: total_nanos, DAY: day_nanos, MONTH: month_nanos}
         with self._read() as connection:
             have = set(connection.execute(select(limits.c.scope)).scalars())
-        first = {TOTAL: total_nanos, DAY: day_nanos, MONTH: month_nanos}
-        if missing := [{"scope": s, "cap_nanos": cap} for s, cap in first.items() if s not in have]:
-            with self._write("ensure_budget") as connection:
-                for row in missing:
-                    if connection.execute(select(limits).where(limits.c.scope == row["scope"])).first() is None:
-                        connection.execute(insert(limits).values(row))
+            known = dict(connection.execute(select(meta.c.key, meta.c.value)).all())
+        if have >= said.keys() and all(v is None or known.get(_SAID + s) == str(v) for s, v in said.items()):
+            return
+        with self._write("ensure_budget") as connection:
+            for scope, nanos in said.items():
+                if nanos is not None:
+                    self._apply_said(connection, scope, nanos, running_scopes)
+                elif not _has(connection, scope):
+                    cap = default_nanos if scope == TOTAL else None
+                    connection.execute(insert(limits).values(scope=scope, cap_nanos=cap))
+
+    def _apply_said(self, connection: Connection, scope: str, nanos: int, running_scopes: Sequence[str]) -> None:
+        key, value = _SAID + scope, str(nanos)
+        known = connection.execute(select(meta.c.value).where(meta.c.key == key)).scalar()
+        if known == value:
+            return
+        _set_cap(connection, scope, nanos, running_scopes)
+        if known is None:
+            connection.execute(insert(meta).values(key=key, value=value))
+        else:
+            connection.execute(update(meta).where(meta.c.key == key).values(value=value))
 
     def set_budget(self, scope: str, cap_nanos: int | None, *, running_scopes: Sequence[str] = ()) -> None:
         """Set the cap of ``scope``; a cap below what is spent and held refuses new holds only.
@@ -122,9 +161,7 @@ class MoneyVerbs(Database):
         ``running_scopes`` are the day and month under way, which follow their kind at once.
         """
         with self._write("set_budget") as connection:
-            for name in (scope, *(s for s in running_scopes if s.partition(":")[0] == scope)):
-                _ensure(connection, [name])
-                connection.execute(update(limits).where(limits.c.scope == name).values(cap_nanos=cap_nanos))
+            _set_cap(connection, scope, cap_nanos, running_scopes)
 
     def limits(self, scopes: Sequence[str] | None = None) -> list[Limit]:
         """Every limit, or those named (a day or month not yet used shows the cap of its kind)."""

@@ -374,3 +374,14 @@ def test_records_are_frozen(ledger: Ledger) -> None:
         job.state = JobState.COMPLETED  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
         claim(ledger).count = 1  # type: ignore[misc]
+
+
+def test_the_mean_answer_counts_every_answer_that_was_paid_for(ledger: Ledger) -> None:
+    """Answers that were cut or unfit are in the sum of tokens, so they are in the number too."""
+    publish(ledger)
+    assert ledger.mean_output_tokens("provider/model", "t") is None
+    shard = bring(ledger, ShardState.COLLECTING)
+    counts = Counts(succeeded=1, failed=ROWS - 1)
+    ledger.settle(shard, done(shard, counts=counts, tokens_out=2000 * ROWS, failures={"truncated": ROWS - 1}))
+    assert ledger.mean_output_tokens("provider/model", "t") == 2000
+    assert ledger.mean_output_tokens("provider/model", "another task") is None

@@ -195,6 +195,20 @@ def test_a_write_off_spends_the_hold_unproven(ledger: Ledger) -> None:
     check_money(ledger)
 
 
+def test_a_write_off_books_every_batch_of_the_shard(ledger: Ledger) -> None:
+    """A second batch that turned up runs on after the user gave up: it may cost as much as the first."""
+    publish(ledger)
+    shard = bring(ledger, ShardState.IN_DOUBT)
+    ledger.note_stray(shard, "b2", status="x", account="acc")
+    ledger.release(shard)
+    ledger.write_off(claim(ledger))
+    tally = ledger.tally("job1")
+    assert (tally.spent_nanos, tally.unproven_nanos) == (200, 200)
+    assert money(ledger) == (200, 0)
+    assert recorded(ledger) == {("job1-0", 1): 100, ("job1-0", 2): 100}
+    check_money(ledger)
+
+
 def test_a_second_batch_is_booked_beside_the_first(ledger: Ledger) -> None:
     """A stray costs too: it is settled with its shard and counts in the same limits."""
     publish(ledger)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from nightmill.errors import Conflict
 from nightmill.ledger._database import Database
 from nightmill.ledger.records import Counts, Job, NewShard, StoredFile, SubmissionState, Tally
-from nightmill.ledger.schema import alerts, files, jobs, limits, shards, submissions
+from nightmill.ledger.schema import alerts, entries, files, jobs, limits, shards, submissions
 from nightmill.ledger.shards import insert_files, insert_shards, stored_file
 from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState
 
@@ -234,13 +234,13 @@ class JobVerbs(Database):
 
     def mean_output_tokens(self, model: str, task_digest: str) -> int | None:
         """How long answers of this task and model were so far, in tokens; None before the first."""
-        same = and_(jobs.c.model == model, jobs.c.task_digest == task_digest, shards.c.lane != Lane.CACHE)
-        answered = func.sum(shards.c.succeeded)
+        same = and_(jobs.c.model == model, jobs.c.task_digest == task_digest)
+        written = select(func.sum(shards.c.tokens_out)).join(jobs, jobs.c.id == shards.c.job_id).where(same)
+        # Every answer that was paid for, also the useless ones: their tokens are in the sum.
+        answers = select(func.sum(entries.c.calls)).join(jobs, jobs.c.id == entries.c.job_id).where(same)
         with self._read() as connection:
-            tokens, rows = connection.execute(
-                select(func.sum(shards.c.tokens_out), answered).join(jobs, jobs.c.id == shards.c.job_id).where(same)
-            ).one()
-        return -(-int(tokens) // int(rows)) if rows else None
+            tokens, calls = connection.execute(written).scalar(), connection.execute(answers).scalar()
+        return -(-int(tokens) // int(calls)) if tokens and calls else None
 
     def revise(self, job_id: str, changes: dict[str, Any], *, name: str | None = None) -> None:
         """The user goes on at other terms: parts of the job's spec, its label. Raises Conflict: the label is taken."""

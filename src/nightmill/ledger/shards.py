@@ -615,9 +615,10 @@ class ShardVerbs(Database):
         if shard.state is not ShardState.IN_DOUBT:
             raise ValueError(f"{shard.tag} cannot be written off: it is {shard.state}")
         with self._write("write_off") as connection:
-            held = shard.current.hold_nanos
-            booking = Booking(shard.submission, held, held, 0)
-            self._book(connection, shard, booking)
+            for sub in shard.submissions:
+                if sub.n == shard.submission or sub.state is SubmissionState.CREATED:
+                    held = sub.hold_nanos or shard.current.hold_nanos  # a stray has none: it may cost as much
+                    self._book(connection, shard, Booking(sub.n, held, held, 0))
             self._step(connection, shard, ShardState.SETTLED, missing=shard.count, settled_at=time.time(),
                        reason="written off by the user")  # fmt: skip
 

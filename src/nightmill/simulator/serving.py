@@ -71,7 +71,7 @@ def in_thread(config: SimulatorConfig | None = None) -> Iterator[str]:
         except BaseException as broken:  # handed to the thread that waits for the start
             told.put(broken)
         finally:
-            loop.close()
+            _end(loop)
 
     thread = threading.Thread(target=work, name="simulator", daemon=True)
     thread.start()
@@ -84,3 +84,17 @@ def in_thread(config: SimulatorConfig | None = None) -> Iterator[str]:
     finally:
         loop.call_soon_threadsafe(stop[0].cancel)
         thread.join()
+
+
+def _end(loop: asyncio.AbstractEventLoop) -> None:
+    """Close a loop with nothing left in it: a handler may still be holding its caller back."""
+
+    async def tidy() -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.sleep(0)  # transports say goodbye in the next turn
+
+    loop.run_until_complete(tidy())
+    loop.close()

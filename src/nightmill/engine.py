@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +29,7 @@ from nightmill.plan import Compiled
 from nightmill.pricing import PriceSheet
 from nightmill.providers import BatchProvider, LiveProvider, Provider
 from nightmill.store import PACKED, Store
-from nightmill.types import JobState, Lane, ShardState
+from nightmill.types import Failed, JobState, Lane, Outcome, ShardState
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,19 @@ class Stop:
         return self.gently.is_set()
 
 
+@dataclass(slots=True)
+class _Failures:
+    """Rows of one job that failed for good, as far as this engine knows."""
+
+    most: int  # so many stop the job
+    settled: int = 0
+    under_way: Counter[str] = field(default_factory=Counter)  # of live shards, by tag
+
+    @property
+    def too_many(self) -> bool:
+        return self.settled + self.under_way.total() >= self.most
+
+
 class Engine:
     """Works on jobs until they are done, paused, or the engine is stopped.
 
@@ -82,6 +96,7 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
+        self._failures: dict[str, _Failures] = {}  # of jobs that stop at so many
         self._halted: set[str] = set()  # jobs that were paused or cancelled while worked on
 
     async def run(self, job_ids: Iterable[str]) -> None:
@@ -179,7 +194,9 @@ class Engine:
 
     def _stops(self, job_id: str) -> bool:
         """Whether nothing new of a job may be sent."""
-        return self._stop() or self._failure is not None or job_id in self._halted
+        failures = self._failures.get(job_id)
+        too_many = failures is not None and failures.too_many
+        return too_many or self._stop() or self._failure is not None or job_id in self._halted
 
     async def _try_step(self, kit: JobKit, lease: Lease) -> None:
         """A step; a provider's trouble that its lane does not know delays this shard, and no other."""
@@ -199,14 +216,24 @@ class Engine:
             await desk.book(desk.ledger.release, shard)
             await desk.book(desk.ledger.drop_planned, shard.job_id)
         elif shard.lane is Lane.LIVE:
-            if not isinstance(kit.provider, LiveProvider):
-                raise TypeError(f"{kit.provider.name} has no live lane")
-            stopping = partial(self._stops, shard.job_id)
-            done = await live.run_shard(desk, kit.work, kit.provider, kit.throttle, lease, stopping)
-            if done is not None:
-                await self._collect(kit, done)
+            await self._send(kit, lease)
         else:
             await batch.step(desk, kit.work, self._batch_provider(kit), shard)
+
+    async def _send(self, kit: JobKit, lease: Lease) -> None:
+        if not isinstance(kit.provider, LiveProvider):
+            raise TypeError(f"{kit.provider.name} has no live lane")
+        tag, stopping = lease.shard.tag, partial(self._stops, kit.job.id)
+        await self._count_failures(kit)
+        failures = self._failures.get(kit.job.id)
+        ended = None if failures is None else partial(self._note_end, kit, failures, tag)
+        try:
+            done = await live.run_shard(self._desk, kit.work, kit.provider, kit.throttle, lease, stopping, ended)
+            if done is not None:
+                await self._collect(kit, done)
+        finally:
+            if failures is not None:
+                failures.under_way.pop(tag, None)
 
     @staticmethod
     def _batch_provider(kit: JobKit) -> BatchProvider:
@@ -230,15 +257,29 @@ class Engine:
             await desk.book(desk.ledger.note_reread, shard, due_in_s=desk.timing.reread_s)
             return
         await desk.book(desk.ledger.settle, shard, collected.settlement)
+        await self._count_failures(kit, shard.tag)
         await self._mind_errors(kit)
+
+    async def _count_failures(self, kit: JobKit, settled: str = "") -> None:
+        """Look at how many rows of the job failed in shards that are settled, ``settled`` now among them."""
+        if kit.on_error == "continue":
+            return
+        c = (await self._desk.book(self._desk.ledger.tally, kit.job.id)).counts
+        most = allowed_failures(kit.on_error, kit.job.rows)
+        failures = self._failures.setdefault(kit.job.id, _Failures(most))
+        failures.settled = c.failed + c.missing + c.expired
+        failures.under_way.pop(settled, None)
+
+    async def _note_end(self, kit: JobKit, failures: _Failures, tag: str, outcome: Outcome | None) -> None:
+        """A row of a live shard under way has ended."""
+        if outcome is None or isinstance(outcome, Failed) or (kit.check and kit.check(outcome.text)[1] is not None):
+            failures.under_way[tag] += 1
+            await self._mind_errors(kit)
 
     async def _mind_errors(self, kit: JobKit) -> None:
         """Stop the job where the user said how many failed rows are too many."""
-        if kit.on_error == "continue":
-            return
-        tally = await self._desk.book(self._desk.ledger.tally, kit.job.id)
-        c = tally.counts
-        if c.failed + c.missing + c.expired >= allowed_failures(kit.on_error, kit.job.rows):
+        failures = self._failures.get(kit.job.id)
+        if failures is not None and failures.too_many:
             await self._desk.book(self._desk.ledger.request_cancel, kit.job.id, stopped="on_error")
 
     # -- finishing -----------------------------------------------------------------------------

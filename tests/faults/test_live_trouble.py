@@ -72,3 +72,49 @@ def test_a_model_that_does_not_load_takes_no_attempt(tmp_path: Path, monkeypatch
         truth(h, job)
         exact(h, job)
         assert attempts(h, job) == [1] * 4
+
+
+@pytest.mark.parametrize(("on_error", "calls"), [("stop", 3), ("threshold:2", 6), ("threshold:10%", 9)])
+def test_too_many_failures_stop_within_a_shard(tmp_path: Path, on_error: str, calls: int) -> None:
+    """The job stops with the failure that was one too many, not with the end of its shard."""
+    with house(tmp_path, {"fault": "live_500"}) as h:
+        job = h.run(h.submit(30, "live", on_error=on_error, concurrency=1))
+        assert h.fired() == {"live_500": calls}
+        truth(h, job)
+        exact(h, job)
+        assert (job.state, job.stopped) == ("failed", "on_error")
+        assert job.counts is not None
+        assert (job.counts["failed"], job.counts["cancelled"]) == (calls // 3, 30 - calls // 3)
+
+
+def test_invalid_answers_count_as_failures_at_once(tmp_path: Path) -> None:
+    """An answer that does not fit the schema is a failed row, and stops a job that is to stop."""
+    schema = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
+    with house(tmp_path, {"fault": "invalid_json_answers"}) as h:
+        job = h.run(h.submit(12, "live", on_error="stop", concurrency=1, schema=schema))
+        truth(h, job)
+        exact(h, job)
+        assert job.stopped == "on_error"
+        assert h.invoice()["executed_rows"] == 1
+
+
+def test_failures_of_an_earlier_run_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that goes on within a shard remembers the rows of it that have failed."""
+    with house(tmp_path, {"fault": "live_500"}) as h:
+        job = h.submit(12, "live", on_error="threshold:2", concurrency=1)
+        real, calls = OpenAI.send, list[int]()
+
+        async def send(self: OpenAI, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
+            calls.append(1)
+            if len(calls) == 4:
+                raise UsageError("no more for now")
+            return await real(self, url, body, timeout_s=timeout_s)
+
+        monkeypatch.setattr(OpenAI, "send", send)
+        with pytest.raises(UsageError, match="no more"):
+            h.run(job)
+        h.again()
+        job = h.run(job)
+        assert h.fired() == {"live_500": 6}
+        truth(h, job)
+        assert job.stopped == "on_error"

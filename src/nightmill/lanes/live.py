@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +22,15 @@ from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, over_b
 from nightmill.lanes.throttle import Throttle
 from nightmill.ledger import Denied, Shard, StoredFile
 from nightmill.providers import LiveProvider, LiveReply
-from nightmill.types import RETRYABLE, Failed, FileRef, ShardState
+from nightmill.types import RETRYABLE, Failed, FileRef, Outcome, ShardState
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # completed exchanges of a row
 UNREACHABLE_TRIES = 8  # rounds in a row, of all calls of a shard together, before the job pauses
 _RETRY_STATUSES = frozenset({0, 408, 409})
+
+Ended = Callable[[Outcome | None], Awaitable[None]]  # how a row ended; None: nobody answered it
 
 
 class _Pause(Exception):
@@ -52,7 +54,7 @@ class _Past:
     """What the journals of earlier epochs say."""
 
     attempts: dict[int, int] = field(default_factory=dict)
-    done: set[int] = field(default_factory=set)
+    done: dict[int, Outcome] = field(default_factory=dict)
     doubtful: list[int] = field(default_factory=list)  # one entry a send that may have been billed
 
 
@@ -99,12 +101,13 @@ class Journal:
 
 
 async def run_shard(
-    desk: Desk, work: Work, provider: LiveProvider, throttle: Throttle, lease: Lease, stopping: Callable[[], bool]
-) -> Shard | None:
+    desk: Desk, work: Work, provider: LiveProvider, throttle: Throttle, lease: Lease, stopping: Callable[[], bool],
+    ended: Ended | None = None,
+) -> Shard | None:  # fmt: skip
     """Send every row of a live shard that has no answer; the shard, ready to be accounted for.
 
     None: it is not done; the ledger says when to come back. ``stopping`` turns true when nothing
-    new may be sent.
+    new may be sent. ``ended`` is told of every row that will not be sent again, before the next one is.
 
     Raises:
         LeaseLost: another worker has the shard.
@@ -126,7 +129,7 @@ async def run_shard(
     else:
         past = await asyncio.to_thread(_read_past, desk, provider, shard)
         await desk.book(desk.ledger.open_journal, shard, journal_file)
-    return await _Sender(desk, work, provider, throttle, lease, stopping, past).run(path)
+    return await _Sender(desk, work, provider, throttle, lease, stopping, past, ended).run(path)
 
 
 async def _intend(desk: Desk, work: Work, provider: LiveProvider, shard: Shard, journal: StoredFile) -> Shard | None:
@@ -160,7 +163,7 @@ def _read_past(desk: Desk, provider: LiveProvider, shard: Shard) -> _Past:
             index = int(answer.custom_id.rpartition("-")[2])
             past.attempts[index] = past.attempts.get(index, 0) + 1
             if not (isinstance(answer.outcome, Failed) and answer.outcome.kind in RETRYABLE):
-                past.done.add(index)
+                past.done.setdefault(index, answer.outcome)
         for custom_id in (*pending, *lost):
             index = int(custom_id.rpartition("-")[2])
             past.doubtful.append(index)
@@ -184,10 +187,10 @@ class _Sender:
 
     def __init__(
         self, desk: Desk, work: Work, provider: LiveProvider, throttle: Throttle, lease: Lease,
-        stopping: Callable[[], bool], past: _Past,
+        stopping: Callable[[], bool], past: _Past, ended: Ended | None,
     ) -> None:  # fmt: skip
         self._desk, self._work, self._provider, self._throttle = desk, work, provider, throttle
-        self._lease, self._stopping, self._past = lease, stopping, past
+        self._lease, self._stopping, self._past, self._ended = lease, stopping, past, ended
         self._shard = lease.shard
         self._cap = self._shard.cap_tokens // self._shard.count
         self._tokens = -(-self._shard.input_tokens // self._shard.count)  # about, for the token rate
@@ -203,6 +206,7 @@ class _Sender:
         journal = Journal(self._desk.store.path(path))
         try:
             await self._book_past()
+            await self._tell_past(rows)
             await self._send_all(rows, journal)
         except _Pause as pause:
             self._trouble = pause
@@ -253,6 +257,12 @@ class _Sender:
         sizes = {index: len(wire.body_of(line)) for index, line in wire.shard_lines(self._desk.store, self._shard)}
         worst = sum(self._worst(sizes[index]) for index in self._past.doubtful if index in sizes)
         await self._book(worst - self._shard.current.unproven_nanos)
+
+    async def _tell_past(self, rows: list[_Row]) -> None:
+        if self._ended is not None:
+            for row in rows:
+                if row.index in self._past.done or row.attempts >= ATTEMPTS:
+                    await self._ended(self._past.done.get(row.index))
 
     async def _book(self, nanos: int) -> None:
         if nanos <= 0:
@@ -344,11 +354,14 @@ class _Sender:
             journal.write(wire.lost_mark(custom_id))
             await self._lost(row, Uncertain("the answer is no answer", why=f"it begins {reply.body[:40]!r}"))
             return False
-        journal.write(self._provider.reply_line(custom_id, reply, took_s))
+        line = self._provider.reply_line(custom_id, reply, took_s)
+        journal.write(line)
         reach("live.journaled")
         row.attempts += 1
         if not _again(reply.status) or row.attempts >= ATTEMPTS:
             row.done = True
+            if self._ended is not None:
+                await self._ended(self._provider.decode(line).outcome)
             return reply.status < 500
         await asyncio.sleep(self._desk.backoff_s(row.attempts - 1))
         return False
@@ -382,6 +395,8 @@ class _Sender:
         row.attempts += 1
         if row.attempts >= ATTEMPTS:
             row.done = True
+            if self._ended is not None:
+                await self._ended(None)
             return
         await self._book(self._worst(len(row.body)))
         await asyncio.sleep(self._desk.backoff_s(row.attempts - 1))

@@ -283,3 +283,15 @@ def test_the_note_beside_the_ledger_only_rises(path: Path) -> None:
     assert stat.S_IMODE(os.stat(note).st_mode) == 0o600
     note.write_bytes(b"nonsense")
     assert _sqlite.handed(path) == 0
+
+
+@pytest.mark.parametrize("name", ["what?mode=memory", "p%41 b", "a#b", "file:x"])
+def test_any_folder_name_will_do(tmp_path: Path, name: str) -> None:
+    """A path is a path, whatever its letters would mean in a URL."""
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / "ledger.db"
+    ledger = connect(f"sqlite:{path}")
+    publish(ledger)
+    ledger.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+    assert path.stat().st_size > 0

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 
 from nightmill.errors import Conflict
 
@@ -25,7 +25,7 @@ READ_ONLY = "nightmill_read_only"  # execution option: a snapshot that neither w
 
 def engine(path: Path) -> Engine:
     """An engine whose every commit is on disk; transactions write at once unless marked ``READ_ONLY``."""
-    made = create_engine(f"sqlite:///{path}")
+    made = create_engine(URL.create("sqlite", database=str(path)))  # a path may hold what means something in a URL
 
     @event.listens_for(made, "connect")
     def _connect(dbapi: Any, _record: Any) -> None:

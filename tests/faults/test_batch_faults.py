@@ -129,7 +129,7 @@ def test_a_batch_that_lists_late_is_found_by_a_later_look(tmp_path: Path) -> Non
 def test_the_fence_stops_a_batch_that_nobody_sees(tmp_path: Path) -> None:
     """A batch that no look shows dies with its input file; the shard goes out again and runs once."""
     late = fault("late_listing", lag_s=100_000, times=1)
-    with house(tmp_path, fault("create_accepted_then_500", times=1), late, sim={"validating_s": 600.0}) as h:
+    with house(tmp_path, fault("create_accepted_then_500", times=1), late, sim={"validating_s": 2_000.0}) as h:
         job = finished(h)
         exact(h, job)
         assert [b["status"] for b in h.batches()] == ["failed", "completed"]
@@ -139,8 +139,8 @@ def test_the_fence_stops_a_batch_that_nobody_sees(tmp_path: Path) -> None:
 
 def test_a_batch_thought_absent_is_booked_when_it_turns_up(tmp_path: Path) -> None:
     """A batch that shows after all looks, before the shard settles, is collected and paid beside the other."""
-    late = fault("late_listing", lag_s=900, times=1)
-    sim = {"batch_s": 1000.0, "validating_s": 1.0}
+    late = fault("late_listing", lag_s=2_000, times=1)
+    sim = {"batch_s": 2_300.0, "validating_s": 1.0}
     with house(tmp_path, fault("create_accepted_then_500", times=1), late, sim=sim) as h:
         job = finished(h)
         exact(h, job)

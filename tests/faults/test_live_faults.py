@@ -83,7 +83,7 @@ def test_calls_that_always_fail_end(tmp_path: Path) -> None:
 
 def test_an_answer_that_never_came_is_unproven(tmp_path: Path) -> None:
     """A call that ran unseen is booked at its worst case, apart, and the row is asked again."""
-    with house(tmp_path, fault("live_timeout", count=2, delay_s=30), timing={"request_timeout_s": 0.3}) as h:
+    with house(tmp_path, fault("live_timeout", count=2, delay_s=30), timing={"request_timeout_s": 1.5}) as h:
         job = finished(h)
         assert job.counts is not None
         assert job.counts["succeeded"] == ROWS

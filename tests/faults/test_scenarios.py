@@ -61,16 +61,18 @@ def test_a_job_cancelled_before_it_was_sent_costs_nothing(tmp_path: Path) -> Non
 def test_a_job_cancelled_while_waiting_keeps_what_was_done(tmp_path: Path, reverting: bool) -> None:
     """Cancelled while the batch runs: answers so far are kept and paid, the rest is cancelled."""
     faults = [fault("cancel_reverting_counts")] if reverting else []
-    with house(tmp_path, *faults, sim={"batch_s": 400.0}) as h:
-        job = h.submit(ROWS)
+    rows = 80  # many, and slow: the first is done long before the last
+    with house(tmp_path, *faults, sim={"batch_s": 16_000.0}) as h:
+        job = h.submit(rows)
         job = h.run(job, until=lambda h, job: any(b["request_counts"]["completed"] for b in h.batches()))
         h.cancel(job)
         job = h.run(job)
         truth(h, job)
         exact(h, job)
         assert job.state == "cancelled"
-        assert sum(counts(job).values()) == ROWS
+        assert sum(counts(job).values()) == rows
         assert h.invoice()["executed_rows"] == counts(job).get("succeeded", 0)
+        assert reverting or counts(job)["succeeded"] > 0
         assert [b["status"] for b in h.batches()] == ["cancelled"]
         assert len(h.log("cancel")) == 1
 
@@ -175,14 +177,11 @@ def test_too_many_failures_stop_the_job(tmp_path: Path, on_error: str, stops: bo
     refused = fault("row_errors", count=2, status=400, times=1)
     with house(tmp_path, refused, sim={"batch_s": 12.0}) as h:
         job = h.submit(ROWS, batch_size=4, on_error=on_error)
-        first, second = h.shards(job)
-        h.sql(f"SELECT '{second.tag}'")
         job = h.run(job)
         truth(h, job)
         exact(h, job)
         assert counts(job)["failed"] == 2
         assert (job.stopped == "on_error") is stops
-        assert first.count == second.count == 4
 
 
 # -- budgets ---------------------------------------------------------------------------------------

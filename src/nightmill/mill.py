@@ -28,6 +28,7 @@ from nightmill.collect import Answers, Check, Results, SoFar
 from nightmill.config import DEFAULT_BUDGET_NANOS, Settings, exact_usd
 from nightmill.engine import Engine, JobKit, Stop, results_of
 from nightmill.errors import Conflict, InputError, NightmillError, OverBudget, TaskError, UsageError
+from nightmill.files import GROUP_ROWS
 from nightmill.lanes import Desk, Work
 from nightmill.lanes.batch import note_terms
 from nightmill.lanes.live import ATTEMPTS
@@ -58,7 +59,6 @@ from nightmill.tasks import BoundTask, Task, bind, check_answer, load_schema, lo
 from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState, Usage, usd
 from nightmill.wire import RESULTS, ROWS, TWINS
 
-_GROUP_ROWS = 5_000  # of rows.parquet
 _UNDER_WAY = (ShardState.SENDING, ShardState.COLLECTING)
 LIVE_UP_TO = 10  # rows that run live unless told otherwise
 _OVERDUE_S = 3.0  # a shard that is due for so long has nobody who looks after it
@@ -672,7 +672,7 @@ class Mill:
         rows = self.ledger.files_of(job.id, ROWS)[0]
         with self.store.open(rows.ref) as stream:
             first = 0
-            for batch in pq.ParquetFile(stream).iter_batches(5_000):
+            for batch in pq.ParquetFile(stream).iter_batches(GROUP_ROWS):
                 bodies = compiled.bodies(batch, first)
                 some = [i for i in range(batch.num_rows) if first + i in wanted]
                 cutter.add([first + i for i in some], [bodies[i] for i in some])
@@ -871,7 +871,7 @@ class Follower:
     def _key(self, job_id: str, row: int | None) -> str:
         if row is None:
             return ""
-        group, place = divmod(row, _GROUP_ROWS)
+        group, place = divmod(row, GROUP_ROWS)
         if (job_id, group) not in self._keys:
             rows = self._mill.ledger.files_of(job_id, ROWS)[0]
             with self._mill.store.open(rows.ref) as stream:

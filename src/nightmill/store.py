@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nightmill.errors import StoreError
+from nightmill.files import sync_folder
 from nightmill.killpoints import reach
 from nightmill.types import FileRef
 
@@ -118,7 +119,7 @@ class Store:
                 except BaseException:
                     target.unlink(missing_ok=True)
                     raise
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         reach("store.created")
 
     def seal(self, path: str) -> FileRef:
@@ -131,7 +132,7 @@ class Store:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 size_bytes += len(chunk)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         reach("store.sealed")
         return FileRef(path, size_bytes, digest_text(digest))
 
@@ -198,16 +199,6 @@ def _unpacked(file: BufferedReader[FileIO], folder: Path) -> BufferedReader[File
         zstandard.ZstdDecompressor().copy_stream(file, plain, read_size=_CHUNK_BYTES, write_size=_CHUNK_BYTES)
     plain.seek(0)
     return BufferedReader(plain, 1 << 18)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextmanager

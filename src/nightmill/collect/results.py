@@ -7,6 +7,7 @@ written once as Parquet, and open ones, whose answers so far are read straight f
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ import pyarrow.parquet as pq
 from nightmill import wire
 from nightmill.answers import AnswerCache, digest
 from nightmill.collect.accounting import BodySizes, Check, estimated, is_unstated
+from nightmill.files import GROUP_ROWS
+from nightmill.errors import StoreError
 from nightmill.ledger import Shard, StoredFile, SubmissionState
 from nightmill.plan import Compiled
 from nightmill.pricing import PriceSheet
@@ -29,8 +32,9 @@ from nightmill.sinks.columns import RESULT_SCHEMA
 from nightmill.store import Store, Writer
 from nightmill.types import Failed, FailureKind, Lane, ShardState, Succeeded, Usage
 
+log = logging.getLogger(__name__)
+
 RANGE_ROWS = 50_000
-GROUP_ROWS = 5_000
 _KEPT_BYTES = 24 << 20
 _TWIN = struct.Struct("<qq")
 _WENT_OUT = (SubmissionState.CREATED, SubmissionState.BOOKED)
@@ -131,13 +135,13 @@ class Results:
         twins = self.twins(first, end)
         wanted = set(twins.values()) - set(range(first, end))
         with ExitStack() as stack:
-            reader = _RangeReader(self, stack, first, end, wanted)
+            reader, sent = _RangeReader(self, stack, first, end, wanted), _Sent(self._store)
             source = pq.ParquetFile(stack.enter_context(self._store.open(self._files.rows.ref)), pre_buffer=False)
             for start in range(first, end, GROUP_ROWS):
                 batch = _row_group(source, start)
                 rows = [reader.row(twins.get(start + i, start + i)) for i in range(batch.num_rows)]
                 if keep is not None:
-                    self._keep(keep, salt, batch, start, rows, twins)
+                    self._keep(keep, salt, sent, start, rows, twins)
                 yield self._table(batch, start, rows, twins)
             if keep is not None:
                 self._put_kept(keep)
@@ -170,13 +174,13 @@ class Results:
         return found
 
     def _keep(
-        self, cache: AnswerCache, salt: bytes, batch: pa.RecordBatch, start: int, rows: list[_Row],
-        twins: Mapping[int, int],
+        self, cache: AnswerCache, salt: bytes, sent: _Sent, start: int, rows: list[_Row], twins: Mapping[int, int],
     ) -> None:  # fmt: skip
         """Good answers for the cache, written many at once: each time costs it a look at all it has."""
-        bodies = self._compiled.bodies(batch, start)
-        for i, (body, row) in enumerate(zip(bodies, rows, strict=True)):
-            if row.line and start + i not in twins and row.shard is not None and row.shard.lane is not Lane.CACHE:
+        for index, row in enumerate(rows, start):
+            if not row.line or index in twins or row.shard is None or row.shard.lane is Lane.CACHE:
+                continue
+            if body := sent.body(row.shard, index):
                 self._kept.append((digest(salt, body), row.line.strip()))
                 self._kept_bytes += len(row.line)
         if self._kept_bytes >= _KEPT_BYTES:
@@ -232,6 +236,25 @@ def _record(
         0 if is_twin else row.cost_nanos, bool(usage and usage.estimated), row.attempt, shard.tag if shard else None,
         row.batch_id,
     )  # fmt: skip
+
+
+class _Sent:
+    """The bodies that went out, from the shards' own files: a retry may have asked otherwise than the job did."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._streams: dict[str, Iterator[tuple[int, bytes]]] = {}
+
+    def body(self, shard: Shard, index: int) -> bytes:
+        """What row ``index`` was asked; empty when that is not known. Rows of a shard come by rising index."""
+        stream = self._streams.get(shard.tag)
+        if stream is None:
+            stream = self._streams[shard.tag] = wire.shard_lines(self._store, shard)
+        try:
+            return next((wire.body_of(line) for row, line in stream if row == index), b"")
+        except StoreError as error:
+            log.warning("answers of %s are not kept for other jobs: %s", shard.tag, error)
+            return b""
 
 
 class _RangeReader:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from nightmill import wire
 from nightmill.answers import AnswerCache, Deduper, Folding, digests, salt
+from nightmill.files import GROUP_ROWS
 from nightmill.ledger import NewShard, Shard, StoredFile
 from nightmill.plan._behind import Behind, at_once
 from nightmill.plan.compiling import Compiled, Parameters
@@ -287,7 +288,7 @@ def _content(body: bytes) -> str:
     return str(texts) + (msgspec.json.encode(schema).decode() if schema else "")
 
 
-def _chunks(lines: Iterator[tuple[int, bytes]], size: int = 5_000) -> Iterator[list[tuple[int, bytes]]]:
+def _chunks(lines: Iterator[tuple[int, bytes]], size: int = GROUP_ROWS) -> Iterator[list[tuple[int, bytes]]]:
     chunk: list[tuple[int, bytes]] = []
     for item in lines:
         chunk.append(item)

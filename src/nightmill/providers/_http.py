@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.request import getproxies, proxy_bypass
 
 from nightmill.errors import NeverSent, StoreError, Uncertain
+from nightmill.files import sync_folder
 from nightmill.killpoints import reach
 
 if TYPE_CHECKING:
@@ -465,7 +466,7 @@ async def _save(response: aiohttp.ClientResponse, to: Path) -> None:
             await asyncio.to_thread(os.fsync, file.fileno())
         with _writing(to):
             part.replace(to)
-            _sync_folder(to.parent)
+            sync_folder(to.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -487,12 +488,3 @@ def _writing(path: Path) -> Any:
         raise
     except OSError as exc:
         raise StoreError(f"cannot write {path}", why=str(exc), fix="free disk space, then resume") from exc
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

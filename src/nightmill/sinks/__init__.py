@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 
 from nightmill.errors import StoreError, UsageError
+from nightmill.files import sync_folder
 from nightmill.killpoints import reach
 from nightmill.sinks.columns import RESULT_SCHEMA
 from nightmill.sinks.formats import CsvWriter, JsonlWriter, ParquetWriter, Writer
@@ -183,7 +184,7 @@ class _Output:
         with _reported(self.target):
             self.temporary.replace(self.path)
             self.temporary = None
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
 
 @contextmanager
@@ -235,14 +236,3 @@ def _reported(target: Target) -> Iterator[None]:
             why=error.strerror or str(error),
             fix=_HINTS.get(error.errno or 0, "check the path and the disk, or name another path"),
         ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` outlast a power cut, where folders can be synced."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
+from nightmill.files import GROUP_ROWS
 from nightmill.sinks import columns
 
-_ROW_GROUP = 5_000
 # Few distinct values, where a dictionary pays; on prompts and answers it only costs.
 _REPETITIVE = ("error_kind", "finish_reason", "model", "provider", "lane", "shard", "batch_id")
 _FORMULA = r"^[=+\-@\t\r]"
@@ -73,7 +73,7 @@ class CsvWriter:
         self._raw = csv_raw
         names = self._schema.names if csv_raw else _guard(pa.array(self._schema.names, pa.string())).to_pylist()
         file.write(_header(names))
-        options = arrow_csv.WriteOptions(include_header=False, batch_size=_ROW_GROUP)
+        options = arrow_csv.WriteOptions(include_header=False, batch_size=GROUP_ROWS)
         self._writer = arrow_csv.CSVWriter(file, self._schema, write_options=options)
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -105,7 +105,7 @@ class ParquetWriter:
     def write(self, batch: pa.RecordBatch) -> None:
         self._held.append(columns.as_table(batch, self._shown, self._schema))
         self._count += batch.num_rows
-        if self._count >= _ROW_GROUP:
+        if self._count >= GROUP_ROWS:
             self._flush()
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class ParquetWriter:
         self._writer.is_open = False  # else it writes its footer when collected, to a closed file
 
     def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_batches(self._held, self._schema), row_group_size=_ROW_GROUP)
+        self._writer.write_table(pa.Table.from_batches(self._held, self._schema), row_group_size=GROUP_ROWS)
         self._held, self._count = [], 0
 
 

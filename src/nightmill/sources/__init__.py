@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nightmill.errors import InputError
+from nightmill.files import GROUP_ROWS
 from nightmill.sources import delimited, jsonlines, plain
 from nightmill.sources.jsonlines import Taken
 
 __all__ = ["BATCH_ROWS", "Source", "Taken", "decode_row_values", "open_source"]
 
-BATCH_ROWS = 5_000
+BATCH_ROWS = GROUP_ROWS
 KEY = "key"
 _KEY_COLUMNS = (KEY, "id", "custom_id")
 _JSONL = (".jsonl", ".ndjson")

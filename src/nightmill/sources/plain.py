@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from nightmill.errors import InputError
+from nightmill.files import GROUP_ROWS
 
 _LINES_SCHEMA = pa.schema([("text", pa.string()), ("line", pa.int64())])
 _FILE_SCHEMA = pa.schema([("text", pa.string()), ("name", pa.string()), ("path", pa.string())])
-_CHUNK_LINES = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class LinePart:
         for number, text in _lines(self.path, self.name):
             texts.append(text)
             numbers.append(number)
-            if len(texts) == _CHUNK_LINES:
+            if len(texts) == GROUP_ROWS:
                 yield pa.record_batch([texts, numbers], schema=_LINES_SCHEMA)
                 texts, numbers = [], []
         if texts:

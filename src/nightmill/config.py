@@ -56,7 +56,7 @@ class Timing:
 
     lease_s: float = 180.0  # how long a claimed shard is ours without renewal
     create_timeout_s: float = 60.0  # creating a batch
-    upload_timeout_s: float = 900.0  # uploading a shard file
+    upload_timeout_s: float = 900.0  # uploading a shard file, or fetching a results file
     request_timeout_s: float = 120.0  # one live request, and any other call
     margin_s: float = 30.0  # nothing is sent unless lease left > its timeout + this
     list_lag_s: float = 30.0  # a batch may be missing from the provider's list for so long

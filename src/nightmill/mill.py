@@ -376,7 +376,8 @@ class Mill:
 
     def _provider(self, model: str) -> Provider:
         paths = {ref: str(m["path"]) for ref, m in self.settings.models.items() if m.get("path")}
-        provider = resolve(model, env=self.settings.env, model_paths=paths, tables=self.settings.providers)
+        said = self.settings
+        provider = resolve(model, env=said.env, model_paths=paths, tables=said.providers, timing=said.timing)
         known = {item.name for item in fields(Limits)}
         if own := {name: value for name, value in self._limits(provider).items() if name in known}:
             provider.limits = replace(provider.limits, **own)

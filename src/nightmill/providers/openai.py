@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from nightmill.config import Timing
 from nightmill.errors import CannotCarry, NeverSent, ProviderError, Refused, Uncertain
 from nightmill.providers import Account, BatchView, Encoded, Limits, LiveReply, Request
 from nightmill.providers._env import no_key, sendable
@@ -37,6 +38,7 @@ BASE_URL = "https://api.openai.com/v1"
 DEFAULT_CAP = 2_000
 REASONING_CAP = 8_000  # thinking is billed as output and counts against the cap
 
+_USUAL = Timing()
 _PAGE = 100  # batches; the most there are in a page
 _FILES_PAGE = 10_000
 _LIST_MARGIN_S = 300.0
@@ -65,9 +67,10 @@ class OpenAI(OpenAILines):
     limits = Limits(batch_requests=50_000, batch_bytes=200 * 1024 * 1024, batch_inputs=50_000)
 
     def __init__(
-        self, model: str, *, key: str, base_url: str = BASE_URL, organization: str = "", project: str = ""
-    ) -> None:
-        self.model = model
+        self, model: str, *, key: str, base_url: str = BASE_URL, organization: str = "", project: str = "",
+        timing: Timing = _USUAL,
+    ) -> None:  # fmt: skip
+        self.model, self._timing = model, timing
         self._base = base_url.rstrip("/")
         self.account = Account(
             self.name,
@@ -111,6 +114,7 @@ class OpenAI(OpenAILines):
                 headers=self._headers,
                 name=_file_name(name),
                 fields={"purpose": "batch"},
+                timeout_s=self._timing.upload_timeout_s,
             )
             return str(self._object("upload", reply, "id")["id"])
         except Uncertain as exc:
@@ -124,7 +128,8 @@ class OpenAI(OpenAILines):
             "completion_window": "24h",
             "metadata": {METADATA_KEY: submission},
         }
-        reply = await self._call("create", "POST", "/batches", body, fresh=True)
+        timeout_s = self._timing.create_timeout_s
+        reply = await self._call("create", "POST", "/batches", body, fresh=True, timeout_s=timeout_s)
         return batch_view(self._object("create", reply, "id", "status"))
 
     async def find(self, submissions: frozenset[str], files: frozenset[str], *, since: float) -> list[BatchView]:
@@ -167,7 +172,8 @@ class OpenAI(OpenAILines):
 
     async def fetch(self, file_id: str, to: Path) -> bool:
         url = f"{self._base}/files/{_quoted(file_id)}/content"
-        reply = await self._http.download("fetch", url, to, headers=self._headers)
+        timeout_s = self._timing.upload_timeout_s
+        reply = await self._http.download("fetch", url, to, headers=self._headers, timeout_s=timeout_s)
         if reply.status == 200:
             await asyncio.to_thread(_refuse_foreign, to)
             return True
@@ -209,13 +215,16 @@ class OpenAI(OpenAILines):
 
     # -- shared by the calls above -------------------------------------------------------------
 
-    async def _call(self, op: str, method: str, path: str, body: Any = None, *, fresh: bool = False) -> Reply:
+    async def _call(
+        self, op: str, method: str, path: str, body: Any = None, *, fresh: bool = False, timeout_s: float | None = None
+    ) -> Reply:
         return await self._http.request(
             op,
             method,
             self._base + path,
             headers=self._headers if body is None else self._json_headers,
             body=None if body is None else msgspec.json.encode(body),
+            timeout_s=timeout_s or self._timing.request_timeout_s,
             fresh=fresh,
         )
 
@@ -255,7 +264,7 @@ class OpenAI(OpenAILines):
             seen.add(after)
 
 
-def connect(model: str, env: Mapping[str, str]) -> OpenAI:
+def connect(model: str, env: Mapping[str, str], timing: Timing = _USUAL) -> OpenAI:
     """An `OpenAI` from the environment.
 
     Raises:
@@ -270,6 +279,7 @@ def connect(model: str, env: Mapping[str, str]) -> OpenAI:
         base_url=sendable("OPENAI_BASE_URL", env.get("OPENAI_BASE_URL", "").strip() or BASE_URL),
         organization=sendable("OPENAI_ORG_ID", env.get("OPENAI_ORG_ID", "").strip()),
         project=sendable("OPENAI_PROJECT_ID", env.get("OPENAI_PROJECT_ID", "").strip()),
+        timing=timing,
     )
 
 

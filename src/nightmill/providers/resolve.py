@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from nightmill.config import Environment
+from nightmill.config import Environment, Timing
 from nightmill.errors import UnknownModel, UsageError
 from nightmill.providers import Provider
 from nightmill.providers._env import no_key
@@ -16,11 +16,12 @@ from nightmill.providers._env import no_key
 Tables = Mapping[str, Mapping[str, object]]  # [providers.NAME] of the settings file
 _NONE: Mapping[str, str] = MappingProxyType({})
 _NO_TABLES: Tables = MappingProxyType({})
+_USUAL = Timing()
 
 
 @dataclass(frozen=True, slots=True)
 class _Hosted:
-    """A provider reached over the network. Its module has ``connect(model, env) -> Provider``."""
+    """A provider reached over the network. Its module has ``connect(model, env, timing) -> Provider``."""
 
     module: str
     keys: tuple[str, ...]  # any one of these variables will do
@@ -121,7 +122,12 @@ def parse_model(ref: str) -> tuple[str, str]:
 
 
 def resolve(
-    ref: str, *, env: Mapping[str, str], model_paths: Mapping[str, str] = _NONE, tables: Tables = _NO_TABLES
+    ref: str,
+    *,
+    env: Mapping[str, str],
+    model_paths: Mapping[str, str] = _NONE,
+    tables: Tables = _NO_TABLES,
+    timing: Timing = _USUAL,
 ) -> Provider:
     """The provider for ``ref``; nothing is sent and no local model is loaded yet.
 
@@ -130,6 +136,7 @@ def resolve(
         model_paths: files of local models by reference (``local/NAME``) or by NAME.
         tables: what [providers.NAME] says. ``api_key_env`` names the variable that holds the key;
             ``base_url`` counts where the environment gives none.
+        timing: how long each kind of call may take.
 
     Raises:
         UnknownModel: nobody here answers for it; the message says what is usable.
@@ -154,7 +161,7 @@ def resolve(
             fix=f"did you mean {near[0]}/{model}?" if near else "choose one of these with --model",
         )
     env = _environment(provider, env, tables.get(provider, {}))
-    made: Provider = importlib.import_module(HOSTED[provider].module).connect(model, env)
+    made: Provider = importlib.import_module(HOSTED[provider].module).connect(model, env, timing)
     return made
 
 

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from nightmill import wire
 from nightmill.answers import AnswerCache, digest
 from nightmill.collect.accounting import BodySizes, Check, estimated, is_unstated
-from nightmill.files import GROUP_ROWS
 from nightmill.errors import StoreError
+from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Shard, StoredFile, SubmissionState
 from nightmill.plan import Compiled
 from nightmill.pricing import PriceSheet

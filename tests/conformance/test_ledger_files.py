@@ -162,7 +162,7 @@ def test_an_untouched_ledger_is_believed(backend: Backend) -> None:
 
 
 def test_a_live_shard_is_not_put_in_doubt(backend: Backend, path: Path) -> None:
-    """Live rows have journals of their own; only a batch can be looked for."""
+    """Live rows have journals of their own; only a batch can be looked for. The job waits for a person's word."""
     ledger = backend.open()
     ledger.ensure_budget(1_000, None, None)
     publish(ledger, lane=Lane.LIVE)
@@ -172,7 +172,14 @@ def test_a_live_shard_is_not_put_in_doubt(backend: Backend, path: Path) -> None:
     put_back(copy, path)
     restored = backend.open()
     assert restored.copied
-    assert restored.shards_of("job1")[0].state is ShardState.PLANNED
+    (shard,) = restored.shards_of("job1")
+    assert (shard.state, shard.restored) == (ShardState.PLANNED, True)
+    job = restored.find_job("job1")
+    assert job.state == "paused"
+    assert "put back from a backup" in (job.reason or "")
+    assert restored.claim_due(lane=Lane.LIVE, limit=9, lease_s=60.0) == []
+    restored.resume("job1")
+    assert restored.claim_due(lane=Lane.LIVE, limit=9, lease_s=60.0)[0].epoch > shard.epoch
     restored.close()
 
 

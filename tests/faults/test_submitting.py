@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,39 @@ def test_the_same_command_changes_rates_rule_and_name(tmp_path: Path) -> None:
         job = h.run(job)
         truth(h, job, settled=False)
         assert job.state == "completed"
+
+
+@pytest.mark.parametrize("when", ["planned", "sending"])
+def test_a_restored_ledger_sends_no_live_row_again(tmp_path: Path, when: str) -> None:
+    """The ledger is put back from before the rows went out: the job pauses; resumed, it uses the answers on disk."""
+    rows, database = 30, tmp_path / "home" / "nightmill.db"
+    with house(tmp_path) as h:
+        job = h.submit(rows, lane="live", concurrency=2)
+        copy = tmp_path / "backup.db"
+
+        def backup(*_: Any) -> bool:
+            with sqlite3.connect(database) as live, sqlite3.connect(copy) as kept:
+                live.backup(kept)
+            return True
+
+        if when == "planned":
+            backup()
+        else:
+            keep = h.mill.ledger._note_handed
+            h.mill.ledger._note_handed = lambda n: (keep(n), backup())[0]  # type: ignore[method-assign]
+        h.run(job)
+        billed = h.invoice()["total_nanos"]
+        h.mill.close()
+        for name in ("nightmill.db-wal", "nightmill.db-shm"):
+            (tmp_path / "home" / name).unlink(missing_ok=True)
+        copy.replace(database)
+        h.open()
+        job = h.mill.job(job.id)
+        assert (job.state, "put back from a backup" in (job.reason or "")) == ("paused", True)
+        h.mill.resume(job)
+        job = h.run(job)
+        truth(h, job)
+        exact(h, job)
+        assert job.counts is not None
+        assert job.counts["succeeded"] == rows
+        assert h.invoice()["total_nanos"] == billed

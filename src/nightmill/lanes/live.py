@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nightmill import wire
@@ -22,6 +22,7 @@ from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, over_b
 from nightmill.lanes.throttle import Throttle
 from nightmill.ledger import Denied, Shard, StoredFile
 from nightmill.providers import LiveProvider, LiveReply
+from nightmill.store import PACKED
 from nightmill.types import RETRYABLE, Failed, FileRef, Outcome, ShardState
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Journal:
         self._path = path
         with self._explained():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
 
     def write(self, line: bytes) -> None:
         try:
@@ -125,11 +126,32 @@ async def run_shard(
         if ready is None:
             return None
         shard = lease.shard = ready
-        past = _Past()
     else:
-        past = await asyncio.to_thread(_read_past, desk, provider, shard)
         await desk.book(desk.ledger.open_journal, shard, journal_file)
+    if shard.restored:
+        shard = lease.shard = await _with_journals_on_disk(desk, shard, n)
+    past = _Past() if begins and not shard.restored else await asyncio.to_thread(_read_past, desk, provider, shard)
     return await _Sender(desk, work, provider, throttle, lease, stopping, past, ended).run(path)
+
+
+async def _with_journals_on_disk(desk: Desk, shard: Shard, n: int) -> Shard:
+    """The shard with the journals that were begun after the backup of its ledger, as part of submission ``n``."""
+
+    def unknown() -> list[StoredFile]:
+        known = {file.ref.path.removesuffix(PACKED) for file in shard.files}
+        folder = desk.store.path(f"{desk.store.job_folder(shard.job_id)}/wire")
+        found: dict[str, StoredFile] = {}
+        for path in sorted(folder.glob(f"{shard.tag}.*.0.jsonl*")):  # the plain one before a packed one
+            name, epoch = path.name.partition(".jsonl")[0], int(path.name.removeprefix(f"{shard.tag}.").split(".")[0])
+            ref = FileRef(f"{desk.store.job_folder(shard.job_id)}/wire/{path.name}", path.stat().st_size, "")
+            if epoch < shard.epoch and not any(k.endswith(f"/{name}.jsonl") for k in known):
+                found.setdefault(name, StoredFile(ref, wire.JOURNAL, shard.tag, n, epoch))
+        return list(found.values())
+
+    strays = await asyncio.to_thread(unknown)
+    for stray in strays:
+        await desk.book(desk.ledger.open_journal, shard, stray)
+    return replace(shard, files=(*shard.files, *strays))
 
 
 async def _intend(desk: Desk, work: Work, provider: LiveProvider, shard: Shard, journal: StoredFile) -> Shard | None:

@@ -17,6 +17,9 @@ class SubmissionState(StrEnum):
     BOOKED = "booked"  # collected, every cent booked
 
 
+EPOCHS_SINCE_A_BACKUP = 1_000_000  # more than any worker can have used up since
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
     """One try to hand a shard over: ``<shard tag>.<n>``."""
@@ -96,6 +99,11 @@ class Shard:
     cancel_requested: bool  # of the job: cancelled or stopped; claim nothing new
     submissions: tuple[Submission, ...] = ()
     files: tuple[StoredFile, ...] = ()
+
+    @property
+    def restored(self) -> bool:
+        """The ledger was put back from a backup while this shard was open: it may not know all of its journals."""
+        return self.epoch >= EPOCHS_SINCE_A_BACKUP
 
     @property
     def current(self) -> Submission:

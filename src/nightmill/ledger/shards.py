@@ -33,6 +33,7 @@ from nightmill.errors import LeaseLost
 from nightmill.ledger import money
 from nightmill.ledger._database import Database
 from nightmill.ledger.records import (
+    EPOCHS_SINCE_A_BACKUP,
     Booking,
     Denied,
     NewShard,
@@ -47,6 +48,10 @@ from nightmill.types import SHARD_MOVES, FileRef, JobState, Lane, ShardState
 
 _FREE = {"owner": None, "lease_until": 0.0}
 _SEQS_SINCE_A_BACKUP = 1_000_000
+_RESTORED = (
+    "the ledger was put back from a backup or copied, and rows may have been sent live since then: "
+    "answers whose journals lie in the home are used, others are sent and paid again when you resume"
+)
 _IN_FLIGHT = (
     ShardState.SUBMITTING,
     ShardState.IN_DOUBT,
@@ -89,8 +94,9 @@ def raise_alerts(connection: Connection, job_id: str, tag: str | None, found: It
 
 
 def doubt_after_restore(connection: Connection) -> None:
-    """A restored ledger: every batch shard that is not settled may have gone out since the backup.
+    """A restored ledger: every shard that is not settled may have gone out since the backup.
 
+    A batch can be looked for. What went out live cannot: such jobs are paused for a person to see.
     Shard numbers given since then are not known either, so that new ones begin far above.
     """
     connection.execute(update(jobs).values(next_seq=jobs.c.next_seq + _SEQS_SINCE_A_BACKUP))
@@ -110,6 +116,19 @@ def doubt_after_restore(connection: Connection) -> None:
     connection.execute(
         update(shards).where(and_(open_batch, doubtful)).values(state=ShardState.IN_DOUBT, **begun_again)
     )
+    _pause_live(connection)
+
+
+def _pause_live(connection: Connection) -> None:
+    """Live shards keep their state; their next journals have names that no earlier worker can have used."""
+    open_live = and_(shards.c.lane == Lane.LIVE, shards.c.state.in_((ShardState.PLANNED, ShardState.SENDING)))
+    runs = and_(jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)), jobs.c.cancel_requested == 0)
+    mine = select(shards.c.tag).where(shards.c.job_id == jobs.c.id, open_live)
+    connection.execute(
+        update(jobs).where(runs, mine.exists()).values(state=JobState.PAUSED, reason=_RESTORED, stopped=None)
+    )
+    far = shards.c.epoch + EPOCHS_SINCE_A_BACKUP
+    connection.execute(update(shards).where(open_live).values(epoch=far, due=0.0, **_FREE))
 
 
 _SHARD_PLAIN = (

@@ -6,13 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
-from plan_kit import answer, plan_of, refusal, results_of, shard_of, sheet_of, store_lines, submission, unrun
+from plan_kit import (
+    answer,
+    cache_at,
+    order_of,
+    plan_of,
+    refusal,
+    results_of,
+    shard_of,
+    sheet_of,
+    store_lines,
+    submission,
+    unrun,
+)
 
+from nightmill.answers import digest
 from nightmill.ledger import SubmissionState
-from nightmill.plan import Bounds
+from nightmill.plan import Bounds, Compiled, Parameters
 from nightmill.types import Lane, ShardState, Usage
-from nightmill.wire import OUTPUT
+from nightmill.wire import OUTPUT, ROWS
 
 CENT = sheet_of().cost(Usage(10, 5))
 
@@ -110,3 +124,24 @@ def test_cached_answers_cost_nothing_and_stand_beside_new_ones(tmp_path: Path) -
     (batch,) = results_of(order, store, plan, shards).batches(0, 2)
     assert batch.column("lane").to_pylist() == ["cache", "batch"]
     assert batch.column("cost_nanos").to_pylist() == [0, CENT]
+
+
+def test_an_answer_is_kept_under_what_it_was_asked(tmp_path: Path) -> None:
+    """After a retry with another output cap the older answers are no answers to the new requests."""
+    texts, salt = ["a", "b", "b", "c"], b"s" * 32
+    order, store, plan = plan_of(tmp_path, texts, parameters=Parameters(max_output=5))
+    newer = order_of(tmp_path / "job.jsonl", parameters=Parameters(max_output=50))
+    (new,) = plan.shards
+    cache = cache_at(tmp_path)
+    shards = [answered(store, new, [0, 1, 3])]
+    (batch,) = results_of(newer, store, plan, shards).batches(0, 4, keep=cache, salt=salt)
+    with store.open(next(file.ref for file in plan.files if file.kind == ROWS)) as stream:
+        (rows,) = pq.read_table(stream).to_batches()
+
+    def kept(compiled: Compiled) -> list[bool]:
+        keys = [digest(salt, body) for body in compiled.bodies(rows, 0)]
+        return [key in cache.lookup(key[0]) for key in keys]
+
+    assert batch.column("response").to_pylist() == ["to 0", "to 1", "to 1", "to 3"]
+    assert kept(order.compiled) == [True] * 4
+    assert kept(newer.compiled) == [False] * 4

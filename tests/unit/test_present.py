@@ -47,8 +47,8 @@ QUOTE = QuoteView(
     rows=10_000,
     requests=9_988,
     lanes=(
-        LaneView("batch", 460_000_000, 1_200_000_001, "≈ 03:40 (p90 09:10)", chosen=True),
-        LaneView("live", 920_000_000, 2_400_000_000, "≈ 22:31"),
+        LaneView("batch", 460_000_000, 1_200_000_001, chosen=True),
+        LaneView("live", 920_000_000, 2_400_000_000),
     ),
     list_price_nanos=920_000_000,
     input_tokens=1_234_567,
@@ -185,7 +185,7 @@ def test_the_quote_says_everything_needed_to_decide(width: int) -> None:
     panel = quote_panel(QUOTE, width=width)
     for part in (
         "words.txt", "10,000 rows, one a line", "12 duplicates", "9,988 to send", "regular cost $0.92",
-        "batch cost $0.46", "saves ≈ $0.46 (50 %)", "tokens ≈ 1.2 M in, 600 k out", "$1.21", "≈ 03:40", "◀ chosen",
+        "batch cost $0.46", "saves ≈ $0.46 (50 %)", "tokens ≈ 1.2 M in, 600 k out", "$1.21", "◀ chosen",
         "done before 0", "remaining 9,988", "budget $5.00", "free $3.08 → $1.88 after the hold",
         "prices price list 0.2.3, 2026-11-21",
     ):  # fmt: skip
@@ -209,7 +209,6 @@ def test_no_saving_is_said_and_a_dearer_lane_too() -> None:
     """A user is never told of a saving that is none."""
     live = replace(QUOTE, lanes=(LaneView("live", 920_000_000, USD, chosen=True),))
     assert "saves nothing" in quote_panel(live)
-    assert "done by" not in quote_panel(live)
     assert "costs ≈ $0.42 more" in quote_panel(replace(live, list_price_nanos=500_000_000))
 
 
@@ -351,7 +350,6 @@ def test_no_screen_lets_untrusted_text_through() -> None:
     group = FailureGroup("server_error", 1, evil, 1)
     screens = [
         quote_panel(replace(QUOTE, name=evil, model=evil, price_source=evil, notes=(evil,)), width=200),
-        quote_panel(replace(QUOTE, lanes=(replace(QUOTE.lanes[0], done_by=evil),)), width=200),
         bar_line(view, width=400),
         plain_line(view),
         end_report(replace(ENDED, stopped=evil, failures=(group,), next=(evil,)), width=200),

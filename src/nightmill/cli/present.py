@@ -212,7 +212,6 @@ class LaneView:
     lane: str
     expected_nanos: int
     at_most_nanos: int
-    done_by: str = ""  # "≈ 03:40 (p90 09:10)"
     chosen: bool = False
 
 
@@ -223,7 +222,7 @@ class QuoteView:
     name: str  # the input, as the user called it
     model: str
     rows: int
-    requests: int  # to send: without rows that are done, cached, duplicates or invalid
+    requests: int  # to send: without rows that are done, cached or duplicates
     lanes: tuple[LaneView, ...]
     list_price_nanos: int  # expected, at the regular price
     input_tokens: int  # expected
@@ -232,7 +231,6 @@ class QuoteView:
     row_mode: str = ""  # "line" or "file", where the input could be read either way
     duplicates: int = 0
     cached: int = 0
-    invalid: int = 0
     done: int = 0  # rows answered before, in the job this one resumes
     waves: int = 1
     budget_nanos: int | None = None  # the tightest limit; None = there is none
@@ -264,19 +262,14 @@ def question(q: QuoteView) -> str:
 
 def _input_pieces(q: QuoteView) -> list[str]:
     pieces = [_line(q.name), _line(q.model), f"{count(q.rows)} rows" + (f", one a {q.row_mode}" if q.row_mode else "")]
-    if q.invalid:
-        pieces.append(f"{count(q.invalid)} invalid")
     return [*pieces, f"{count(q.duplicates)} duplicates", f"{count(q.cached)} cached", f"{count(q.requests)} to send"]
 
 
 def _lane_lines(lanes: Sequence[LaneView], width: int) -> list[str]:
-    table = [["lane", "expected", "at most", "done by", ""]]
+    table = [["lane", "expected", "at most", ""]]
     for lane in lanes:
         costs = [money(lane.expected_nanos), money(lane.at_most_nanos, toward="up")]
-        table.append([lane.lane, *costs, _line(lane.done_by), "◀ chosen" if lane.chosen else ""])
-    if not any(lane.done_by for lane in lanes):
-        for row in table:
-            del row[3]
+        table.append([lane.lane, *costs, "◀ chosen" if lane.chosen else ""])
     widths = [max(_cells(row[at]) for row in table) for at in range(len(table[0]))]
     return [
         _cut("  ".join(_pad(cell, widths[at], right=at in (1, 2)) for at, cell in enumerate(row)).rstrip(), width)

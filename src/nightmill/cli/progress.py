@@ -175,8 +175,8 @@ class _Bar:
         self._drawn_at = self._clock()
 
 
-class _Plain:
-    """One line at the start, at every tenth, every minute, at changes of phase, and at the end."""
+class _Lines:
+    """What is shown line by line: a view when it is due, and the last one at the end."""
 
     def __init__(self, out: _Out, clock: Callable[[], float]) -> None:
         self._out, self._clock = out, clock
@@ -187,16 +187,11 @@ class _Plain:
     def update(self, view: ProgressView) -> None:
         self._view = view
         shown = self._shown
-        if (
-            shown is None
-            or view.phase != shown.phase
-            or _step(view) > _step(shown)
-            or self._clock() - self._shown_at >= _PLAIN_S
-        ):
+        if shown is None or view.phase != shown.phase or self._is_due(view, shown, self._clock() - self._shown_at):
             self._write(view)
 
     def note(self, text: str) -> None:
-        self._out.write(present.show(text) + "\n")
+        self._out.write(self._note_line(text) + "\n")
 
     def close(self) -> None:
         if self._view is not None and self._view != self._shown:
@@ -204,38 +199,46 @@ class _Plain:
 
     def _write(self, view: ProgressView) -> None:
         self._shown, self._shown_at = view, self._clock()
-        self._out.write(present.plain_line(view, unicode=self._out.unicode) + "\n")
+        self._out.write(self._line(view) + "\n")
+
+    def _is_due(self, view: ProgressView, shown: ProgressView, silent_s: float) -> bool:
+        raise NotImplementedError
+
+    def _line(self, view: ProgressView) -> str:
+        raise NotImplementedError
+
+    def _note_line(self, text: str) -> str:
+        raise NotImplementedError
+
+
+class _Plain(_Lines):
+    """One line at the start, at every tenth, every minute, at changes of phase, and at the end."""
+
+    def _is_due(self, view: ProgressView, shown: ProgressView, silent_s: float) -> bool:
+        return _step(view) > _step(shown) or silent_s >= _PLAIN_S
+
+    def _line(self, view: ProgressView) -> str:
+        return present.plain_line(view, unicode=self._out.unicode)
+
+    def _note_line(self, text: str) -> str:
+        return present.show(text)
 
 
 def _step(view: ProgressView) -> int:
     return view.processed * 100 // view.total // _STEP if view.total else 0
 
 
-class _Json:
+class _Json(_Lines):
     """One object a line, for programs."""
 
-    def __init__(self, out: _Out, clock: Callable[[], float]) -> None:
-        self._out, self._clock = out, clock
-        self._view: ProgressView | None = None
-        self._shown: ProgressView | None = None
-        self._shown_at = 0.0
+    def _is_due(self, view: ProgressView, shown: ProgressView, silent_s: float) -> bool:
+        return silent_s >= _JSON_S
 
-    def update(self, view: ProgressView) -> None:
-        self._view = view
-        shown = self._shown
-        if shown is None or view.phase != shown.phase or self._clock() - self._shown_at >= _JSON_S:
-            self._write(view)
+    def _line(self, view: ProgressView) -> str:
+        return json.dumps(progress_object(view))
 
-    def note(self, text: str) -> None:
-        self._out.write(json.dumps({"event": "note", "text": text}) + "\n")
-
-    def close(self) -> None:
-        if self._view is not None and self._view != self._shown:
-            self._write(self._view)
-
-    def _write(self, view: ProgressView) -> None:
-        self._shown, self._shown_at = view, self._clock()
-        self._out.write(json.dumps(progress_object(view)) + "\n")
+    def _note_line(self, text: str) -> str:
+        return json.dumps({"event": "note", "text": text})
 
 
 def progress_object(view: ProgressView) -> dict[str, object]:

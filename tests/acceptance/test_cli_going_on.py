@@ -79,6 +79,9 @@ def test_killed_it_is_listed_with_its_progress_and_keeps_every_result(place: Pla
     running.end()
     listed = place.run("resume", "--list", "--json").json["jobs"]
     assert [(job["succeeded"], job["pending"]) for job in listed] == [(10, 20)]
+    shown = place.run("run", "in.txt", *GATED, "--dry-run").err
+    assert "done before 10" in shown
+    assert "remaining 20" in shown
     journal = next((place.home / "jobs").glob("*/wire/*.jsonl"))
     lines = journal.read_bytes().splitlines(keepends=True)
     answer = next(i for i, line in enumerate(lines) if b"ROW 3" in line)

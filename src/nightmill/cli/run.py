@@ -165,13 +165,17 @@ def _confirm(edge: Edge, mill: Mill, prepared: Prepared, manner: _Manner) -> Non
         check_affordable(prepared)
     if not prepared.quote.at_most_nanos or manner.yes:
         return
-    if not edge.ask(present.question(views.quote_view(prepared, mill.lane_costs(prepared)))):
+    if not edge.ask(present.question(_view(mill, prepared))):
         raise Declined("not sent", why="the answer was no; nothing was spent and nothing is kept")
 
 
+def _view(mill: Mill, prepared: Prepared) -> present.QuoteView:
+    before = mill.standing(prepared.resumes) if prepared.resumes is not None else None
+    return views.quote_view(prepared, mill.lane_costs(prepared), before)
+
+
 def _show_quote(edge: Edge, mill: Mill, prepared: Prepared) -> None:
-    view = views.quote_view(prepared, mill.lane_costs(prepared))
-    edge.say(present.quote_panel(view, width=edge.width, unicode=edge.unicode))
+    edge.say(present.quote_panel(_view(mill, prepared), width=edge.width, unicode=edge.unicode))
 
 
 __all__: Sequence[str] = ["run"]

@@ -36,7 +36,11 @@ class WasCancelled(NightmillError):
     code = "cancelled"
 
 
-def quote_view(prepared: Prepared, costs: Sequence[LaneCost]) -> QuoteView:
+_WHOLE = "these are the costs of all rows; those that are done are paid and stay"
+
+
+def quote_view(prepared: Prepared, costs: Sequence[LaneCost], before: Standing | None = None) -> QuoteView:
+    """``before``: where the job stands that the plan goes on with."""
     plan, quote, free = prepared.plan, prepared.quote, prepared.free
     inputs = prepared.options.inputs
     lanes = [LaneView(c.lane.value, c.expected_nanos, c.at_most_nanos, chosen=c.lane is prepared.lane) for c in costs]
@@ -44,7 +48,7 @@ def quote_view(prepared: Prepared, costs: Sequence[LaneCost]) -> QuoteView:
         name=inputs[0] if len(inputs) == 1 else f"{inputs[0]} and {len(inputs) - 1} more",
         model=prepared.model,
         rows=plan.rows,
-        requests=quote.requests,
+        requests=min(quote.requests, before.pending) if before else quote.requests,
         lanes=tuple(lanes),
         list_price_nanos=quote.list_price_nanos,
         input_tokens=quote.input_tokens,
@@ -53,10 +57,11 @@ def quote_view(prepared: Prepared, costs: Sequence[LaneCost]) -> QuoteView:
         row_mode=prepared.source.kind if prepared.source.kind in ("line", "file") else "",
         duplicates=plan.duplicates,
         cached=plan.cached,
+        done=before.done if before else 0,
         waves=quote.waves,
         budget_nanos=free.cap_nanos if free else None,
         free_nanos=free.free_nanos if free else None,
-        notes=quote.notes,
+        notes=(*quote.notes, _WHOLE) if before else quote.notes,
     )
 
 

@@ -37,7 +37,7 @@ def lost_mark(custom_id: str) -> bytes:
 
 
 def read_mark(line: bytes, pending: set[str], lost: list[str]) -> bool:
-    """Take note of a mark; False when the line is a result line. `settle_answer` ends a mark too."""
+    """Take note of a mark; False when it is a result line, which ends its mark too."""
     if line.startswith(_SENT):
         pending.add(line[9:-3].decode())
     elif line.startswith(_UNSENT):

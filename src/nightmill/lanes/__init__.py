@@ -51,10 +51,10 @@ class Desk:
         cap = min(self.timing.backoff_cap_s, self.timing.backoff_first_s * 2.0 ** min(waits, 30))
         return cap * (0.5 + self.rand() / 2)
 
-    def scopes(self, job_id: str, has_budget: bool) -> list[str]:
-        """The limits a hold made now is in, always in this order."""
+    def scopes(self, job_id: str | None = None) -> list[str]:
+        """The limits a hold made now is in, always in this order; without a job those of the ledger as a whole."""
         today = dt.datetime.fromtimestamp(self.wall(), self.zone)
-        own = [f"job:{job_id}"] if has_budget else []
+        own = [f"job:{job_id}"] if job_id else []
         return [*own, f"day:{today:%Y-%m-%d}", f"month:{today:%Y-%m}", "total"]
 
     def close(self) -> None:
@@ -70,7 +70,6 @@ class Work:
     url: str
     sheet: PriceSheet  # of the job's lane, now
     scissors: Scissors
-    has_budget: bool  # a limit of its own
     confirmed: PriceSheet  # the sheet the user said yes to
 
 

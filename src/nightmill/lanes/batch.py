@@ -97,7 +97,7 @@ async def _submit(desk: Desk, work: Work, provider: BatchProvider, shard: Shard)
         model=provider.model,
         price=work.sheet.to_json(),
         hold_nanos=hold_nanos(work, shard),
-        scopes=desk.scopes(work.job_id, work.has_budget),
+        scopes=desk.scopes(work.job_id),
         intent_at=desk.wall() + provider.clock_skew_s(),
     )
     if isinstance(ready, Denied):
@@ -217,7 +217,7 @@ async def note_terms(desk: Desk, work: Work, provider: BatchProvider, shard: Sha
     """Price and hold of a submission that exists though its ledger was restored from before it."""
     await desk.book(
         desk.ledger.note_terms, shard, account=provider.account.id, model=provider.model, price=work.sheet.to_json(),
-        hold_nanos=hold_nanos(work, shard), scopes=desk.scopes(work.job_id, work.has_budget),
+        hold_nanos=hold_nanos(work, shard), scopes=desk.scopes(work.job_id),
     )  # fmt: skip
 
 

@@ -161,7 +161,7 @@ async def _intend(desk: Desk, work: Work, provider: LiveProvider, shard: Shard, 
     ready = await desk.book(
         desk.ledger.note_intent, shard, to=ShardState.SENDING, account=provider.account.id, model=provider.model,
         price=work.sheet.to_json(), hold_nanos=hold_nanos(work, shard),
-        scopes=desk.scopes(work.job_id, work.has_budget), intent_at=desk.wall(), journal=journal,
+        scopes=desk.scopes(work.job_id), intent_at=desk.wall(), journal=journal,
     )  # fmt: skip
     if isinstance(ready, Denied):
         await handle_denied(desk, work, shard, ready)

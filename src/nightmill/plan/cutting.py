@@ -53,12 +53,12 @@ class Cutter:
     ) -> None:  # fmt: skip
         self._store, self._folder, self._lane, self._bounds, self._sheet = store, folder, lane, bounds, sheet
         self._cap, self._pieces, self._tag, self._tokens, self._do = cap_tokens, pieces, tag, tokens, do
-        self._room_bytes = self._content_room()
+        self._room_nanos = self._hold_room()
         self._done: list[_Open] = []
         self._open: _Open | None = None
 
-    def _content_room(self) -> int | None:
-        """Body bytes that a hold of a quarter of the budget allows when the shard has one request more."""
+    def _hold_room(self) -> int | None:
+        """Most nanos that one shard may hold of the budget; None without a bound, or where nothing costs."""
         return None if self._bounds.hold_nanos is None or self._sheet.is_free else self._bounds.hold_nanos
 
     def add(self, indexes: Sequence[int], bodies: Sequence[bytes]) -> None:
@@ -103,11 +103,11 @@ class Cutter:
             ):
                 over = shard.size_bytes + sums[end] - sums[start] + (end - start) * line - self._bounds.size_bytes
                 end = max(start, min(end - 1, bisect_right(sums, sums[end] - over) - 1))
-        if self._room_bytes is not None:
+        if self._room_nanos is not None:
             low, high = start, end
             while low < high:  # the hold grows with every request: halve
                 middle = (low + high + 1) // 2
-                if self._hold(shard, sums[middle] - sums[start], middle - start) <= self._room_bytes:
+                if self._hold(shard, sums[middle] - sums[start], middle - start) <= self._room_nanos:
                     low = middle
                 else:
                     high = middle - 1

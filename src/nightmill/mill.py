@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nightmill.answers import AnswerCache, salt
-from nightmill.collect import Answers, Check, Results, SoFar
+from nightmill.collect import Answers, Check, Results, SoFar, read_built
 from nightmill.config import DEFAULT_BUDGET_NANOS, Settings, exact_usd
 from nightmill.engine import Engine, JobKit, Stop, results_of
 from nightmill.errors import Conflict, InputError, NightmillError, OverBudget, TaskError, UsageError
@@ -198,7 +198,7 @@ class Mill:
         self.desk = Desk(self.ledger, self.store, settings.timing, ZoneInfo(settings.zone))
         self.ledger.ensure_budget(
             settings.budget_total_nanos, settings.budget_day_nanos, settings.budget_month_nanos,
-            default_nanos=DEFAULT_BUDGET_NANOS, running_scopes=self.desk.scopes(),
+            default_nanos=DEFAULT_BUDGET_NANOS, running_scopes=self.desk.scopes("", False),
         )  # fmt: skip
         self.cache = AnswerCache(settings.home / "answers")
 
@@ -407,7 +407,7 @@ class Mill:
 
     def tightest(self, job_nanos: int | None = None) -> Limit | None:
         """The limit with the least money free, a job's own of ``job_nanos`` included."""
-        limits = [limit for limit in self.ledger.limits(self.desk.scopes()) if limit.cap_nanos is not None]
+        limits = [limit for limit in self.ledger.limits(self.desk.scopes("", False)) if limit.cap_nanos is not None]
         if job_nanos is not None:
             limits.append(Limit("job", job_nanos, 0, 0))
         return min(limits, key=lambda limit: limit.free_nanos or 0, default=None)
@@ -482,7 +482,7 @@ class Mill:
         )  # fmt: skip
         return JobKit(
             job, provider, compiled,
-            Work(job.id, provider, compiled.url, sheet, scissors, confirmed),
+            Work(job.id, provider, compiled.url, sheet, scissors, True, confirmed),
             self._sheet(job.model, Lane.LIVE), check_of(parameters), Throttle(rates, self.ledger.moment),
             salt(provider.name, provider.model, provider.account.host), self.cache if spec["cache"] else None,
             spec["on_error"],
@@ -513,12 +513,12 @@ class Mill:
 
     def budget(self, *scopes: str) -> list[Limit]:
         """The limits that a hold made now is in, and those of ``scopes`` beside them."""
-        running = [scope for scope in self.desk.scopes() if scope not in scopes]
+        running = [scope for scope in self.desk.scopes("", False) if scope not in scopes]
         return self.ledger.limits([*scopes, *reversed(running)])
 
     def set_budget(self, scope: str, cap_nanos: int | None) -> None:
         """Set a limit: ``total``, ``day``, ``month`` or ``job:ID``; None lifts it. Holds already made stay."""
-        self.ledger.set_budget(scope, cap_nanos, running_scopes=self.desk.scopes())
+        self.ledger.set_budget(scope, cap_nanos, running_scopes=self.desk.scopes("", False))
 
     def tally(self, job: Job) -> Tally:
         return self.ledger.tally(job.id)
@@ -540,22 +540,14 @@ class Mill:
         """Results of rows ``first`` to ``end`` in input order; rows that are still open are left out."""
         end = job.rows if end is None else min(end, job.rows)
         built = self.ledger.files_of(job.id, RESULTS) if job.finished_at is not None else []
-        for batch in self._built(built, first, end) if built else self._read_open(job, first, end):
+        for batch in self._built(job, built, first, end) if built else self._read_open(job, first, end):
             index = batch.column("index")
             yield batch.filter(pc.and_(pc.greater_equal(index, first), pc.less(index, end)))
 
-    def _built(self, files: Sequence[StoredFile], first: int, end: int) -> Iterator[pa.RecordBatch]:
+    def _built(self, job: Job, files: Sequence[StoredFile], first: int, end: int) -> Iterator[pa.RecordBatch]:
         for file in files:
-            if file.first >= end or file.last < first:
-                continue
-            with self.store.open(file.ref) as stream:
-                parquet = pq.ParquetFile(stream, pre_buffer=False)
-                start = file.first
-                for group in range(parquet.num_row_groups):
-                    rows = parquet.metadata.row_group(group).num_rows
-                    if start < end and start + rows > first:
-                        yield from parquet.read_row_group(group).to_batches()
-                    start += rows
+            if file.first < end and file.last >= first:
+                yield from read_built(self.store, file, first, end, partial(self.open_results, job))
 
     def _read_open(self, job: Job, first: int, end: int) -> Iterator[pa.RecordBatch]:
         results = self.open_results(job)
@@ -817,7 +809,7 @@ def _spec(
         "parameters": parameters.to_dict(), "model": model, "lane": lane.value, "batch_size": options.batch_size,
         "cache": options.cache, "dedupe": options.dedupe, "rpm": options.rpm, "tpm": options.tpm,
         "concurrency": options.concurrency, "on_error": options.on_error or "continue",
-        "row_mode": source.kind,
+        "has_budget": options.budget_nanos is not None, "row_mode": source.kind,
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nightmill.collect.accounting import Accounting, BodySizes, Check, Rules, Verdict, account, bookings, verdict
-from nightmill.collect.results import Results, RowCounts
+from nightmill.collect.results import Results, RowCounts, read_built
 from nightmill.collect.sofar import Answers, SoFar
 from nightmill.ledger import Counts, NewShard, Settlement, Shard
 from nightmill.plan import Scissors
@@ -19,7 +19,18 @@ from nightmill.providers import Provider
 from nightmill.store import Store
 from nightmill.types import Lane
 
-__all__ = ["Answers", "Check", "Collected", "Context", "Results", "RowCounts", "Rules", "SoFar", "settle_shard"]
+__all__ = [
+    "Answers",
+    "Check",
+    "Collected",
+    "Context",
+    "Results",
+    "RowCounts",
+    "Rules",
+    "SoFar",
+    "read_built",
+    "settle_shard",
+]
 
 
 @dataclass(frozen=True, slots=True)

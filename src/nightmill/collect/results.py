@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import FileIO
@@ -203,6 +203,27 @@ class Results:
         columns = list(zip(*out, strict=True)) if out else [()] * len(RESULT_SCHEMA)
         arrays = [pa.array(c, t) for c, t in zip(columns, RESULT_SCHEMA.types, strict=True)]
         return pa.record_batch(arrays, schema=RESULT_SCHEMA)
+
+
+def read_built(
+    store: Store, file: StoredFile, first: int, end: int, again: Callable[[], Results]
+) -> Iterator[pa.RecordBatch]:
+    """Row groups of a built range with rows from ``first`` up to ``end``.
+
+    From where the file is damaged on they are made anew, by ``again``'s reader, of what came back.
+    """
+    start = file.first
+    try:
+        with store.open(file.ref) as stream:
+            parquet = pq.ParquetFile(stream, pre_buffer=False)
+            for group in range(parquet.num_row_groups):
+                rows = parquet.metadata.row_group(group).num_rows
+                batches = parquet.read_row_group(group).to_batches() if start < end and start + rows > first else []
+                start += rows
+                yield from batches
+    except (StoreError, pa.ArrowException, OSError) as error:
+        log.warning("%s is damaged (%s); its rows are read from what came back", file.ref.path, error)
+        yield from again().batches(start - start % GROUP_ROWS, file.last + 1)
 
 
 def _parquet(out: Writer) -> pq.ParquetWriter:

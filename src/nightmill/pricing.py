@@ -119,6 +119,27 @@ class PriceSheet:
                 total += (base + usage.output_tokens * output_rate + usage.input_tokens * fresh_rate) // scale
         return total
 
+    def costs(
+        self, inputs: Sequence[int], outputs: Sequence[int], cached: Sequence[int], written: Sequence[int]
+    ) -> list[int]:
+        """`cost` of many requests whose tokens come in columns."""
+        if len(self._meters) > 1 or any(cached) or any(written):
+            return [self.cost(Usage(*tokens)) for tokens in zip(inputs, outputs, cached, written, strict=True)]
+        (_, (fresh_rate, _, _, output_rate, request_rate)), scale = self._meters[0], self._scale
+        base = request_rate + scale // 2
+        return [(base + o * output_rate + i * fresh_rate) // scale for i, o in zip(inputs, outputs, strict=True)]
+
+    def sum_of_costs(
+        self, inputs: Sequence[int], outputs: Sequence[int], cached: Sequence[int], written: Sequence[int]
+    ) -> int:
+        """The sum of `costs`."""
+        fresh_rate, _, _, output_rate, request_rate = self._meters[-1][1]
+        is_whole = not (fresh_rate % self._scale or output_rate % self._scale or request_rate % self._scale)
+        if is_whole and len(self._meters) == 1 and not any(cached) and not any(written):  # nothing to round
+            total = len(inputs) * request_rate + sum(outputs) * output_rate + sum(inputs) * fresh_rate
+            return total // self._scale
+        return sum(self.costs(inputs, outputs, cached, written))
+
     def worst(self, content_bytes: int, requests: int, output_cap_tokens: int) -> int:
         """An upper bound, in nanos, on the summed `cost` of ``requests`` requests.
 
@@ -417,13 +438,6 @@ _LETTERS_ONLY: Final = bytes(ord("l") if byte == ord("l") else ord(" ") for byte
 def _inner_words(classed: bytes) -> int:
     """Runs of letters after the first run."""
     return classed.translate(_LETTERS_ONLY).strip().count(b" l")
-
-
-def tokens_per_byte(samples: Sequence[str]) -> float:
-    """Estimated tokens per UTF-8 byte over all samples; 0.25 when they have no text."""
-    encoded = [sample.encode("utf-8", "surrogatepass") for sample in samples]
-    size = sum(map(len, encoded))
-    return sum(map(_estimate, encoded)) / size if size else 0.25
 
 
 def estimate_usage(prompt: str, answer: str) -> Usage:

@@ -16,7 +16,7 @@ from nightmill.providers import BatchProvider, LiveProvider, LiveReply, Provider
 from nightmill.providers.function import Function
 from nightmill.providers.local import Local
 from nightmill.providers.resolve import resolve
-from nightmill.types import Failed, FailureKind, Succeeded, Usage
+from nightmill.types import Answer, Failed, FailureKind, Succeeded, Usage
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.text(max_size=40).filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
@@ -123,6 +123,45 @@ def test_an_answer_is_read_back_as_it_came(
     assert answer.custom_id == custom_id
     assert answer.outcome == Succeeded(text, Usage(7, 3, cached_tokens=2), "stop", "snapshot")
     assert answer.duration_s == pytest.approx(took, abs=1e-3)
+
+
+LINES = st.sampled_from(
+    [
+        (200, whole("yes", usage=USAGE)),
+        (200, whole("no", usage={"prompt_tokens": 1, "completion_tokens": 2})),
+        (200, whole("no usage")),
+        (200, whole("cut", "length", USAGE)),
+        (200, whole(" ", usage=USAGE)),
+        (500, {"error": {"message": "m"}}),
+    ]
+)
+
+
+@quick
+@given(
+    st.lists(LINES, min_size=1, max_size=4), st.sampled_from([None, b"", b"\n", b"{}\n", b'{"custom_id":"t-9"', b"x\n"])
+)
+def test_lines_together_say_what_each_says(
+    provider: Provider, replies: list[tuple[int, dict[str, Any]]], odd: bytes | None
+) -> None:
+    """Decoded at once or one by one, plain answers are the same; anything else among them is left to one by one."""
+    lines = [
+        provider.reply_line(f"t-{n}", LiveReply(status, json.dumps(body).encode()), 0.5)
+        for n, (status, body) in enumerate(replies)
+    ]
+    each = [provider.decode(line) for line in lines]
+    if odd is not None:
+        lines = [odd, *lines]
+    found = provider.decode_plain(lines)
+    is_plain = all(isinstance(a.outcome, Succeeded) and a.outcome.usage for a in each) and odd is None
+    assert (found is not None) == is_plain
+    if found is not None:
+        tokens = zip(
+            found.input_tokens, found.output_tokens, found.cached_tokens, found.cache_write_tokens, strict=True
+        )
+        usages = [Usage(*numbers) for numbers in tokens]
+        outcomes = map(Succeeded, found.texts, usages, found.finish_reasons, found.models)
+        assert [Answer(*all_) for all_ in zip(found.custom_ids, outcomes, found.durations_s, strict=True)] == each
 
 
 @quick

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from plan_kit import (
     unrun,
 )
 
-from nightmill.collect import Collected, settle_shard
+from nightmill.collect import Collected, accounting, settle_shard
 from nightmill.ledger import Counts, Shard
 from nightmill.plan import Order
 from nightmill.store import Store
@@ -83,6 +84,30 @@ def test_every_request_ends_once_and_every_answer_is_paid(
     assert sum(left.count for left in done.leftovers) == done.resent.total
     assert done.resent.total == 0 or not (stopping or last_try)
     check_rows(order, store, plan, shard, done, in_order)
+
+
+@quick
+@given(came=lines, plain=st.integers(0, ROWS), twice=st.booleans())
+def test_lines_read_together_add_up_like_lines_read_one_by_one(
+    fixed: tuple[Order, Store, Any], came: list[tuple[int, tuple[Any, ...], bool]], plain: int, twice: bool
+) -> None:
+    """Reading many lines in one go changes no count and no nano, whatever stands between the plain answers."""
+    order, store, plan = fixed
+    (new,) = plan.shards
+    answers = [answer(f"{new.tag}-{row}", f"text {row}", (row + 1, 2)) for row in range(plain)]
+    these = [*answers, *(line_of(new.tag, r, w) for r, w, _ in came), *(answers[:1] if twice else []), b"torn"]
+    shard = shard_of(new, files=[store_lines(store, "wire/mixed", these, OUTPUT, new.tag)])
+    slow = copy(order.provider)
+    slow.decode_plain = lambda _: None  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accounting, "_TOGETHER", 4)
+        patch.setattr(accounting, "_FEW", 2)
+        together, one_by_one = (
+            accounting.account(store, shard, provider, order.sheet, order.list_sheet, None)
+            for provider in (order.provider, slow)
+        )
+    assert together == one_by_one
+    assert together.succeeded >= plain
 
 
 @pytest.fixture(scope="module")

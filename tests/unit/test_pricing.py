@@ -23,7 +23,6 @@ from nightmill.pricing import (
     estimate_tokens,
     estimate_usage,
     price_sheet,
-    tokens_per_byte,
 )
 from nightmill.types import Lane, Usage
 
@@ -280,6 +279,20 @@ def test_cost_is_the_exact_sum_rounded_half_up_once(sheet: PriceSheet, usage: Us
     assert sheet.cost(usage) == (exact + Fraction(1, 2)).__floor__()
 
 
+@settings(deadline=None)
+@given(sheets(), st.lists(any_usage(), max_size=5), st.booleans())
+def test_many_costs_are_the_costs_of_each(sheet: PriceSheet, usages: list[Usage], fresh: bool) -> None:
+    """In columns, in a sum or one by one: the same nanos, with and without cached tokens, tiers and odd rates."""
+    if fresh:
+        usages = [Usage(usage.input_tokens, usage.output_tokens) for usage in usages]
+    columns = [[getattr(usage, name) for usage in usages] for name in Usage.__struct_fields__[:4]]
+    each = [sheet.cost(usage) for usage in usages]
+    assert sheet.costs(*columns) == each
+    assert sheet.sum_of_costs(*columns) == sheet.total(usages) == sum(each)
+    even = flat(3, 1, 2, 7)
+    assert even.sum_of_costs(*columns) == sum(map(even.cost, usages))
+
+
 def test_half_a_nano_is_rounded_up() -> None:
     """Half-up, not to even."""
     assert [flat("1/2", 0, 0, 0).cost(Usage(n, 0)) for n in range(6)] == [0, 1, 1, 2, 2, 3]
@@ -379,14 +392,6 @@ def test_an_estimate_is_never_above_the_bytes(text: str) -> None:
 def test_each_kind_of_character_has_its_weight(text: str, expected: float) -> None:
     """The linear model: repeated often enough that rounding does not hide a wrong weight."""
     assert estimate_tokens((text + ".") * 1000) == pytest.approx((expected + 0.47) * 1000, abs=1)
-
-
-def test_samples_give_tokens_per_byte() -> None:
-    """The ratio is of the sums, so long samples count for more; without text it is a fixed guess."""
-    samples = ["some English prose, as it comes", "你好" * 50, ""]
-    size = sum(len(sample.encode()) for sample in samples)
-    assert tokens_per_byte(samples) == sum(map(estimate_tokens, samples)) / size
-    assert tokens_per_byte([]) == tokens_per_byte(["", ""]) == 0.25
 
 
 def test_missing_usage_is_estimated_and_says_so() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from nightmill.ledger import Booking, Counts, Shard, Submission, SubmissionState
 from nightmill.pricing import PriceSheet
-from nightmill.providers import Provider
+from nightmill.providers import PlainAnswers, Provider
 from nightmill.store import Store
 from nightmill.types import RETRYABLE, FailureKind, Lane, Outcome, Succeeded, Usage
 from nightmill.wire import JOURNAL, body_of, chosen, lines, read_mark, shard_lines
@@ -24,6 +25,7 @@ Check = Callable[[str], "tuple[object, str | None]"]
 
 _UNEXPECTED, _OPEN, _SUCCEEDED = 0, 1, 2
 _KINDS = tuple(FailureKind)
+_TOGETHER, _FEW = 256, 16  # lines that are decoded in one go, at first and when one of those is no plain answer
 _CODE = {kind: 3 + i for i, kind in enumerate(_KINDS)}
 
 
@@ -176,17 +178,63 @@ class _Reader:
         self.acc, self.n = acc, n
         self._earlier = earlier  # `seen` as the submissions before left it; empty for the first
         self._also_here: set[int] = set()  # places that an earlier submission had a line for, and this one too
-        self._decode, self._check, self._sizes, self._hashes = provider.decode, check, sizes, hashes
+        self._provider, self._check, self._sizes, self._hashes = provider, check, sizes, hashes
         self._sheet, self._list_sheet = sheet, list_sheet
         self._cached = acc.shard.lane is Lane.CACHE
         self._cap = acc.shard.cap_tokens // acc.shard.count
         self._usages: list[Usage] = []  # to be paid, many at once
 
     def read(self, stream: Iterator[bytes], pending: set[str] | None) -> None:
-        acc, seen, hashes, decode = self.acc, self.acc.seen, self._hashes, self._decode
+        """Add all lines. ``pending``: the marks that answers end, of a live journal."""
+        if pending is not None or self._check is not None:
+            self._read_each(stream, pending)
+            return
+        while some := list(islice(stream, _TOGETHER)):
+            self._read_some(some)
+
+    def _read_some(self, lines: list[bytes]) -> None:
+        """Lines all at once if they are plain answers, else those in between, at last each by itself."""
+        answers = self._provider.decode_plain(lines)
+        if answers is not None and self._take_all(answers):
+            return
+        if len(lines) <= _FEW:
+            self._read_each(lines, None)
+            return
+        for start in range(0, len(lines), _FEW):
+            self._read_some(lines[start : start + _FEW])
+
+    def _take_all(self, answers: PlainAnswers) -> bool:
+        """`_take` for the first answers of so many rows; False, and nothing is taken, if they are anything else."""
+        acc, n, seen, hashes, prefix = self.acc, self.n, self.acc.seen, self._hashes, self.acc.shard.tag + "-"
+        skip, first = len(prefix), acc.shard.first
+        digits = [custom_id[skip:] for custom_id in answers.custom_ids if custom_id.startswith(prefix)]
+        if len(digits) < len(answers.custom_ids) or not all(map(str.isdecimal, digits)):
+            return False
+        places = [int(index) - first for index in digits]
+        if min(places) < 0 or max(places) >= len(seen) or len(set(places)) < len(places):
+            return False
+        if {seen[place] for place in places} != {_OPEN}:
+            return False
+        for place, said in zip(places, map(hash, answers.texts), strict=True):
+            seen[place] = _SUCCEEDED
+            hashes[place] = said
+        acc.models.update(model for model in set(answers.models) if model)
+        acc.lines[n] = acc.lines.get(n, 0) + len(places)
+        acc.answered[n] = acc.answered.get(n, 0) + len(places)
+        if not self._cached:
+            tokens = (answers.input_tokens, answers.output_tokens, answers.cached_tokens, answers.cache_write_tokens)
+            acc.calls += len(places)
+            acc.tokens_in += sum(answers.input_tokens)
+            acc.tokens_out += sum(answers.output_tokens)
+            acc.tokens_cached += sum(answers.cached_tokens)
+            acc.spent[n] = acc.spent.get(n, 0) + self._sheet.sum_of_costs(*tokens)
+            acc.list_nanos += self._list_sheet.sum_of_costs(*tokens)
+        return True
+
+    def _read_each(self, stream: Iterable[bytes], pending: set[str] | None) -> None:
+        acc, seen, decode = self.acc, self.acc.seen, self._provider.decode
         first, width, prefix = acc.shard.first, len(acc.seen), acc.shard.tag + "-"
-        skip, pay, is_checked, good = len(prefix), self._usages.append, self._check is not None, 0
-        models, model = acc.models, None
+        skip, good = len(prefix), 0
         for line in stream:
             try:
                 answer = decode(line)
@@ -199,20 +247,11 @@ class _Reader:
                 pending.discard(custom_id)
             digits = custom_id[skip:]
             place = int(digits) - first if digits.isdecimal() and custom_id.startswith(prefix) else -1
-            if not 0 <= place < width or not (before := seen[place]):
+            if not 0 <= place < width or not seen[place]:
                 self._unknown(outcome)
                 continue
             good += 1
-            if before == _OPEN and type(outcome) is Succeeded and not is_checked and (usage := outcome.usage):
-                seen[place] = _SUCCEEDED  # nearly every line; `_take` would do the same
-                hashes[place] = hash(outcome.text)
-                pay(usage)
-                if outcome.model != model and (model := outcome.model):
-                    models.add(model)
-            else:
-                self._take(place, outcome)
-            if not good & 511:
-                self._settle()
+            self._take(place, outcome)
         self._settle()
         acc.lines[self.n] = acc.lines.get(self.n, 0) + good
 

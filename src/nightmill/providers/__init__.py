@@ -7,7 +7,7 @@ satisfies (`BatchProvider`, `LiveProvider`), how much in its `Limits`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -103,6 +103,21 @@ class Encoded:
     inputs: int = 0  # texts to embed; 0 = it asks for no embeddings
 
 
+@dataclass(frozen=True, slots=True)
+class PlainAnswers:
+    """Result lines that are all complete answers with their usage, column by column: nearly all lines."""
+
+    custom_ids: list[str]
+    texts: list[str]
+    models: list[str | None]
+    finish_reasons: list[str | None]
+    durations_s: list[float | None]
+    input_tokens: list[int]
+    output_tokens: list[int]
+    cached_tokens: list[int]
+    cache_write_tokens: list[int]
+
+
 class Provider(Protocol):
     """What planning and collecting need."""
 
@@ -135,6 +150,10 @@ class Provider(Protocol):
         Raises:
             ValueError: it is not a result line (malformed, truncated, no custom_id).
         """
+        ...
+
+    def decode_plain(self, lines: Sequence[bytes]) -> PlainAnswers | None:
+        """What `decode` says of each of ``lines``, together; None where a line is anything but a plain answer."""
         ...
 
     def reply_line(self, custom_id: str, reply: LiveReply, duration_s: float) -> bytes:

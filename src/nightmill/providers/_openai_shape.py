@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
 
 from nightmill.errors import CannotCarry, Limited, ProviderError, Refused, Uncertain
-from nightmill.providers import BatchView, LiveReply, RateHint, Request
+from nightmill.providers import BatchView, LiveReply, PlainAnswers, RateHint, Request
 from nightmill.providers._http import Reply, retry_after_s, shorten
 from nightmill.types import Answer, Failed, FailureKind, Outcome, Succeeded, Usage
 
@@ -55,6 +55,9 @@ _UNSTATED = Usage(0, 0, estimated=True)  # billed, and not a word of how much
 class _Details(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
+
+
+_NO_DETAILS = _Details()
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -126,6 +129,7 @@ class _VectorLine(msgspec.Struct, gc=False):
 
 _NOT_STRICT = (msgspec.DecodeError, ValueError, RecursionError)  # ValueError: bytes that are not UTF-8
 _decode_line = msgspec.json.Decoder(_Line).decode
+_decode_lines = msgspec.json.Decoder(_Line).decode_lines
 _decode_shape = msgspec.json.Decoder(_Shape).decode
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode  # one whole JSON text; does not look whether it is UTF-8
 _decode_vectors = msgspec.json.Decoder(_VectorLine).decode
@@ -155,6 +159,34 @@ def decode_line(line: bytes) -> Answer:
         written = details.cache_write_tokens or 0 if details else 0
         usage = Usage(said.prompt_tokens, said.completion_tokens, cached, written)
     return Answer(plain.custom_id, Succeeded(text, usage, choice.finish_reason, body.model), plain.duration_s)
+
+
+def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
+    """What `decode_line` says of lines that are all plain, complete chat answers with usage; None for others."""
+    try:
+        plain = _decode_lines(b"".join(lines))
+    except _NOT_STRICT:
+        return None
+    if len(plain) != len(lines) or {line[:1] for line in lines} != {b"{"}:
+        return None
+    bodies = [line.response.body for line in plain]
+    choices = [body.choices[0] for body in bodies]
+    texts = [choice.message.content for choice in choices]
+    usages = [body.usage for body in bodies if body.usage]
+    if len(usages) < len(plain) or not all(texts) or any(map(str.isspace, texts)):
+        return None
+    details = [usage.prompt_tokens_details or _NO_DETAILS for usage in usages]
+    return PlainAnswers(
+        [line.custom_id for line in plain],
+        texts,
+        [body.model for body in bodies],
+        [choice.finish_reason for choice in choices],
+        [line.duration_s for line in plain],
+        [usage.prompt_tokens for usage in usages],
+        [usage.completion_tokens for usage in usages],
+        [each.cached_tokens or 0 for each in details],
+        [each.cache_write_tokens or 0 for each in details],
+    )
 
 
 def _decode_embeddings(line: bytes) -> Answer | None:
@@ -489,6 +521,7 @@ class OpenAILines:
         return line_pieces(url)
 
     decode = staticmethod(decode_line)  # called for every answer: one frame less
+    decode_plain = staticmethod(decode_plain)
 
     def reply_line(self, custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
         return reply_line(custom_id, reply, duration_s)

@@ -23,7 +23,7 @@ from nightmill.collect.results import JobFiles
 from nightmill.errors import LeaseLost, ProviderError, StoreError
 from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, batch, live
-from nightmill.lanes.throttle import Throttle
+from nightmill.lanes.throttle import Rates, Throttle, tightest
 from nightmill.ledger import Job, Shard, StoredFile
 from nightmill.plan import Compiled
 from nightmill.pricing import PriceSheet
@@ -50,7 +50,7 @@ class JobKit:
     work: Work
     list_sheet: PriceSheet
     check: Check | None
-    throttle: Throttle
+    rates: Rates  # of live calls
     salt: bytes
     cache: AnswerCache | None  # where good answers are kept for later jobs
     on_error: str  # continue, stop, threshold:N or threshold:N%
@@ -91,6 +91,8 @@ class Engine:
         self._desk, self._open, self._stop = desk, kits, stop
         self._on_change = on_change or (lambda _: None)
         self._kits: dict[str, JobKit] = {}
+        self._throttles: dict[tuple[str, str], Throttle] = {}  # by account and model
+        self._workers = 1  # that share the limits, this one among them
         self._leases: dict[str, Lease] = {}
         self._finishing: dict[str, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -228,7 +230,7 @@ class Engine:
         failures = self._failures.get(kit.job.id)
         ended = None if failures is None else partial(self._note_end, kit, failures, tag)
         try:
-            done = await live.run_shard(self._desk, kit.work, kit.provider, kit.throttle, lease, stopping, ended)
+            done = await live.run_shard(self._desk, kit.work, kit.provider, self._throttle(kit), lease, stopping, ended)
             if done is not None:
                 await self._collect(kit, done)
         finally:
@@ -357,11 +359,11 @@ class Engine:
     async def _hear(self) -> None:
         """Take part in sharing the limits; hear of cool-downs, pauses and cancels."""
         desk = self._desk
-        workers = await desk.book(desk.ledger.heartbeat, desk.timing.lease_s)
-        for job_id, kit in list(self._kits.items()):
-            kit.throttle.workers = workers
-            account, model = kit.provider.account.id, kit.provider.model
-            kit.throttle.cool_until(await desk.book(desk.ledger.cooling_until, account, model))
+        self._workers = await desk.book(desk.ledger.heartbeat, desk.timing.lease_s)
+        for quota, throttle in list(self._throttles.items()):
+            throttle.workers = self._workers
+            throttle.cool_until(await desk.book(desk.ledger.cooling_until, *quota))
+        for job_id in list(self._kits):
             job = await desk.book(desk.ledger.job, job_id)
             if job is None or job.cancel_requested or job.state is JobState.PAUSED:
                 self._halted.add(job_id)
@@ -370,6 +372,19 @@ class Engine:
         if job_id not in self._kits:
             self._kits[job_id] = self._open(job_id)
         return self._kits[job_id]
+
+    def _throttle(self, kit: JobKit) -> Throttle:
+        """The throttle of the job's quota, at the rates of all jobs that send live calls against it now."""
+        quota = _quota(kit)
+        working = {lease.shard.job_id for lease in self._leases.values() if lease.shard.lane is Lane.LIVE}
+        kits = [self._kits[job_id] for job_id in working | {kit.job.id} if job_id in self._kits]
+        rates = tightest([other.rates for other in kits if _quota(other) == quota])
+        throttle = self._throttles.get(quota)
+        if throttle is None:
+            throttle = self._throttles[quota] = Throttle(rates, self._desk.ledger.moment)
+            throttle.workers = self._workers
+        throttle.keep_to(rates)
+        return throttle
 
     async def _drain(self) -> None:
         """Let what is in hand finish; live calls stop by themselves, no new ones begin."""
@@ -384,6 +399,10 @@ class Engine:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for kit in self._kits.values():
             await kit.provider.close()
+
+
+def _quota(kit: JobKit) -> tuple[str, str]:
+    return kit.provider.account.id, kit.provider.model
 
 
 def allowed_failures(on_error: str, rows: int) -> int:

@@ -32,7 +32,7 @@ from nightmill.files import GROUP_ROWS
 from nightmill.lanes import Desk, Work
 from nightmill.lanes.batch import note_terms
 from nightmill.lanes.live import ATTEMPTS
-from nightmill.lanes.throttle import Rates, Throttle
+from nightmill.lanes.throttle import Rates
 from nightmill.ledger import (
     LEDGER_NAME,
     OUTCOMES,
@@ -198,7 +198,7 @@ class Mill:
         self.desk = Desk(self.ledger, self.store, settings.timing, ZoneInfo(settings.zone))
         self.ledger.ensure_budget(
             settings.budget_total_nanos, settings.budget_day_nanos, settings.budget_month_nanos,
-            default_nanos=DEFAULT_BUDGET_NANOS, running_scopes=self.desk.scopes("", False),
+            default_nanos=DEFAULT_BUDGET_NANOS, running_scopes=self.desk.scopes(),
         )  # fmt: skip
         self.cache = AnswerCache(settings.home / "answers")
 
@@ -407,7 +407,7 @@ class Mill:
 
     def tightest(self, job_nanos: int | None = None) -> Limit | None:
         """The limit with the least money free, a job's own of ``job_nanos`` included."""
-        limits = [limit for limit in self.ledger.limits(self.desk.scopes("", False)) if limit.cap_nanos is not None]
+        limits = [limit for limit in self.ledger.limits(self.desk.scopes()) if limit.cap_nanos is not None]
         if job_nanos is not None:
             limits.append(Limit("job", job_nanos, 0, 0))
         return min(limits, key=lambda limit: limit.free_nanos or 0, default=None)
@@ -482,8 +482,8 @@ class Mill:
         )  # fmt: skip
         return JobKit(
             job, provider, compiled,
-            Work(job.id, provider, compiled.url, sheet, scissors, True, confirmed),
-            self._sheet(job.model, Lane.LIVE), check_of(parameters), Throttle(rates, self.ledger.moment),
+            Work(job.id, provider, compiled.url, sheet, scissors, confirmed),
+            self._sheet(job.model, Lane.LIVE), check_of(parameters), rates,
             salt(provider.name, provider.model, provider.account.host), self.cache if spec["cache"] else None,
             spec["on_error"],
         )  # fmt: skip
@@ -513,12 +513,12 @@ class Mill:
 
     def budget(self, *scopes: str) -> list[Limit]:
         """The limits that a hold made now is in, and those of ``scopes`` beside them."""
-        running = [scope for scope in self.desk.scopes("", False) if scope not in scopes]
+        running = [scope for scope in self.desk.scopes() if scope not in scopes]
         return self.ledger.limits([*scopes, *reversed(running)])
 
     def set_budget(self, scope: str, cap_nanos: int | None) -> None:
         """Set a limit: ``total``, ``day``, ``month`` or ``job:ID``; None lifts it. Holds already made stay."""
-        self.ledger.set_budget(scope, cap_nanos, running_scopes=self.desk.scopes("", False))
+        self.ledger.set_budget(scope, cap_nanos, running_scopes=self.desk.scopes())
 
     def tally(self, job: Job) -> Tally:
         return self.ledger.tally(job.id)
@@ -809,7 +809,7 @@ def _spec(
         "parameters": parameters.to_dict(), "model": model, "lane": lane.value, "batch_size": options.batch_size,
         "cache": options.cache, "dedupe": options.dedupe, "rpm": options.rpm, "tpm": options.tpm,
         "concurrency": options.concurrency, "on_error": options.on_error or "continue",
-        "has_budget": options.budget_nanos is not None, "row_mode": source.kind,
+        "row_mode": source.kind,
     }  # fmt: skip
 
 

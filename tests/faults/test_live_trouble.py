@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from faults_kit import House, exact, house, truth
 
+from nightmill.engine import Stop
 from nightmill.errors import NeverSent, NightmillError, UsageError
 from nightmill.providers import LiveReply
 from nightmill.providers.openai import OpenAI
@@ -118,3 +119,24 @@ def test_failures_of_an_earlier_run_count(tmp_path: Path, monkeypatch: pytest.Mo
         assert h.fired() == {"live_500": 6}
         truth(h, job)
         assert job.stopped == "on_error"
+
+
+def test_jobs_of_one_account_share_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two jobs worked on at once have together no more calls in flight than the tighter of them allows."""
+    real, now, most = OpenAI.send, 0, 0
+
+    async def send(self: OpenAI, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
+        nonlocal now, most
+        now += 1
+        most = max(now, most)
+        try:
+            return await real(self, url, body, timeout_s=timeout_s)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(OpenAI, "send", send)
+    with house(tmp_path) as h:
+        jobs = [h.submit(10, "live", concurrency=2), h.submit(12, "live", concurrency=5)]
+        asyncio.run(h.mill.run([job.id for job in jobs], Stop(), lambda _: None))
+        assert [h.mill.job(job.id).counts["succeeded"] for job in jobs] == [10, 12]
+        assert most == 2

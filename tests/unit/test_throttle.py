@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nightmill.lanes.throttle import Rates, Throttle
+from nightmill.lanes.throttle import Rates, Throttle, tightest
 from nightmill.providers import RateHint
 
 
@@ -206,3 +206,26 @@ def test_all_who_wait_for_the_rates_get_through() -> None:
         return sum(task.done() and not task.cancelled() for task in waiting)
 
     assert asyncio.run(go()) == 28
+
+
+def test_jobs_that_share_a_quota_keep_to_the_least_of_each() -> None:
+    """Of every limit the lowest that anybody named; a job that names none loosens none."""
+    mine, yours = Rates(60, None, 8, fixed=True), Rates(30, 900, 256)
+    assert tightest([mine, yours]) == Rates(30, 900, 8, fixed=True)
+    assert tightest([yours]) == yours
+    assert tightest([Rates(in_flight=4, fixed=True), Rates(in_flight=2)]) == Rates(in_flight=2)
+
+
+def test_new_rates_hold_at_once_and_forget_nothing() -> None:
+    """A shrunk window and a pause outlast a change of rates; a number that the user named counts as it is."""
+    clock = Clock()
+    made = throttle(clock, in_flight=40)
+    made.cool_down(5.0)
+    made.keep_to(Rates(in_flight=30))
+    assert made.window == 8
+    assert not has_slot(made)
+    made.keep_to(Rates(in_flight=3, fixed=True))
+    clock.at += 5.0
+    assert [has_slot(made) for _ in range(4)] == [True, True, True, False]
+    made.keep_to(Rates(in_flight=4, fixed=True))
+    assert has_slot(made)

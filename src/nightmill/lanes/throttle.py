@@ -1,14 +1,14 @@
 """How fast live calls may go: requests and tokens a minute, calls in flight, one cool-down per quota.
 
-One throttle per process and quota (account and model). What several workers share is allotted in
-the ledger: each takes its part of a limit, by how many workers live now.
+One throttle per engine and quota (account and model), shared by all jobs that use it. What several
+workers share is allotted in the ledger: each takes its part of a limit, by how many workers live now.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from nightmill.providers import RateHint
@@ -26,6 +26,17 @@ class Rates:
     fixed: bool = False  # the user named the number in flight: it does not adapt
 
 
+def tightest(rates: Collection[Rates]) -> Rates:
+    """What keeps to all of ``rates``: jobs that share a quota share the least that any of them may use."""
+    in_flight = min(each.in_flight for each in rates)
+    return Rates(
+        min((each.requests_per_minute for each in rates if each.requests_per_minute), default=None),
+        min((each.tokens_per_minute for each in rates if each.tokens_per_minute), default=None),
+        in_flight,
+        any(each.fixed and each.in_flight == in_flight for each in rates),
+    )
+
+
 class Throttle:
     """Slots for live calls. ``now`` is a clock in seconds that never jumps.
 
@@ -36,12 +47,22 @@ class Throttle:
     def __init__(self, rates: Rates, now: Callable[[], float]) -> None:
         self._rates, self._now = rates, now
         self.workers = 1
-        self._window = float(rates.in_flight if rates.fixed else min(_FIRST_WINDOW, rates.in_flight))
+        self._window = _first_window(rates)
         self._in_flight = 0
         self._next_request = self._next_tokens = 0.0  # when the rates allow the next call
         self._cool_until = 0.0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._call: asyncio.Handle | None = None  # to `_admit`, soon or when the rates allow
+
+    def keep_to(self, rates: Rates) -> None:
+        """Other rates from now on; calls in flight, pauses and what was learned of the window stay."""
+        if rates == self._rates:
+            return
+        learned = not (rates.fixed or self._rates.fixed)
+        self._window = min(float(rates.in_flight), self._window) if learned else _first_window(rates)
+        self._rates = rates
+        if self._waiters:
+            self._admit()
 
     @property
     def window(self) -> int:
@@ -146,3 +167,7 @@ class Throttle:
         if self._call is None:
             loop = asyncio.get_running_loop()
             self._call = loop.call_later(wait, self._admit) if wait else loop.call_soon(self._admit)
+
+
+def _first_window(rates: Rates) -> float:
+    return float(rates.in_flight if rates.fixed else min(_FIRST_WINDOW, rates.in_flight))

@@ -7,13 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import BigInteger, Connection, Text, cast, insert, select, update
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, ProgrammingError
 
 from nightmill.errors import Conflict, StoreError
 from nightmill.killpoints import reach
 from nightmill.ledger import _sqlite, schema
 from nightmill.ledger.schema import meta
+
+_ONE_MORE_HANDED = (
+    update(meta)
+    .where(meta.c.key == "handed")
+    .values(value=cast(cast(meta.c.value, BigInteger) + 1, Text))
+    .returning(meta.c.value)
+)
 
 
 class Database:
@@ -132,9 +139,7 @@ class Database:
 
     def _count_handed(self, connection: Connection) -> int:
         """One more shard is handed over; `_note_handed` says so outside the database, after the commit."""
-        count = 1 + int(connection.execute(select(meta.c.value).where(meta.c.key == "handed")).scalar_one())
-        self._set_handed(connection, count)
-        return count
+        return int(connection.execute(_ONE_MORE_HANDED).scalar_one())
 
     def _set_handed(self, connection: Connection, count: int) -> None:
         connection.execute(update(meta).where(meta.c.key == "handed").values(value=str(count)))

@@ -239,6 +239,7 @@ _TAKE = (
 )  # fmt: skip
 
 
+_SUBMIT = insert(submissions)
 _RUN = (
     update(jobs)
     .where(jobs.c.id == bindparam("job_id"), jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)),
@@ -463,12 +464,12 @@ class ShardVerbs(Database):
                 ready = replace(denied, beside=_in_flight(connection, shard.job_id) - 1)
                 connection.rollback()
             else:
-                connection.execute(
-                    insert(submissions).values(
-                        tag=shard.tag, n=n, job_id=shard.job_id, state=state, account=account, batch_model=model,
-                        scopes=json.dumps(list(scopes)), hold_nanos=hold_nanos, intent_at=intent_at,
-                    )
-                )  # fmt: skip
+                new = {
+                    "tag": shard.tag, "n": n, "job_id": shard.job_id, "state": state, "account": account,
+                    "batch_model": model, "scopes": json.dumps(list(scopes)), "hold_nanos": hold_nanos,
+                    "intent_at": intent_at,
+                }  # fmt: skip
+                connection.execute(_SUBMIT, new)
                 if journal is not None:
                     insert_files(connection, shard.job_id, [journal])
                 money.record(connection, "hold", hold_nanos, job_id=shard.job_id, tag=shard.tag, n=n)

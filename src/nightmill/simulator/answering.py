@@ -241,9 +241,7 @@ class Model:
         _within("temperature", chat.temperature, 0, 2)
         _within("top_p", chat.top_p, 0, 1)
 
-    def _choice(
-        self, number: int, cap: int | None, schema: dict[str, Any] | None, twists: frozenset[str]
-    ) -> _Choice:
+    def _choice(self, number: int, cap: int | None, schema: dict[str, Any] | None, twists: frozenset[str]) -> _Choice:
         tokens = self._lengths[number & 0xFFF]
         text = _prose(number, tokens * _BYTES_A_TOKEN) if schema is None else _fitting(schema, number)
         tokens, finish = text_tokens(text), "stop"
@@ -285,9 +283,7 @@ class Model:
             raise ApiError(400, message, param="input", code="array_above_max_length")
         _within("dimensions", body.dimensions, 1, _MAX_DIMENSIONS)
         if body.encoding_format not in (None, "float", "base64"):
-            raise ApiError(
-                400, "'encoding_format' is float or base64.", param="encoding_format", code="invalid_value"
-            )
+            raise ApiError(400, "'encoding_format' is float or base64.", param="encoding_format", code="invalid_value")
         size = body.dimensions or self._dimensions
         packed = body.encoding_format == "base64"
         items = (

@@ -38,9 +38,7 @@ async def _live(request: web.Request, url: str) -> web.StreamResponse:
     await _faults_before(request, provider)
     _admit(provider)
     held = provider.faults.take("live_timeout", "live")
-    reply = provider.model.answer(
-        url, body, created=provider.clock.stamp(), twists=provider.faults.take_for_answer()
-    )
+    reply = provider.model.answer(url, body, created=provider.clock.stamp(), twists=provider.faults.take_for_answer())
     if reply.status == 200:
         _bill(provider, reply)
     if held is not None:

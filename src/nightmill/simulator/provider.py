@@ -88,6 +88,4 @@ class Provider:
 
     def note(self, event: str, status: int | None, *, dropped: bool = False, **facts: Any) -> None:
         """Add a line to the log of what was asked and answered."""
-        self.events.append(
-            {"event": event, "time": self.clock.unix(), "status": status, "dropped": dropped, **facts}
-        )
+        self.events.append({"event": event, "time": self.clock.unix(), "status": status, "dropped": dropped, **facts})

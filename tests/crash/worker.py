@@ -115,7 +115,7 @@ async def retry(mill: Mill, job: Job, _: dict[str, Any]) -> None:
 
 async def poor(mill: Mill, job: Job, _: dict[str, Any]) -> None:
     """run with too little money until it pauses, then raise the budget and resume"""
-    running = mill.desk.scopes(job.id, False)
+    running = mill.desk.scopes()
     mill.ledger.set_budget("total", 1_000, running_scopes=running)
     if (await work(mill, job)).state is JobState.PAUSED:
         mill.ledger.set_budget("total", 1_000_000_000, running_scopes=running)

@@ -619,10 +619,15 @@ class Mill:
             )
         failed = self._failed_rows(job)
         sheet = self._sheet(job.model, job.lane)
-        spec = job.spec | {"price": sheet.to_json(), "again": _counted_again(job.spec.get("again", {}), failed)}
+        kinds = {index: kind for index, (kind, _) in failed.items()}
+        spec = job.spec | {"price": sheet.to_json(), "again": _counted_again(job.spec.get("again", {}), kinds)}
         given = {"max_output": max_output, "temperature": temperature}
         spec["parameters"] = spec["parameters"] | {k: v for k, v in given.items() if v is not None}
-        shards = tuple(self._cut_rows(job, spec, list(failed))) if failed else ()
+        sent = {shard.tag for shard in self.ledger.shards_of(job.id) if shard.was_sent}
+        before = [index for index, (_, tag) in failed.items() if tag in sent]
+        never = [index for index, (_, tag) in failed.items() if tag not in sent]
+        # Those that went out before are counted as sent already: their shards are parts of the earlier ones.
+        shards = (*(replace(s, splits=1) for s in self._cut_rows(job, spec, before)), *self._cut_rows(job, spec, never))
         at_most = sum(sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in shards)
         return Again(job, len(failed), shards, spec, at_most)
 
@@ -635,20 +640,22 @@ class Mill:
         for shard in again.shards:
             self.store.path(shard.file.path).unlink(missing_ok=True)
 
-    def _failed_rows(self, job: Job) -> dict[int, str]:
-        """Row to failure kind, without duplicates of other rows."""
+    def _failed_rows(self, job: Job) -> dict[int, tuple[str, str | None]]:
+        """Row to failure kind and newest shard, without duplicates of other rows."""
         results = self.open_results(job)
-        failed: dict[int, str] = {}
+        failed: dict[int, tuple[str, str | None]] = {}
         for low, high in results.ranges():
             twins = results.twins(low, high)
             for batch in self.results(job, low, high):
                 bad = batch.filter(pc.invert(batch.column("success")))
-                rows = zip(bad.column("index").to_pylist(), bad.column("error_kind").to_pylist(), strict=True)
-                failed.update((index, kind or "failed") for index, kind in rows if index not in twins)
+                rows = zip(*(bad.column(name).to_pylist() for name in ("index", "error_kind", "shard")), strict=True)
+                failed.update((index, (kind or "failed", tag)) for index, kind, tag in rows if index not in twins)
         return failed
 
     def _cut_rows(self, job: Job, spec: dict[str, Any], indexes: list[int]) -> list[NewShard]:
         """Shards for some rows of a job, encoded anew from the rows as they were taken."""
+        if not indexes:
+            return []
         provider = self._provider(job.model)
         compiled = Compiled(
             provider, bind(Task.from_dict(spec["task"]), spec["columns"], {}), Parameters.from_dict(spec["parameters"])

@@ -106,6 +106,13 @@ class Shard:
         return self.epoch >= EPOCHS_SINCE_A_BACKUP
 
     @property
+    def was_sent(self) -> bool:
+        """Whether its rows were handed over, as this shard or as part of an earlier one."""
+        out = (SubmissionState.OPEN, SubmissionState.CREATED, SubmissionState.BOOKED)
+        is_part = self.attempt > 1 or self.expiries or self.missings or self.splits
+        return bool(is_part) or any(s.state in out for s in self.submissions)
+
+    @property
     def current(self) -> Submission:
         return next(s for s in self.submissions if s.n == self.submission)
 

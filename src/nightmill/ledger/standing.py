@@ -70,7 +70,7 @@ def standing_of(job: Job, tally: Tally, *, distinct: bool = False) -> Standing:
         duplicates=job.duplicates,
         cached=job.cached,
         **ended,
-        sent=min(tally.sent, requests - job.cached),
+        sent=tally.sent,
         extra_answers=tally.extra_answers,
         unknown_ids=tally.unknown_ids,
         tokens_in=tally.tokens_in,

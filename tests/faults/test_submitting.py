@@ -87,8 +87,8 @@ def test_the_same_command_changes_rates_rule_and_name(tmp_path: Path) -> None:
         job = h.mill.submit(h.mill.prepare(options_for(h, **more)))
         assert (job.id, job.name, job.state) == (first.id, "nightly", "running")
         assert job.spec == first.spec | {"rpm": 600.0, "concurrency": 3}
-        rates = h.mill.open_kit(job.id).throttle
-        assert rates.most == 3
+        rates = h.mill.open_kit(job.id).rates
+        assert (rates.requests_per_minute, rates.tokens_per_minute, rates.in_flight) == (600.0, 9_000.0, 3)
         job = h.mill.submit(h.mill.prepare(options_for(h, on_error="threshold:2")))
         assert (job.name, job.spec["on_error"], job.spec["rpm"]) == ("nightly", "threshold:2", 600.0)
         h.mill.submit(h.mill.prepare(options_for(h, name="other", prompt="Another: {{ text }}")))

@@ -72,3 +72,12 @@ def test_a_useless_answer_without_usage_was_billed(tmp_path: Path, lane: str, na
         assert sum(row["cost_nanos"] for row in results) == tally.spent_nanos
         assert all(row["cost_nanos"] and row["cost_estimated"] for row in results if not row["success"])
         assert all(row["tokens_out"] == 400 for row in results if not row["success"])
+
+
+def test_a_measured_mean_is_never_above_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was measured before, no answer is expected to be longer than it may be."""
+    with house(tmp_path) as h:
+        monkeypatch.setattr(type(h.mill.ledger), "mean_output_tokens", lambda *_: 5_000)
+        job = h.submit(ROWS, "live")
+        assert job.quote is not None
+        assert job.quote.output_tokens == ROWS * 400

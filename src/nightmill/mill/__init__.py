@@ -47,6 +47,7 @@ from nightmill.ledger import (
     standing_of,
     with_answers,
 )
+from nightmill.mill.following import Follower, Look
 from nightmill.plan import Bounds, Compiled, Cutter, Order, Parameters, Plan, Scissors, bounds, make_plan, with_waves
 from nightmill.pricing import PriceSheet, price_sheet
 from nightmill.providers import BatchProvider, BatchView, Limits, LiveProvider, Provider
@@ -59,7 +60,6 @@ from nightmill.tasks import BoundTask, Task, bind, check_answer, load_schema, lo
 from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState, Usage, usd
 from nightmill.wire import RESULTS, ROWS, TWINS
 
-_UNDER_WAY = (ShardState.SENDING, ShardState.COLLECTING)
 LIVE_UP_TO = 10  # rows that run live unless told otherwise
 _OVERDUE_S = 3.0  # a shard that is due for so long has nobody who looks after it
 _EXPECTED_OUTPUT = 300  # tokens, where nobody knows better
@@ -150,16 +150,6 @@ class Alert:
     kind: str
     shard: str | None
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Where a job stands this moment, answers that are not settled yet included."""
-
-    job: Job
-    now: Standing  # distinct requests
-    in_hand: int  # live calls under way
-    item: str  # key of the row that was answered last
 
 
 @contextmanager
@@ -834,58 +824,6 @@ def _counted_again(before: Mapping[str, Any], failed: Mapping[int, str]) -> dict
         if name == "failed":
             kinds[kind] = kinds.get(kind, 0) + 1
     return counts | {"failures": kinds}
-
-
-class Follower:
-    """Says where jobs stand while somebody works on them, in this process or in another."""
-
-    def __init__(self, mill: Mill, job_ids: Sequence[str], *, distinct: bool = True) -> None:
-        self._mill, self._ids, self._distinct = mill, list(job_ids), distinct
-        self._journals: dict[str, SoFar] = {}
-        self._keys: dict[tuple[str, int], list[str | None]] = {}
-
-    def look(self) -> list[Look]:
-        """Every job as it stands. Blocks; call it on a thread. Raises StoreError."""
-        return [self._look(job_id) for job_id in self._ids]
-
-    def _look(self, job_id: str) -> Look:
-        mill, ledger = self._mill, self._mill.ledger
-        for _ in range(3):  # a shard that settles between the two reads would count twice, or not at all
-            tally = ledger.tally(job_id)
-            shards = [s for s in ledger.shards_of(job_id, *_UNDER_WAY) if s.lane is Lane.LIVE]
-            if ledger.tally(job_id).states == tally.states:
-                break
-        job = mill.job(job_id)
-        now = standing_of(job, tally, distinct=self._distinct)
-        if not shards:
-            return Look(job, now, 0, "")
-        if job_id not in self._journals:
-            try:
-                kit = mill.open_kit(job_id)
-            except UsageError:  # its key or its function is not here now; the rest can be told all the same
-                return Look(job, now, 0, "")
-            self._journals[job_id] = SoFar(mill.store, kit.provider, kit.list_sheet, kit.check, ATTEMPTS)
-        found = self._journals[job_id].look(shards)
-        return Look(job, _joined(now, found), found.in_hand, self._key(job_id, found.last_row))
-
-    def _key(self, job_id: str, row: int | None) -> str:
-        if row is None:
-            return ""
-        group, place = divmod(row, GROUP_ROWS)
-        if (job_id, group) not in self._keys:
-            rows = self._mill.ledger.files_of(job_id, ROWS)[0]
-            with self._mill.store.open(rows.ref) as stream:
-                column = pq.ParquetFile(stream).read_row_group(group, columns=["key"]).column("key")
-            self._keys = {(job_id, group): column.to_pylist()}
-        return self._keys[job_id, group][place] or ""
-
-
-def _joined(now: Standing, found: Answers) -> Standing:
-    spent = max(0, found.spent_nanos - now.unproven_nanos)  # what is booked as unproven is in both
-    return with_answers(
-        now, succeeded=found.succeeded, failures=found.failures, tokens_in=found.tokens_in,
-        tokens_out=found.tokens_out, spent_nanos=spent, list_nanos=found.list_nanos,
-    )  # fmt: skip
 
 
 __all__ = [

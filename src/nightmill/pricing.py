@@ -438,8 +438,3 @@ _LETTERS_ONLY: Final = bytes(ord("l") if byte == ord("l") else ord(" ") for byte
 def _inner_words(classed: bytes) -> int:
     """Runs of letters after the first run."""
     return classed.translate(_LETTERS_ONLY).strip().count(b" l")
-
-
-def estimate_usage(prompt: str, answer: str) -> Usage:
-    """The usage of a request whose provider gave none, marked as estimated."""
-    return Usage(estimate_tokens(prompt), estimate_tokens(answer), estimated=True)

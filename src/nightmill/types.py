@@ -33,17 +33,6 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"  # ended on request; what was paid for is kept
 
 
-JOB_MOVES: dict[JobState, frozenset[JobState]] = {
-    JobState.PLANNING: frozenset({JobState.PENDING}),
-    JobState.PENDING: frozenset(
-        {JobState.RUNNING, JobState.PAUSED, JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED}
-    ),
-    JobState.RUNNING: frozenset({JobState.PAUSED, JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.PAUSED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.COMPLETED, JobState.FAILED}),
-    JobState.COMPLETED: frozenset({JobState.RUNNING}),
-    JobState.FAILED: frozenset({JobState.RUNNING}),
-    JobState.CANCELLED: frozenset({JobState.RUNNING}),
-}
 UNFINISHED = frozenset({JobState.PENDING, JobState.RUNNING, JobState.PAUSED})
 
 
@@ -110,7 +99,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     output_tokens: int
     cached_tokens: int = 0
     cache_write_tokens: int = 0
-    estimated: bool = False  # the provider gave none; see pricing.estimate_usage
+    estimated: bool = False  # the provider gave none; see collect.accounting
 
 
 class Succeeded(msgspec.Struct, frozen=True, gc=False):

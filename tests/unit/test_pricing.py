@@ -21,7 +21,6 @@ from nightmill.pricing import (
     PriceSheet,
     Rates,
     estimate_tokens,
-    estimate_usage,
     price_sheet,
 )
 from nightmill.types import Lane, Usage
@@ -392,16 +391,6 @@ def test_an_estimate_is_never_above_the_bytes(text: str) -> None:
 def test_each_kind_of_character_has_its_weight(text: str, expected: float) -> None:
     """The linear model: repeated often enough that rounding does not hide a wrong weight."""
     assert estimate_tokens((text + ".") * 1000) == pytest.approx((expected + 0.47) * 1000, abs=1)
-
-
-def test_missing_usage_is_estimated_and_says_so() -> None:
-    """An estimate is marked, so that no report passes it off as measured."""
-    usage = estimate_usage("What is the capital of France?", "Paris.")
-    assert usage.estimated
-    assert usage.cached_tokens == usage.cache_write_tokens == 0
-    assert 4 <= usage.input_tokens <= 10
-    assert 1 <= usage.output_tokens <= 3
-    assert estimate_usage("", "") == Usage(0, 0, estimated=True)
 
 
 def test_lone_surrogates_do_not_stop_an_estimate() -> None:

@@ -1,7 +1,8 @@
 """Results by row range, in input order: outcomes joined to the rows as they were taken.
 
-One range is read with flat memory: where its lines lie is noted first (a few dozen bytes a row),
-then 5,000 rows at a time are decoded. The same reader serves finished jobs, whose ranges are
+One range is read with flat memory: where its lines lie is noted first (twenty bytes a row), then 5,000
+rows at a time are decoded. Rows that stand side by side and were each answered once, plainly, in one
+file, go together, as columns; all others go one by one. The same reader serves finished jobs, whose ranges are
 written once as Parquet, and open ones, whose answers so far are read straight from the wire files.
 """
 
@@ -9,10 +10,12 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import FileIO
+from operator import add
 from typing import Any
 
 import msgspec
@@ -20,14 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nightmill import wire
-from nightmill.answers import AnswerCache, digest
+from nightmill.answers import AnswerCache, digests
 from nightmill.collect.accounting import BodySizes, Check, estimated, is_unstated
 from nightmill.errors import StoreError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Shard, StoredFile, SubmissionState
 from nightmill.plan import Compiled
 from nightmill.pricing import PriceSheet
-from nightmill.providers import Provider
+from nightmill.providers import PlainAnswers, Provider
 from nightmill.sinks.columns import RESULT_SCHEMA
 from nightmill.store import Store, Writer
 from nightmill.types import Failed, FailureKind, Lane, ShardState, Succeeded, Usage
@@ -36,6 +39,8 @@ log = logging.getLogger(__name__)
 
 RANGE_ROWS = 50_000
 _KEPT_BYTES = 24 << 20
+_TOGETHER, _FEW = 256, 16  # rows that are decoded in one go, at first and when one of those is no plain answer
+_NO_LINE, _SEVERAL = -1, -2  # instead of a file's number
 _TWIN = struct.Struct("<qq")
 _WENT_OUT = (SubmissionState.CREATED, SubmissionState.BOOKED)
 _APART = (FailureKind.MISSING, FailureKind.EXPIRED, FailureKind.CANCELLED)
@@ -91,9 +96,21 @@ _Place = tuple[_WireFile, int, int]
 """Where one result line lies: file, offset, length."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Rows side by side, from ``first`` on, each with one line in ``file`` that is a plain answer."""
+
+    first: int
+    file: _WireFile
+    answers: PlainAnswers
+    costs: list[int]  # nanos
+    lines: list[bytes]
+
+
 class _Row(msgspec.Struct, frozen=True, gc=False):
     """What is known of one row: its outcome and what all its lines cost together."""
 
+    index: int
     outcome: Succeeded | Failed | None  # None: still open
     shard: Shard | None = None
     batch_id: str | None = None
@@ -133,16 +150,22 @@ class Results:
         With ``keep`` every new good answer goes into the cache. Adds to `counts`.
         """
         twins = self.twins(first, end)
-        wanted = set(twins.values()) - set(range(first, end))
         with ExitStack() as stack:
-            reader, sent = _RangeReader(self, stack, first, end, wanted), _Sent(self._store)
+            reader, sent = _RangeReader(self, stack, first, end, twins), _Sent(self._store)
             source = pq.ParquetFile(stack.enter_context(self._store.open(self._files.rows.ref)), pre_buffer=False)
             for start in range(first, end, GROUP_ROWS):
                 batch = _row_group(source, start)
-                rows = [reader.row(twins.get(start + i, start + i)) for i in range(batch.num_rows)]
-                if keep is not None:
-                    self._keep(keep, salt, sent, start, rows, twins)
-                yield self._table(batch, start, rows, twins)
+                table = _Table(self._provider.name, self._check is not None)
+                for rows in reader.outcomes(start, start + batch.num_rows):
+                    if isinstance(rows, _Run):
+                        self.counts.succeeded += len(rows.lines)
+                        table.add_run(rows)
+                    else:
+                        self.counts.add(rows.outcome)
+                        table.add_row(rows, is_twin=rows.index in twins)
+                    if keep is not None:
+                        self._keep(keep, salt, sent, rows, twins)
+                yield table.made(batch, start, self._compiled.prompts(batch, start))
             if keep is not None:
                 self._put_kept(keep)
 
@@ -173,16 +196,20 @@ class Results:
                 found[pair[0]] = pair[1]
         return found
 
-    def _keep(
-        self, cache: AnswerCache, salt: bytes, sent: _Sent, start: int, rows: list[_Row], twins: Mapping[int, int],
-    ) -> None:  # fmt: skip
+    def _keep(self, cache: AnswerCache, salt: bytes, sent: _Sent, rows: _Run | _Row, twins: Mapping[int, int]) -> None:
         """Good answers for the cache, written many at once: each time costs it a look at all it has."""
-        for index, row in enumerate(rows, start):
-            if not row.line or index in twins or row.shard is None or row.shard.lane is Lane.CACHE:
-                continue
-            if body := sent.body(row.shard, index):
-                self._kept.append((digest(salt, body), row.line.strip()))
-                self._kept_bytes += len(row.line)
+        if isinstance(rows, _Run):
+            shard, lines, first = rows.file.shard, rows.lines, rows.first
+        elif rows.line and rows.shard is not None and rows.index not in twins:
+            shard, lines, first = rows.shard, [rows.line], rows.index
+        else:
+            return
+        if shard.lane is Lane.CACHE:
+            return
+        bodies = sent.bodies(shard, range(first, first + len(lines)))
+        if len(bodies) == len(lines):
+            self._kept += zip(digests(salt, bodies), [line.strip() for line in lines], strict=True)
+            self._kept_bytes += sum(map(len, lines))
         if self._kept_bytes >= _KEPT_BYTES:
             self._put_kept(cache)
 
@@ -190,19 +217,6 @@ class Results:
         cache.put_many(self._kept)
         self._kept.clear()
         self._kept_bytes = 0
-
-    def _table(self, batch: pa.RecordBatch, start: int, rows: list[_Row], twins: Mapping[int, int]) -> pa.RecordBatch:
-        prompts = self._compiled.prompts(batch, start)
-        keys = batch.column("key").to_pylist()
-        provider, has_schema = self._provider.name, self._check is not None
-        out = []
-        for index, (key, prompt, row) in enumerate(zip(keys, prompts, rows, strict=True), start):
-            self.counts.add(row.outcome)
-            if row.outcome is not None:
-                out.append(_record(index, key, prompt, row, provider, has_schema, is_twin=index in twins))
-        columns = list(zip(*out, strict=True)) if out else [()] * len(RESULT_SCHEMA)
-        arrays = [pa.array(c, t) for c, t in zip(columns, RESULT_SCHEMA.types, strict=True)]
-        return pa.record_batch(arrays, schema=RESULT_SCHEMA)
 
 
 def read_built(
@@ -239,24 +253,56 @@ def _row_group(source: pq.ParquetFile, start: int) -> pa.RecordBatch:
     return table.combine_chunks().to_batches()[0]
 
 
-def _record(
-    index: int, key: str | None, prompt: str, row: _Row, provider: str, has_schema: bool, *, is_twin: bool
-) -> tuple[Any, ...]:
-    outcome, shard, usage, is_good = row.outcome, row.shard, row.usage, False
-    text = finish_reason = model = error = kind = None
-    if outcome is not None:
-        text, finish_reason, model = outcome.text, outcome.finish_reason, outcome.model
-        if isinstance(outcome, Succeeded):
-            is_good = True
-        else:
-            error, kind = outcome.message, outcome.kind
-    tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens) if usage else (None, None, None)
-    return (
-        index, key, prompt, text, is_good, tokens[0], tokens[1], row.duration_s, error, kind, finish_reason,
-        text if is_good and has_schema else None, model, provider, shard.lane if shard else None, tokens[2],
-        0 if is_twin else row.cost_nanos, bool(usage and usage.estimated), row.attempt, shard.tag if shard else None,
-        row.batch_id,
-    )  # fmt: skip
+class _Table:
+    """A result table in the making, column by column; keys and prompts come from the rows themselves."""
+
+    def __init__(self, provider: str, has_schema: bool) -> None:
+        self._provider, self._has_schema = provider, has_schema
+        self._columns: dict[str, list[Any]] = {name: [] for name in RESULT_SCHEMA.names}
+
+    def add_run(self, run: _Run) -> None:
+        answers, file, n = run.answers, run.file, len(run.lines)
+        nothing: list[None] = [None] * n
+        self._extend(
+            index=range(run.first, run.first + n), response=answers.texts, success=[True] * n,
+            tokens_in=answers.input_tokens, tokens_out=answers.output_tokens, duration=answers.durations_s,
+            error=nothing, error_kind=nothing, finish_reason=answers.finish_reasons,
+            parsed=answers.texts if self._has_schema else nothing, model=answers.models,
+            provider=[self._provider] * n, lane=[file.shard.lane] * n, tokens_cached=answers.cached_tokens,
+            cost_nanos=run.costs, cost_estimated=[False] * n, attempt=[file.attempt] * n,
+            shard=[file.shard.tag] * n, batch_id=[file.batch_id] * n,
+        )  # fmt: skip
+
+    def add_row(self, row: _Row, *, is_twin: bool) -> None:
+        """A row that is still open is left out; one that shares another's answer costs nothing."""
+        outcome, shard, usage = row.outcome, row.shard, row.usage
+        if outcome is None:
+            return
+        is_good = isinstance(outcome, Succeeded)
+        error, kind = (None, None) if isinstance(outcome, Succeeded) else (outcome.message, outcome.kind)
+        tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens) if usage else (None, None, None)
+        self._extend(
+            index=[row.index], response=[outcome.text], success=[is_good], tokens_in=[tokens[0]],
+            tokens_out=[tokens[1]], duration=[row.duration_s], error=[error], error_kind=[kind],
+            finish_reason=[outcome.finish_reason], parsed=[outcome.text if is_good and self._has_schema else None],
+            model=[outcome.model], provider=[self._provider], lane=[shard.lane if shard else None],
+            tokens_cached=[tokens[2]], cost_nanos=[0 if is_twin else row.cost_nanos],
+            cost_estimated=[bool(usage and usage.estimated)], attempt=[row.attempt],
+            shard=[shard.tag if shard else None], batch_id=[row.batch_id],
+        )  # fmt: skip
+
+    def _extend(self, **columns: Iterable[Any]) -> None:
+        for name, values in columns.items():
+            self._columns[name].extend(values)
+
+    def made(self, batch: pa.RecordBatch, start: int, prompts: pa.Array) -> pa.RecordBatch:
+        """The table of what was added; ``batch`` and ``prompts`` are the rows from ``start`` on."""
+        given = {"key": batch.column("key"), "prompt": prompts}
+        if len(index := self._columns["index"]) < batch.num_rows:
+            chosen = pa.array([i - start for i in index], pa.int64())
+            given = {name: column.take(chosen) for name, column in given.items()}
+        arrays = [given.get(f.name) or pa.array(self._columns[f.name], f.type) for f in RESULT_SCHEMA]
+        return pa.record_batch(arrays, schema=RESULT_SCHEMA)
 
 
 class _Sent:
@@ -266,24 +312,34 @@ class _Sent:
         self._store = store
         self._streams: dict[str, Iterator[tuple[int, bytes]]] = {}
 
-    def body(self, shard: Shard, index: int) -> bytes:
-        """What row ``index`` was asked; empty when that is not known. Rows of a shard come by rising index."""
+    def bodies(self, shard: Shard, rows: range) -> list[bytes]:
+        """What those rows were asked; fewer when that is not known. Rows of a shard come by rising index."""
         stream = self._streams.get(shard.tag)
         if stream is None:
             stream = self._streams[shard.tag] = wire.shard_lines(self._store, shard)
+        found: list[bytes] = []
         try:
-            return next((wire.body_of(line) for row, line in stream if row == index), b"")
+            for row, line in stream:
+                if row in rows:
+                    found.append(wire.body_of(line))
+                if row >= rows[-1]:
+                    break
         except StoreError as error:
             log.warning("answers of %s are not kept for other jobs: %s", shard.tag, error)
-            return b""
+        return found
 
 
 class _RangeReader:
     """Outcomes of the rows of one range (and of the rows elsewhere that share theirs)."""
 
-    def __init__(self, results: Results, stack: ExitStack, first: int, end: int, others: set[int]) -> None:
-        self._results, self._others, self._first, self._end = results, others, first, end
-        self._places: dict[int, list[_Place]] = {}
+    def __init__(self, results: Results, stack: ExitStack, first: int, end: int, twins: Mapping[int, int]) -> None:
+        self._results, self._first, self._end, self._twins = results, first, end, twins
+        self._others = others = {twin for twin in twins.values() if not first <= twin < end}
+        # Where the one line of a row of the range lies; `_more` has the rows with several, and the others.
+        self._files: list[_WireFile] = []
+        self._numbers = array("i", [_NO_LINE]) * (end - first)
+        self._offsets, self._lengths = array("q", bytes(8 * (end - first))), array("q", bytes(8 * (end - first)))
+        self._more: dict[int, list[_Place]] = {}
         self._open_rows: set[int] = set()
         self._unanswered: set[int] = set()  # live: marked as sent, by the newest mark
         self._unsent: dict[int, int] | None = None  # row -> shard number, read when first needed
@@ -309,9 +365,10 @@ class _RangeReader:
         batch_id = next((s.batch_id for s in shard.submissions if s.n == file.n), None)
         attempt = 1 if shard.lane is Lane.LIVE else shard.attempt
         sheet = results._files.sheets.get(shard.tag)
-        here = _WireFile(stream.raw, number, shard, attempt, batch_id, sheet)
+        self._files.append(_WireFile(stream.raw, number, shard, attempt, batch_id, sheet))
         mark, offset, is_journal = b'"' + shard.tag.encode() + b"-", 0, file.kind == wire.JOURNAL
-        skip, first, end, others, places = len(mark), self._first, self._end, self._others, self._places
+        skip, first, end, others, numbers = len(mark), self._first, self._end, self._others, self._numbers
+        here, offsets, lengths = len(self._files) - 1, self._offsets, self._lengths
         counts = wire.end_of(file)
         pending: set[str] = set()
         lost: list[str] = []
@@ -324,19 +381,90 @@ class _RangeReader:
                     wire.read_mark(line, pending, lost)
             elif at >= 0 and not (is_journal and not line.endswith(b"\n")):
                 digits = line[at + skip : line.find(b'"', at + skip)]
-                if digits.isdigit() and (first <= (index := int(digits)) < end or index in others):
-                    if index in places:
-                        places[index].append((here, offset, length))
-                    else:
-                        places[index] = [(here, offset, length)]
+                index = int(digits) if digits.isdigit() else -1
+                if first <= index < end and numbers[index - first] == _NO_LINE:
+                    numbers[index - first], offsets[index - first], lengths[index - first] = here, offset, length
+                elif first <= index < end or index in others:
+                    self._note_another(index, (self._files[here], offset, length))
             offset += length
         self._unanswered.update(int(custom_id.rpartition("-")[2]) for custom_id in (*pending, *lost))
+
+    def _note_another(self, index: int, place: _Place) -> None:
+        if index not in self._more:
+            self._more[index] = self._places(index)
+            if self._first <= index < self._end:
+                self._numbers[index - self._first] = _SEVERAL
+        self._more[index].append(place)
+
+    def _places(self, index: int) -> list[_Place]:
+        """Where the lines of a row lie."""
+        if index in self._more:
+            return self._more[index]
+        i = index - self._first
+        if not 0 <= i < len(self._numbers) or self._numbers[i] == _NO_LINE:
+            return []
+        return [(self._files[self._numbers[i]], self._offsets[i], self._lengths[i])]
+
+    def outcomes(self, index: int, end: int) -> Iterator[_Run | _Row]:
+        """What is known of the rows from ``index`` up to ``end``, in order."""
+        while index < end:
+            stop = self._alike(index, min(end, index + _TOGETHER))
+            if stop > index:
+                yield from self._some(index, stop)
+            else:
+                stop = index + 1
+                yield self._row(index)
+            index = stop
+
+    def _alike(self, index: int, end: int) -> int:
+        """Up to where, from ``index`` on, rows have one line each, all in the same file."""
+        numbers = self._numbers[index - self._first : end - self._first]
+        if numbers[0] < 0:
+            return index
+        if numbers == numbers[:1] * len(numbers):
+            return end
+        return index + next(i for i, number in enumerate(numbers) if number != numbers[0])
+
+    def _some(self, index: int, end: int) -> Iterator[_Run | _Row]:
+        """Rows with one line each in the same file: all at once, else those in between, at last each by itself."""
+        run = self._run(index, end)
+        if run is not None:
+            yield run
+        elif end - index <= _FEW:
+            yield from map(self._row, range(index, end))
+        else:
+            for start in range(index, end, _FEW):
+                yield from self._some(start, min(start + _FEW, end))
+
+    def _run(self, index: int, end: int) -> _Run | None:
+        file, lines = self._lines(index, end)
+        found, check = self._results._provider.decode_plain(lines), self._results._check
+        if found is None or (check is not None and any(check(text)[1] is not None for text in found.texts)):
+            return None
+        tokens = (found.input_tokens, found.output_tokens, found.cached_tokens, found.cache_write_tokens)
+        return _Run(index, file, found, file.sheet.costs(*tokens) if file.sheet else [0] * len(lines), lines)
+
+    def _lines(self, index: int, end: int) -> tuple[_WireFile, list[bytes]]:
+        """The lines of rows that have one each, in the same file: one read if they lie close together."""
+        few = slice(index - self._first, end - self._first)
+        file, offsets, lengths = self._files[self._numbers[few.start]], self._offsets[few], self._lengths[few]
+        low, high = min(offsets), max(map(add, offsets, lengths))
+        if high - low <= 2 * sum(lengths):
+            data = _read_at(file.raw, low, high - low)
+            return file, [data[at - low : at - low + n] for at, n in zip(offsets, lengths, strict=True)]
+        return file, [_read_at(file.raw, at, n) for at, n in zip(offsets, lengths, strict=True)]
+
+    def _row(self, index: int) -> _Row:
+        """One row; one that shares another's answer has that row's."""
+        twin = self._twins.get(index, index)
+        row = self.row(twin)
+        return row if twin == index else msgspec.structs.replace(row, index=index)
 
     def row(self, index: int) -> _Row:
         """First success wins, in order of shards and files; else what the newest shard's accounting counted."""
         best: _Row | None = None
         cost = answers = 0
-        for place in self._places.get(index, ()):
+        for place in self._places(index):
             row = self._read(index, place)
             if row is None:
                 continue
@@ -351,14 +479,13 @@ class _RangeReader:
             attempt = answers if is_live else best.attempt
             return msgspec.structs.replace(best, cost_nanos=cost, attempt=attempt)
         if index in self._open_rows:
-            return _Row(None)
+            return _Row(index, None)
         return self._without_line(index)
 
     def _read(self, index: int, place: _Place) -> _Row | None:
         file, offset, length = place
         results, shard = self._results, file.shard
-        file.raw.seek(offset)
-        line = file.raw.read(length)  # unbuffered: the next line wanted lies elsewhere
+        line = _read_at(file.raw, offset, length)
         try:
             answer = results._provider.decode(line)
         except ValueError:
@@ -371,7 +498,7 @@ class _RangeReader:
             outcome = _checked(outcome, usage, results._check)
         cost = file.sheet.cost(usage) if file.sheet and usage else 0
         kept = line if isinstance(outcome, Succeeded) else b""
-        return _Row(outcome, shard, file.batch_id, usage, cost, file.attempt, answer.duration_s, kept)
+        return _Row(index, outcome, shard, file.batch_id, usage, cost, file.attempt, answer.duration_s, kept)
 
     def _without_line(self, index: int) -> _Row:
         """A row that no result line names: the provider lost it, or it was never sent."""
@@ -383,10 +510,16 @@ class _RangeReader:
         number = self._unsent.get(index, -1)
         newest = self._shards[number] if number >= 0 else None
         if index in self._unanswered:
-            return _Row(Failed(FailureKind.TIMEOUT, "sent, and no answer came that could be trusted"), newest)
+            return _Row(index, Failed(FailureKind.TIMEOUT, "sent, and no answer came that could be trusted"), newest)
         if newest is None or newest.lane is Lane.LIVE or not any(s.state in _WENT_OUT for s in newest.submissions):
-            return _Row(Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), newest)
-        return _Row(Failed(FailureKind.MISSING, "the provider ended the batch without a line for it"), newest)
+            return _Row(index, Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), newest)
+        return _Row(index, Failed(FailureKind.MISSING, "the provider ended the batch without a line for it"), newest)
+
+
+def _read_at(raw: FileIO, offset: int, length: int) -> bytes:
+    """Unbuffered: what is wanted next lies elsewhere."""
+    raw.seek(offset)
+    return raw.read(length)
 
 
 def _wins(row: _Row, best: _Row) -> bool:

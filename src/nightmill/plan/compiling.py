@@ -16,10 +16,11 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nightmill.errors import InputError, TaskError
 from nightmill.providers import Encoded, Provider
-from nightmill.sources import decode_row_values
+from nightmill.sources import decode_row_values, is_json
 from nightmill.tasks import BoundTask, Column, Template
 
 DEFAULT_TEMPERATURE = 0.3
@@ -96,19 +97,25 @@ class Compiled:
         quoted = {name: self._quoted(values[name]) for name in set(self._order)}
         return self._joined([quoted[name] for name in self._order], batch.num_rows)
 
-    def prompts(self, batch: pa.RecordBatch, first: int) -> list[str]:
+    def prompts(self, batch: pa.RecordBatch, first: int) -> pa.Array:
         """What each row asks, as text: the rendered user prompt, or the last message of a chat."""
-        values = self._values(batch, first)
         column = self._task.task.messages_column
         if column is not None:
-            return [_last_text(chat) for chat in values[column]]
+            return pa.array(map(_last_text, self._values(batch, first)[column]), pa.string())
         template = next(t for role, t in self._task.templates if role == "user")
         if template.parts is None:
-            return [template.render(row) for row in _dicts(values, batch.num_rows)]
-        parts = [p if isinstance(p, str) else values[p.name] for p in template.parts]
-        if len(parts) == 1 and not isinstance(parts[0], str):
-            return [str(value) for value in parts[0]]
-        return ["".join([p if isinstance(p, str) else str(p[i]) for p in parts]) for i in range(batch.num_rows)]
+            rows = _dicts(self._values(batch, first), batch.num_rows)
+            return pa.array(map(template.render, rows), pa.string())
+        return pc.binary_join_element_wise(*(self._part(part, batch) for part in template.parts), "")
+
+    def _part(self, part: str | Column, batch: pa.RecordBatch) -> Any:
+        """A literal, or the values of a column as text."""
+        if isinstance(part, str):
+            return part
+        column, field = batch.column(part.name), batch.schema.field(part.name)
+        if pa.types.is_string(column.type) and not is_json(field):
+            return column
+        return pa.array(map(str, decode_row_values(column, field)), pa.string())
 
     def check(self, batch: pa.RecordBatch, first: int, bodies: Sequence[bytes], rows: int = 20) -> None:
         """Compare the first rows with full rendering. Raises TaskError where a byte differs."""
@@ -218,8 +225,6 @@ def _dicts(values: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, An
 def _has_blank(column: pa.Array) -> bool:
     if not pa.types.is_string(column.type):
         return False
-    import pyarrow.compute as pc
-
     return bool(pc.min(pc.binary_length(column)).as_py() == 0)
 
 

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from nightmill.errors import InputError
 from nightmill.files import GROUP_ROWS
 from nightmill.sources import delimited, jsonlines, plain
-from nightmill.sources.jsonlines import Taken
+from nightmill.sources.jsonlines import Taken, is_json
 
-__all__ = ["BATCH_ROWS", "Source", "Taken", "decode_row_values", "open_source"]
+__all__ = ["BATCH_ROWS", "Source", "Taken", "decode_row_values", "is_json", "open_source"]
 
 BATCH_ROWS = GROUP_ROWS
 KEY = "key"
@@ -135,7 +135,7 @@ def open_source(
 def decode_row_values(column: pa.Array, field: pa.Field) -> list[Any]:
     """The column as Python values; cells of a JSON column are decoded."""
     values: list[Any] = column.to_pylist()
-    if not jsonlines.is_json(field):
+    if not is_json(field):
         return values
     decode = msgspec.json.Decoder().decode
     return [None if value is None else decode(value) for value in values]

@@ -24,14 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nightmill.answers import AnswerCache, salt
-from nightmill.collect import Answers, Check, Results, SoFar, read_built
+from nightmill.collect import Check, Results, read_built
 from nightmill.config import DEFAULT_BUDGET_NANOS, Settings, exact_usd
 from nightmill.engine import Engine, JobKit, Stop, results_of
 from nightmill.errors import Conflict, InputError, NightmillError, OverBudget, TaskError, UsageError
 from nightmill.files import GROUP_ROWS
 from nightmill.lanes import Desk, Work
 from nightmill.lanes.batch import note_terms
-from nightmill.lanes.live import ATTEMPTS
 from nightmill.lanes.throttle import Rates
 from nightmill.ledger import (
     LEDGER_NAME,
@@ -45,7 +44,6 @@ from nightmill.ledger import (
     StoredFile,
     Tally,
     standing_of,
-    with_answers,
 )
 from nightmill.mill.following import Follower, Look
 from nightmill.plan import Bounds, Compiled, Cutter, Order, Parameters, Plan, Scissors, bounds, make_plan, with_waves

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from plan_kit import (
     answer,
     cache_at,
@@ -22,7 +25,8 @@ from plan_kit import (
     unrun,
 )
 
-from nightmill.answers import digest
+from nightmill.answers import PARTITIONS, AnswerCache, digest
+from nightmill.collect import results as collected
 from nightmill.ledger import SubmissionState
 from nightmill.plan import Bounds, Compiled, Parameters
 from nightmill.types import Lane, ShardState, Usage
@@ -145,3 +149,55 @@ def test_an_answer_is_kept_under_what_it_was_asked(tmp_path: Path) -> None:
     assert batch.column("response").to_pylist() == ["to 0", "to 1", "to 1", "to 3"]
     assert kept(order.compiled) == [True] * 4
     assert kept(newer.compiled) == [False] * 4
+
+
+WHAT = st.sampled_from(["answer", "long", "no usage", "empty", "500", "expired", "twice", "answer and 500", "none"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ends=st.lists(st.lists(WHAT, min_size=1, max_size=6).map(lambda few: few * 2), min_size=1, max_size=5),
+       in_order=st.booleans(), is_checked=st.booleans())  # fmt: skip
+def test_rows_read_together_are_the_rows_read_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, ends: list[list[str]], in_order: bool, is_checked: bool
+) -> None:
+    """However rows ended and lines lie, reading many at once gives what reading each by itself gives."""
+    whats = [what for few in ends for what in few]
+    order, store, plan = plan_of(
+        tmp_path_factory.mktemp("rows"), [f"row {i}" for i in range(len(whats))], bounds=Bounds(7, 0, None)
+    )
+    shards = []
+    for new in plan.shards:
+        lines = [line for i in range(new.first, new.last + 1) for line in _lines_of(f"{new.tag}-{i}", whats[i])]
+        lines = lines if in_order else lines[::-1]
+        file = store_lines(store, f"wire/{new.tag}", lines, OUTPUT, new.tag)
+        shards.append(shard_of(new, files=[file], state=ShardState.SETTLED))
+    slow = copy(order.provider)
+    slow.decode_plain = lambda _: None  # type: ignore[method-assign]
+    tables = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collected, "_TOGETHER", 4)
+        patch.setattr(collected, "_FEW", 2)
+        for provider in (order.provider, slow):
+            check = (lambda text: (text, "too long" if "long" in text else None)) if is_checked else None
+            made = results_of(replace(order, provider=provider), store, plan, shards, check)
+            cache = cache_at(tmp_path_factory.mktemp("cache"))
+            tables.append((list(made.batches(0, len(whats), keep=cache, salt=b"s" * 32)), made.counts, _held(cache)))
+    assert tables[0] == tables[1]
+
+
+def _lines_of(custom_id: str, what: str) -> list[bytes]:
+    said = {
+        "answer": [answer(custom_id, f"to {custom_id}")],
+        "long": [answer(custom_id, "long")],
+        "no usage": [answer(custom_id, "yes", None)],
+        "empty": [answer(custom_id, "")],
+        "500": [refusal(custom_id, 500)],
+        "expired": [unrun(custom_id)],
+        "twice": [answer(custom_id, "one"), answer(custom_id, "two")],
+        "answer and 500": [answer(custom_id, "yes"), refusal(custom_id, 500)],
+    }
+    return said.get(what, [])
+
+
+def _held(cache: AnswerCache) -> set[tuple[bytes, bytes | None]]:
+    return {(key, cache.read(hit)) for part in range(PARTITIONS) for key, hit in cache.lookup(part).items()}

@@ -106,6 +106,8 @@ class Compiled:
         if template.parts is None:
             rows = _dicts(self._values(batch, first), batch.num_rows)
             return pa.array(map(template.render, rows), pa.string())
+        if not template.columns:
+            return pa.repeat("".join(map(str, template.parts)), batch.num_rows)
         return pc.binary_join_element_wise(*(self._part(part, batch) for part in template.parts), "")
 
     def _part(self, part: str | Column, batch: pa.RecordBatch) -> Any:

@@ -143,10 +143,10 @@ def whole_way(home: Path, rows: int) -> int:
     note("plan")
     asyncio.run(mill.run([job.id]))
     note("run")
-    targets = [sinks.parse_target(str(home / f"out.{suffix}")) for suffix in ("jsonl", "csv", "parquet")]
-    assert sinks.write_all(targets, mill.results(job)) == rows
-    note("export")
     done = mill.job(job.id)
+    targets = [sinks.parse_target(str(home / f"out.{suffix}")) for suffix in ("jsonl", "csv", "parquet")]
+    assert sinks.write_all(targets, mill.results(done)) == rows
+    note("export")
     tally = mill.tally(done)
     assert done.state == "completed", done.state
     assert tally.counts.total == rows, tally

@@ -38,6 +38,7 @@ _SEEN = struct.Struct("<16sQ")  # digest, row
 _TWIN = struct.Struct("<QQ")  # row, first equal row
 _FOUND = struct.Struct("<QBQLL")  # row, then a CacheHit
 _ENTRY = struct.Struct("<16sQLL")  # digest, then a CacheHit without its partition
+_ENTRY_KEY = struct.Struct("<16s16x")
 
 _SPILL_BYTES: Final = 4 << 20  # digests or findings kept in memory before they go to disk
 _PUT_BYTES: Final = 32 << 20  # answers kept in memory before they go to disk
@@ -152,18 +153,21 @@ class AnswerCache:
         with _appending(self._path(partition, "idx")) as index, _appending(self._path(partition, "jsonl")) as data:
             end = data.seek(0, os.SEEK_END)
             known = self._known(partition, index, data, end, answers)
-            lines, entries = bytearray(), bytearray()
+            lines, entries = list[bytes](), list[bytes]()
             data.seek(max(end - 1, 0))
             if data.read() not in (b"", b"\n"):
-                lines += b"\n"  # closes a line that was torn; nothing names it
+                lines.append(b"\n")  # closes a line that was torn; nothing names it
+                end += 1
             for key, answer in answers.items():
                 if key not in known:
-                    entries += _ENTRY.pack(key, end + len(lines), len(answer), crc32(answer))
-                    lines += answer + b"\n"
-            data.write(lines)
+                    size = len(answer)
+                    entries.append(_ENTRY.pack(key, end, size, crc32(answer)))
+                    lines += (answer, b"\n")
+                    end += size + 1
+            data.write(b"".join(lines))
             data.flush()
-            index.write(entries)
-        return len(entries) // _ENTRY.size
+            index.write(b"".join(entries))
+        return len(entries)
 
     def _known(
         self, partition: int, index: BinaryIO, data: BinaryIO, size: int, answers: dict[bytes, bytes]
@@ -173,6 +177,9 @@ class AnswerCache:
         kept = index.read()
         if len(kept) % _ENTRY.size:
             index.truncate(len(kept) - len(kept) % _ENTRY.size)
+        whole = memoryview(kept)[: len(kept) - len(kept) % _ENTRY.size]
+        if answers.keys().isdisjoint(map(itemgetter(0), _ENTRY_KEY.iter_unpack(whole))):  # as it mostly is
+            return set()
         return {key for key, hit in _entries(partition, kept, size, answers).items() if _line(data, hit) is not None}
 
 

@@ -271,9 +271,9 @@ class Deduper:
 
     def add_many(self, first_index: int, digests: Sequence[bytes]) -> None:
         """The digests of the rows from ``first_index`` on. Rows left out are never skipped."""
-        seen = self._seen
+        seen, pack = self._seen, _SEEN.pack
         for row, key in enumerate(digests, first_index):
-            seen[key[0]] += key + row.to_bytes(8, "little")
+            seen[key[0]] += pack(key, row)
         self._rows = max(self._rows, first_index + len(digests))
         self._unspilled += len(digests) * _SEEN.size
         if self._unspilled >= _SPILL_BYTES:

@@ -265,9 +265,9 @@ class _Planner:
 
 
 def _snapshot(out: Writer, schema: pa.Schema) -> pq.ParquetWriter:
-    """Values of rows hardly repeat and are never searched: no dictionaries, no statistics."""
+    """Values of rows hardly repeat and are never searched: no dictionaries, no statistics; a quick compression."""
     file = pa.PythonFile(out, mode="w")
-    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False, write_statistics=False)
+    return pq.ParquetWriter(file, schema, compression="snappy", use_dictionary=False, write_statistics=False)
 
 
 class _KeyWatch:

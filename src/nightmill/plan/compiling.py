@@ -194,8 +194,7 @@ class Compiled:
     def _quoted(self, values: Sequence[Any]) -> list[bytes]:
         """Each value as the inside of a JSON string, escaped."""
         texts = [v if type(v) is str else str(v) for v in values]
-        lines = self._encoder.encode_lines(texts).split(b"\n")
-        return [line[1:-1] for line in lines[: len(texts)]]
+        return [line[1:-1] for line in map(self._encoder.encode, texts)]
 
     def _joined(self, columns: list[list[bytes]], count: int) -> list[bytes]:
         pieces = self._pieces or []

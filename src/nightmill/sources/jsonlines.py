@@ -61,17 +61,14 @@ class JsonlPart:
 
     def taken(self, size: int) -> Iterator[Taken]:
         """The rows, ``size`` to a batch but the last. Raises InputError."""
-        texts = [_is_text(column) for column in self.schema]
-        held: list[list[Any]] = [[] for _ in texts]
+        texts = [(i, column.name) for i, column in enumerate(self.schema) if _is_text(column)]
+        held: list[list[Any]] = [[] for _ in self.schema]
         for columns in self._columns():
             for values, new in zip(held, columns, strict=True):
                 values.extend(new)
             while len(held[0]) >= size:
                 full = [values[:size] for values in held]
-                yield (
-                    self._convert(full),
-                    {n: v for n, v, is_text in zip(self.schema.names, full, texts, strict=True) if is_text},
-                )
+                yield self._convert(full), {name: full[i] for i, name in texts}
                 for values in held:
                     del values[:size]
         if held[0]:
@@ -86,8 +83,9 @@ class JsonlPart:
             columns = shape.columns(block, is_proven=is_known)
             if columns is None:
                 rows = self._rows(offset, block)
-                _learn(rows, learned)
                 columns = [[row.get(name) for row in rows] for name in names]
+                if not is_known:
+                    _learn(rows, learned)
             elif not is_known:
                 _learn_columns(columns, learned)
             if not is_known and not _schema(learned).equals(self.schema, check_metadata=True):

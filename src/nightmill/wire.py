@@ -21,6 +21,7 @@ OUTPUT, ERROR, JOURNAL, CACHED = "output", "error", "journal", "cached"
 ROWS, TWINS, RESULTS = "rows", "twins", "results"  # the other kinds of a job's files
 WIRE = (OUTPUT, ERROR, JOURNAL, CACHED)
 
+_BUNCH_BYTES = 1 << 18
 _SENT, _UNSENT, _LOST = b'{"sent":"', b'{"unsent":"', b'{"lost":"'
 
 
@@ -69,17 +70,24 @@ def chosen(stored: Sequence[StoredFile]) -> list[StoredFile]:
 
 def lines(store: Store, file: StoredFile) -> Iterator[bytes]:
     """The whole lines of a file; a journal is read up to its last newline, or to where it was sealed."""
+    if file.kind != JOURNAL:
+        yield from (line for some in bunches(store, file) for line in some)
+        return
     left = end_of(file)
     with open_wire(store, file) as stream:
-        if file.kind != JOURNAL:
-            yield from stream
-            return
         for line in stream:
             left -= len(line)
             if left < 0:
                 return
             if line.endswith(b"\n"):
                 yield line
+
+
+def bunches(store: Store, file: StoredFile) -> Iterator[list[bytes]]:
+    """The lines of a file that is no journal, some at a time: a quarter of a megabyte, or one that is longer."""
+    with open_wire(store, file) as stream:
+        while some := stream.readlines(_BUNCH_BYTES):
+            yield some
 
 
 def end_of(file: StoredFile) -> int:

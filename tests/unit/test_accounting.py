@@ -25,6 +25,7 @@ from plan_kit import (
     unrun,
 )
 
+from nightmill import wire
 from nightmill.collect import Collected, accounting, settle_shard
 from nightmill.ledger import Counts, Shard
 from nightmill.plan import Order
@@ -100,7 +101,7 @@ def test_lines_read_together_add_up_like_lines_read_one_by_one(
     slow = copy(order.provider)
     slow.decode_plain = lambda _: None  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accounting, "_TOGETHER", 4)
+        patch.setattr(wire, "_BUNCH_BYTES", 1_500)
         patch.setattr(accounting, "_FEW", 2)
         together, one_by_one = (
             accounting.account(store, shard, provider, order.sheet, order.list_sheet, None)

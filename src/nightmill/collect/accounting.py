@@ -10,14 +10,13 @@ import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 from nightmill.ledger import Booking, Counts, Shard, Submission, SubmissionState
 from nightmill.pricing import PriceSheet
 from nightmill.providers import PlainAnswers, Provider
 from nightmill.store import Store
 from nightmill.types import RETRYABLE, FailureKind, Lane, Outcome, Succeeded, Usage
-from nightmill.wire import JOURNAL, body_of, chosen, lines, read_mark, shard_lines
+from nightmill.wire import JOURNAL, body_of, bunches, chosen, lines, read_mark, shard_lines
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ Check = Callable[[str], "tuple[object, str | None]"]
 
 _UNEXPECTED, _OPEN, _SUCCEEDED = 0, 1, 2
 _KINDS = tuple(FailureKind)
-_TOGETHER, _FEW = 256, 16  # lines that are decoded in one go, at first and when one of those is no plain answer
+_FEW = 16  # lines that are decoded in one go where one of a bunch is no plain answer
 _CODE = {kind: 3 + i for i, kind in enumerate(_KINDS)}
 
 
@@ -133,19 +132,15 @@ def account(
             n, earlier = file.n, b"" if n < 0 else bytes(acc.seen)
         reader = _Reader(acc, provider, sheet, list_sheet, check, sizes, hashes, n, earlier)
         if file.kind == JOURNAL:
-            stream = lines(store, file)
-            reader.read(_without_marks(stream, pending, lost, reader), pending)
+            reader.read_each((line for line in lines(store, file) if not read_mark(line, pending, lost)), pending)
         else:
-            reader.read(lines(store, file), None)
+            for some in bunches(store, file):
+                reader.read(some)
         for custom_id in (*pending, *lost):
             if (index := _index_of(custom_id, shard)) is not None:
                 acc.unproven_rows.append(index)
                 _note_lost(acc, index - shard.first)
     return acc
-
-
-def _without_marks(stream: Iterator[bytes], pending: set[str], lost: list[str], reader: _Reader) -> Iterator[bytes]:
-    return (line for line in stream if not read_mark(line, pending, lost))
 
 
 def _note_lost(acc: Accounting, place: int) -> None:
@@ -184,24 +179,19 @@ class _Reader:
         self._cap = acc.shard.cap_tokens // acc.shard.count
         self._usages: list[Usage] = []  # to be paid, many at once
 
-    def read(self, stream: Iterator[bytes], pending: set[str] | None) -> None:
-        """Add all lines. ``pending``: the marks that answers end, of a live journal."""
-        if pending is not None or self._check is not None:
-            self._read_each(stream, pending)
+    def read(self, lines: list[bytes]) -> None:
+        """Add lines: all at once if they are plain answers, else those in between, at last each by itself."""
+        if self._check is not None:
+            self.read_each(lines)
             return
-        while some := list(islice(stream, _TOGETHER)):
-            self._read_some(some)
-
-    def _read_some(self, lines: list[bytes]) -> None:
-        """Lines all at once if they are plain answers, else those in between, at last each by itself."""
         answers = self._provider.decode_plain(lines)
         if answers is not None and self._take_all(answers):
             return
         if len(lines) <= _FEW:
-            self._read_each(lines, None)
+            self.read_each(lines)
             return
         for start in range(0, len(lines), _FEW):
-            self._read_some(lines[start : start + _FEW])
+            self.read(lines[start : start + _FEW])
 
     def _take_all(self, answers: PlainAnswers) -> bool:
         """`_take` for the first answers of so many rows; False, and nothing is taken, if they are anything else."""
@@ -231,7 +221,8 @@ class _Reader:
             acc.list_nanos += self._list_sheet.sum_of_costs(*tokens)
         return True
 
-    def _read_each(self, stream: Iterable[bytes], pending: set[str] | None) -> None:
+    def read_each(self, stream: Iterable[bytes], pending: set[str] | None = None) -> None:
+        """Add lines one by one. ``pending``: the marks of a live journal that answers end."""
         acc, seen, decode = self.acc, self.acc.seen, self._provider.decode
         first, width, prefix = acc.shard.first, len(acc.seen), acc.shard.tag + "-"
         skip, good = len(prefix), 0

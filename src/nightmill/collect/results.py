@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 RANGE_ROWS = 50_000
 _KEPT_BYTES = 24 << 20
 _TOGETHER, _FEW = 256, 16  # rows that are decoded in one go, at first and when one of those is no plain answer
+_TOGETHER_BYTES = 4 << 20
 _NO_LINE, _SEVERAL = -1, -2  # instead of a file's number
 _TWIN = struct.Struct("<qq")
 _WENT_OUT = (SubmissionState.CREATED, SubmissionState.BOOKED)
@@ -418,9 +419,12 @@ class _RangeReader:
 
     def _alike(self, index: int, end: int) -> int:
         """Up to where, from ``index`` on, rows have one line each, all in the same file."""
-        numbers = self._numbers[index - self._first : end - self._first]
+        few = slice(index - self._first, end - self._first)
+        numbers = self._numbers[few]
         if numbers[0] < 0:
             return index
+        if sum(self._lengths[few]) > _TOGETHER_BYTES and len(numbers) > 1:
+            return self._alike(index, (index + end) // 2)
         if numbers == numbers[:1] * len(numbers):
             return end
         return index + next(i for i, number in enumerate(numbers) if number != numbers[0])

@@ -62,7 +62,7 @@ http {{
 
 
 def main() -> int:
-    given = arguments(__doc__, rows=4_000, rounds=5)
+    given = arguments(__doc__, rows=8_000, rounds=5)
     nginx = shutil.which("nginx")
     if nginx is None:
         return report(
@@ -82,6 +82,8 @@ def measure(folder: Path, url: str, rows: int, rounds: int) -> list[Figure]:
     closing: list[Closing] = []
     prepared = [ready(folder, url, n) for n in range(rounds)]
     bodies = shard_bodies(folder, rows)
+    few = bodies[: max(IN_FLIGHT, rows // 4)]  # the SDK's calls cost the same, few or many
+    asked = {"ours": rows, "aiohttp": rows, "sdk": len(few)}
 
     def timed(name: str, work: object) -> None:
         started = time.perf_counter()
@@ -100,14 +102,14 @@ def measure(folder: Path, url: str, rows: int, rounds: int) -> list[Figure]:
     contenders = {
         "ours": ours,
         "aiohttp": lambda: timed("aiohttp", bare(url, bodies)),
-        "sdk": lambda: timed("sdk", official(url, bodies)),
+        "sdk": lambda: timed("sdk", official(url, few)),
     }
     seconds = race(contenders, rounds)
     whole_us = median(seconds["ours"]) / rows * 1e6
     whole_rate = rows / median(spent + watch.wall_s for spent, watch in zip(walls["ours"], closing, strict=True))
     seconds["ours"] = [spent - watch.cpu_s for spent, watch in zip(seconds["ours"], closing, strict=True)]
-    cpu = {name: median(times) / rows * 1e6 for name, times in seconds.items()}
-    rate = {name: rows / median(times) for name, times in walls.items()}
+    cpu = {name: median(times) / asked[name] * 1e6 for name, times in seconds.items()}
+    rate = {name: asked[name] / median(times) for name, times in walls.items()}
     ratios = [mine / theirs for mine, theirs in zip(seconds["ours"], seconds["aiohttp"], strict=True)]
     costs = ", ".join(f"{name} {us:.0f} us" for name, us in cpu.items())
     rates = ", ".join(f"{name} {per_s:,.0f}/s" for name, per_s in rate.items())

@@ -62,7 +62,7 @@ http {{
 
 
 def main() -> int:
-    given = arguments(__doc__, rows=8_000, rounds=5)
+    given = arguments(__doc__, rows=8_000, rounds=9)
     nginx = shutil.which("nginx")
     if nginx is None:
         return report(

@@ -254,7 +254,8 @@ class Engine:
             shard = fetched
         sheet = PriceSheet.from_json(shard.price) if shard.price else kit.work.sheet
         context = Context(desk.store, kit.provider, sheet, kit.list_sheet, kit.check, kit.work.scissors, Rules())
-        collected = await asyncio.to_thread(settle_shard, context, shard, stopping=shard.cancel_requested)
+        elsewhere = desk.aside if shard.lane is Lane.LIVE else asyncio.to_thread  # a batch may take minutes
+        collected = await elsewhere(settle_shard, context, shard, stopping=shard.cancel_requested)
         if collected.read_again:
             await desk.book(desk.ledger.note_reread, shard, due_in_s=desk.timing.reread_s)
             return

@@ -157,7 +157,7 @@ async def _with_journals_on_disk(desk: Desk, shard: Shard, n: int) -> Shard:
 async def _intend(desk: Desk, work: Work, provider: LiveProvider, shard: Shard, journal: StoredFile) -> Shard | None:
     if await price_rose(desk, work, shard):
         return None
-    await asyncio.to_thread(desk.store.verify, shard.file)
+    await desk.aside(desk.store.verify, shard.file)
     ready = await desk.book(
         desk.ledger.note_intent, shard, to=ShardState.SENDING, account=provider.account.id, model=provider.model,
         price=work.sheet.to_json(), hold_nanos=hold_nanos(work, shard),
@@ -224,7 +224,7 @@ class _Sender:
         self._trouble: _Pause | NightmillError | None = None  # the first; nothing more is sent then
 
     async def run(self, path: str) -> Shard | None:
-        rows = await asyncio.to_thread(self._open_rows)
+        rows = await self._desk.aside(self._open_rows)
         journal = Journal(self._desk.store.path(path))
         try:
             await self._book_past()
@@ -233,7 +233,7 @@ class _Sender:
         except _Pause as pause:
             self._trouble = pause
         finally:
-            await asyncio.to_thread(journal.end)
+            await self._desk.aside(journal.end)
         reach("live.synced")
         if isinstance(self._trouble, NightmillError):
             if isinstance(self._trouble, UsageError):  # a model that cannot be loaded
@@ -251,7 +251,7 @@ class _Sender:
         if pause is not None:
             await desk.book(desk.ledger.pause, shard.job_id, pause.reason, stopped=pause.stopped)
         if all(row.done for row in rows):
-            return await desk.book(desk.ledger.note_sent_all, shard, await asyncio.to_thread(self._seal, path))
+            return await desk.book(desk.ledger.note_sent_all, shard, await desk.aside(self._seal, path))
         await self._let_go(rows, pause.reason if pause else None)
         return None
 

@@ -384,7 +384,8 @@ async def _post(connector: Any, route: _Route, body: bytes, timeout_s: float) ->
     Those cost more than all the rest of a live call: a task to write each body, a dozen objects, and
     care for redirects, cookies and streams that a provider's API has no use for.
     """
-    task = cast("asyncio.Task[Any]", asyncio.current_task())
+    loop = route.pattern.loop  # asking for the running one costs a system call each time
+    task = cast("asyncio.Task[Any]", asyncio.current_task(loop))
     cancelling, late, connection = task.cancelling(), False, None
 
     def expire() -> None:
@@ -392,7 +393,7 @@ async def _post(connector: Any, route: _Route, body: bytes, timeout_s: float) ->
         late = True
         task.cancel()
 
-    timer = asyncio.get_running_loop().call_later(timeout_s, expire)
+    timer = loop.call_later(timeout_s, expire)
     try:
         connection = await connector.connect(route.pattern, [], route.timeout)
         protocol = connection.protocol

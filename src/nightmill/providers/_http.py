@@ -65,6 +65,37 @@ class _Route:
     pattern: aiohttp.ClientRequest  # what the connector asks about host, port and TLS
     head: bytes  # the request up to the value of Content-Length
     timeout: aiohttp.ClientTimeout
+    deadlines: _Deadlines
+
+
+class _Deadlines:
+    """Cancels tasks that take longer than ``limit_s``; one timer for all, since they are late in the order they began.
+
+    A timer each would cost more than reading the answer.
+    """
+
+    def __init__(self, limit_s: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._limit_s, self._loop = limit_s, loop
+        self._due: dict[asyncio.Task[Any], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, task: asyncio.Task[Any]) -> None:
+        due = self._due[task] = self._loop.time() + self._limit_s
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._cancel_late)
+
+    def end(self, task: asyncio.Task[Any]) -> bool:
+        """Whether ``task`` was cancelled for being late."""
+        return self._due.pop(task, None) is None
+
+    def _cancel_late(self) -> None:
+        self._timer, now = None, self._loop.time()
+        for task, due in list(self._due.items()):
+            if due > now:
+                self._timer = self._loop.call_at(due, self._cancel_late)
+                return
+            del self._due[task]
+            task.cancel()
 
 
 class Http:
@@ -204,13 +235,13 @@ class Http:
         import aiohttp
 
         exchange = _Exchange(op)
-        _on_its_way.set(exchange)
         session = self._session(fresh=fresh)
         plain = type(data) is bytes and to is None and not fresh
         try:
             if plain and (route := self._route(session, method, url, headers, timeout_s)) is not None:
-                reply = await _post(session.connector, route, data, timeout_s)
+                reply = await _post(session.connector, route, data, exchange)
             else:
+                _on_its_way.set(exchange)
                 # One session stands for all requests of a kind; entering a request, not the session.
                 async with session.request(
                     method, url, headers=headers, data=data, allow_redirects=False, proxy=self._proxy(url),
@@ -250,7 +281,7 @@ class Http:
         if route is None or route.headers is not headers:
             if self._proxy(url) is not None or not _is_plain(url):
                 return None
-            route = self._routes[key] = _prepared(session, method, url, headers, self._timeout(timeout_s))
+            route = self._routes[key] = _prepared(session, method, url, headers, timeout_s, self._timeout(timeout_s))
         return route
 
     def _failure(self, exchange: _Exchange, url: str, exc: Exception, timeout_s: float) -> NeverSent | Uncertain:
@@ -268,10 +299,9 @@ class Http:
         )
 
     def _session(self, *, fresh: bool) -> aiohttp.ClientSession:
-        loop = asyncio.get_running_loop()
         if self._loop is None:
-            self._loop = loop
-        elif self._loop is not loop:
+            self._loop = asyncio.get_running_loop()
+        elif asyncio.current_task(self._loop) is None:
             raise RuntimeError("this client belongs to another event loop: close it there first")
         if fresh:
             if self._fresh is None:
@@ -340,6 +370,8 @@ def _open(*, keep: bool) -> aiohttp.ClientSession:
     import aiohttp
 
     class Connector(aiohttp.TCPConnector):
+        connect_plainly = aiohttp.TCPConnector.connect
+
         async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:  # noqa: ASYNC109 - aiohttp's own
             connection = await super().connect(req, traces, timeout)
             # It stands, proxy and TLS included, and nothing is written yet. aiohttp's traces would
@@ -362,7 +394,12 @@ def _is_plain(url: str) -> bool:
 
 
 def _prepared(
-    session: aiohttp.ClientSession, method: str, url: str, headers: Mapping[str, str], timeout: aiohttp.ClientTimeout
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    timeout_s: float,
+    timeout: aiohttp.ClientTimeout,
 ) -> _Route:
     """Raises ValueError for a URL or headers that cannot be sent."""
     import aiohttp
@@ -375,29 +412,24 @@ def _prepared(
     lines += [f"{name}: {value}" for name, value in pattern.headers.items() if name.lower() != "content-length"]
     if any(character in line for line in lines for character in "\r\n\0"):
         raise ValueError("a line break in a header")
-    return _Route(headers, pattern, "\r\n".join([*lines, "Content-Length: "]).encode(), timeout)
+    head = "\r\n".join([*lines, "Content-Length: "]).encode()
+    return _Route(headers, pattern, head, timeout, _Deadlines(timeout_s, pattern.loop))
 
 
-async def _post(connector: Any, route: _Route, body: bytes, timeout_s: float) -> Reply:
+async def _post(connector: Any, route: _Route, body: bytes, exchange: _Exchange) -> Reply:
     """One request over a kept connection, on aiohttp's connector and parser without the layers between.
 
     Those cost more than all the rest of a live call: a task to write each body, a dozen objects, and
     care for redirects, cookies and streams that a provider's API has no use for.
     """
-    loop = route.pattern.loop  # asking for the running one costs a system call each time
-    task = cast("asyncio.Task[Any]", asyncio.current_task(loop))
-    cancelling, late, connection = task.cancelling(), False, None
-
-    def expire() -> None:
-        nonlocal late
-        late = True
-        task.cancel()
-
-    timer = loop.call_later(timeout_s, expire)
+    task = cast("asyncio.Task[Any]", asyncio.current_task(route.pattern.loop))
+    cancelling, connection = task.cancelling(), None
+    route.deadlines.begin(task)
     try:
-        connection = await connector.connect(route.pattern, [], route.timeout)
+        connection = await connector.connect_plainly(route.pattern, [], route.timeout)
         protocol = connection.protocol
         protocol.set_response_params(read_until_eof=True)
+        exchange.leave()
         _write(protocol.transport, b"%s%d\r\n\r\n%s" % (route.head, len(body), body))
         message, content = await protocol.read()
         while 100 <= message.code < 200 and message.code != 101:  # "go on" and "early hints" come before the answer
@@ -407,11 +439,11 @@ async def _post(connector: Any, route: _Route, body: bytes, timeout_s: float) ->
     except BaseException as exc:
         if connection is not None:
             connection.close()
+        late = route.deadlines.end(task)
         if late and isinstance(exc, asyncio.CancelledError) and task.uncancel() <= cancelling:
             raise TimeoutError from None
         raise
-    finally:
-        timer.cancel()
+    route.deadlines.end(task)
     _let_go(connection)
     return Reply(message.code, headers, said)
 
@@ -439,7 +471,7 @@ async def _chunks(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 async def _bounded(content: aiohttp.StreamReader, headers: Mapping[str, str], limit: int) -> bytes:
     size = headers.get("content-length", "")
     if size.isdigit() and int(size) <= limit and "content-encoding" not in headers:
-        return await content.read()
+        return content.read_nowait() if content.is_eof() else await content.read()
     parts, total = [], 0
     async for chunk in _chunks(content):
         total += len(chunk)

@@ -76,6 +76,8 @@ class FailureKind(StrEnum):
     MODEL_ERROR = "model_error"  # a Python callable raised, or a local model failed
 
 
+ATTEMPTS = 3  # completed exchanges of a row, in either lane; waits for a limit are none
+
 RETRYABLE = frozenset(
     {
         FailureKind.RATE_LIMIT,

@@ -15,7 +15,7 @@ from nightmill.ledger import Booking, Counts, Shard, Submission, SubmissionState
 from nightmill.pricing import PriceSheet
 from nightmill.providers import PlainAnswers, Provider
 from nightmill.store import Store
-from nightmill.types import RETRYABLE, FailureKind, Lane, Outcome, Succeeded, Usage
+from nightmill.types import ATTEMPTS, RETRYABLE, FailureKind, Lane, Outcome, Succeeded, Usage
 from nightmill.wire import JOURNAL, body_of, bunches, chosen, lines, read_mark, shard_lines
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _CODE = {kind: 3 + i for i, kind in enumerate(_KINDS)}
 class Rules:
     """How often a row is tried, and what is final."""
 
-    attempts: int = 3
+    attempts: int = ATTEMPTS
     expiries: int = 3  # a row expired in so many submissions is final
     missings: int = 1  # sent once more only
 

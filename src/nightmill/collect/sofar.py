@@ -14,7 +14,7 @@ from nightmill.ledger import Shard
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.store import Store
-from nightmill.types import RETRYABLE, Failed, FailureKind, Succeeded
+from nightmill.types import ATTEMPTS, RETRYABLE, Failed, FailureKind, Succeeded
 
 
 @dataclass(slots=True)
@@ -54,11 +54,8 @@ class _Seen:
 class SoFar:
     """Follows the journals of one job's live shards."""
 
-    def __init__(
-        self, store: Store, provider: Provider, list_sheet: PriceSheet, check: Check | None, attempts: int
-    ) -> None:
+    def __init__(self, store: Store, provider: Provider, list_sheet: PriceSheet, check: Check | None) -> None:
         self._store, self._provider, self._list, self._check = store, provider, list_sheet, check
-        self._attempts = attempts
         self._seen: dict[str, _Seen] = {}
 
     def look(self, shards: Sequence[Shard]) -> Answers:
@@ -123,6 +120,6 @@ class SoFar:
 
     def _tried(self, seen: _Seen, index: int, kind: FailureKind) -> None:
         seen.tries[index] = seen.tries.get(index, 0) + 1
-        if kind not in RETRYABLE or seen.tries[index] >= self._attempts:
+        if kind not in RETRYABLE or seen.tries[index] >= ATTEMPTS:
             seen.answers.failures[kind.value] = seen.answers.failures.get(kind.value, 0) + 1
             seen.answers.last_row = index

@@ -23,11 +23,10 @@ from nightmill.lanes.throttle import Throttle
 from nightmill.ledger import Denied, Shard, StoredFile
 from nightmill.providers import LiveProvider, LiveReply
 from nightmill.store import PACKED
-from nightmill.types import RETRYABLE, Failed, FileRef, Outcome, ShardState
+from nightmill.types import ATTEMPTS, RETRYABLE, Failed, FileRef, Outcome, ShardState
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # completed exchanges of a row
 UNREACHABLE_TRIES = 8  # rounds in a row, of all calls of a shard together, before the job pauses
 _RETRY_STATUSES = frozenset({0, 408, 409})
 

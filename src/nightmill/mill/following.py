@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from nightmill.collect import Answers, SoFar
 from nightmill.errors import UsageError
 from nightmill.files import GROUP_ROWS
-from nightmill.lanes.live import ATTEMPTS
 from nightmill.ledger import Job, Standing, standing_of, with_answers
 from nightmill.types import Lane, ShardState
 from nightmill.wire import ROWS
@@ -60,7 +59,7 @@ class Follower:
                 kit = mill.open_kit(job_id)
             except UsageError:  # its key or its function is not here now; the rest can be told all the same
                 return Look(job, now, 0, "")
-            self._journals[job_id] = SoFar(mill.store, kit.provider, kit.list_sheet, kit.check, ATTEMPTS)
+            self._journals[job_id] = SoFar(mill.store, kit.provider, kit.list_sheet, kit.check)
         found = self._journals[job_id].look(shards)
         return Look(job, _joined(now, found), found.in_hand, self._key(job_id, found.last_row))
 

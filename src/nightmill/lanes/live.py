@@ -62,27 +62,45 @@ class Journal:
     """Appends lines with one system call each, so that what was written survives the process.
 
     Raises:
-        StoreError: the disk does not take it.
+        StoreError: the disk does not take it. Then nothing of it is in the file, and what was kept for it still is.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._size = 0
+        self._kept = b""
         with self._explained():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
 
+    def keep(self, line: bytes) -> None:
+        """Write ``line`` together with the next one: the caller writes, or calls `flush`, before it awaits anything."""
+        self._kept += line
+
     def write(self, line: bytes) -> None:
+        data = self._kept + line
         try:
-            written = os.write(self._fd, line)
-            while written < len(line):
-                written += os.write(self._fd, line[written:])
+            written = os.write(self._fd, data)
+            while written < len(data):
+                written += os.write(self._fd, data[written:])
         except OSError:
             with self._explained():
+                os.ftruncate(self._fd, self._size)
                 raise
+        self._size += len(data)
+        if self._kept:
+            self._kept = b""
+            reach("live.journaled")
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        if self._kept:
+            self.write(b"")
 
     def end(self) -> None:
-        """Sync what was written, and close."""
+        """Write what is kept, sync, and close."""
         try:
+            self.flush()
             with self._explained():
                 os.fsync(self._fd)
         finally:
@@ -304,29 +322,34 @@ class _Sender:
 
     async def _send_some(self, todo: Iterator[_Row], journal: Journal) -> None:
         """Send one row after the other. Trouble ends every hand, but never a call under way: that is paid for."""
+        try:
+            await self._send_each(todo, journal)
+            journal.flush()
+        except (_Pause, NightmillError) as trouble:
+            self._trouble = self._trouble or trouble
+
+    async def _send_each(self, todo: Iterator[_Row], journal: Journal) -> None:
         throttle, tokens = self._throttle, self._tokens + self._cap
         for row in todo:
             while not row.done:
                 if not throttle.try_take(tokens):
+                    journal.flush()
                     await throttle.take(tokens)
                 answered = False
                 try:
                     if self._stopping() or self._trouble is not None:
                         return
                     answered = await self._exchange(row, journal)
-                except (_Pause, NightmillError) as trouble:
-                    self._trouble = self._trouble or trouble
-                    return
                 finally:
                     throttle.give_back(answered=answered)
 
-    def _lease_is_long_enough(self) -> bool:
-        return not self._lease.lost and self._lease.until - self._desk.ledger.moment() > self._need_s
+    def _lease_is_long_enough(self, now: float) -> bool:
+        return not self._lease.lost and self._lease.until - now > self._need_s
 
     async def _keep_lease(self) -> None:
         """Renew, now, a lease that is too short for another call. Raises LeaseLost."""
         async with self._renewing:
-            if self._lease_is_long_enough():
+            if self._lease_is_long_enough(self._desk.ledger.moment()):
                 return
             desk = self._desk
             until = desk.ledger.moment() + desk.timing.lease_s
@@ -337,14 +360,13 @@ class _Sender:
     async def _exchange(self, row: _Row, journal: Journal) -> bool:
         """One try for one row, marked first. True when the provider answered it."""
         custom_id = f"{self._shard.tag}-{row.index}"
-        if not self._lease_is_long_enough():
-            await self._keep_lease()
         journal.write(wire.sent_mark(custom_id))
         reach("live.marked")
-        if not self._lease_is_long_enough():  # we stood still; whoever has the shard now may have read past the mark
-            journal.write(wire.unsent_mark(custom_id))
-            return False
         began = self._desk.ledger.moment()
+        if not self._lease_is_long_enough(began):  # whoever has the shard now may have read past the mark
+            journal.write(wire.unsent_mark(custom_id))
+            await self._keep_lease()
+            return False
         try:
             reply = await self._provider.send(self._work.url, row.body, timeout_s=self._request_s)
         except NeverSent as error:
@@ -376,14 +398,15 @@ class _Sender:
             await self._lost(row, Uncertain("the answer is no answer", why=f"it begins {reply.body[:40]!r}"))
             return False
         line = self._provider.reply_line(custom_id, reply, took_s)
-        journal.write(line)
-        reach("live.journaled")
+        journal.keep(line)
         row.attempts += 1
         if not _again(reply.status) or row.attempts >= ATTEMPTS:
             row.done = True
             if self._ended is not None:
+                journal.flush()
                 await self._ended(self._provider.decode(line).outcome)
             return reply.status < 500
+        journal.flush()
         await asyncio.sleep(self._desk.backoff_s(row.attempts - 1))
         return False
 

@@ -24,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 
 from nightmill.errors import LeaseLost
 from nightmill.ledger import Booking, Counts, Ledger, Settlement, Shard, StoredFile
-from nightmill.types import SHARD_MOVES, Lane, ShardState
+from nightmill.types import SHARD_MOVES, FileRef, Lane, ShardState
 
 SETTLED_AS_IT_IS = Settlement(Counts(succeeded=ROWS), ())
 MOVES: dict[str, tuple[ShardState, Callable[[Ledger, Shard], object]]] = {
@@ -260,11 +260,29 @@ def test_a_live_shard_goes_on_where_it_was(ledger: Ledger) -> None:
     ledger.release(shard)
     again = claim(ledger, Lane.LIVE)
     assert (again.state, again.submission, again.files) == (ShardState.SENDING, 1, (first,))
-    ledger.open_journal(again, StoredFile(a_file("wire/2"), "journal", "job1-0", 1))
-    ready = ledger.note_sent_all(again)
+    both = ledger.open_journal(again, StoredFile(a_file("wire/2"), "journal", "job1-0", 1))
+    ready = ledger.note_sent_all(both)
     assert [f.ref.path for f in ready.files] == ["wire/1", "wire/2"]
     ledger.settle(ready, done(ready))
     check_money(ledger)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_live_shard_comes_back_as_it_is_stored(ledger: Ledger, before: int) -> None:
+    """What a verb hands back without reading it again is what the next reader finds."""
+    publish(ledger, lane=Lane.LIVE)
+    for _ in range(before):
+        ledger.note_not_sent(bring(ledger, ShardState.SENDING), 1, due_in_s=0.0, reason="r")
+    journals = [StoredFile(a_file(f"wire/{n}"), "journal", "job1-0", before + 1, n) for n in (1, 2)]
+    sending = ledger.note_intent(claim(ledger, Lane.LIVE), to=ShardState.SENDING, account="a", model="m", price="{}",
+                                 hold_nanos=100, scopes=SCOPES, intent_at=1.0, journal=journals[0])  # fmt: skip
+    assert isinstance(sending, Shard)
+    assert sending == ledger.shard("job1-0")
+    both = ledger.open_journal(sending, journals[1])
+    assert both == ledger.shard("job1-0")
+    ready = ledger.note_sent_all(both, [FileRef("wire/2", 77, "sum")])
+    assert ready == ledger.shard("job1-0")
+    assert ready.files[1].ref == FileRef("wire/2", 77, "sum")
 
 
 def test_cached_answers_are_settled_without_money(ledger: Ledger) -> None:

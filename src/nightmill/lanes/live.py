@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nightmill import wire
@@ -144,7 +144,7 @@ async def run_shard(
             return None
         shard = lease.shard = ready
     else:
-        await desk.book(desk.ledger.open_journal, shard, journal_file)
+        shard = lease.shard = await desk.book(desk.ledger.open_journal, shard, journal_file)
     if shard.restored:
         shard = lease.shard = await _with_journals_on_disk(desk, shard, n)
     past = _Past() if begins and not shard.restored else await asyncio.to_thread(_read_past, desk, provider, shard)
@@ -167,8 +167,8 @@ async def _with_journals_on_disk(desk: Desk, shard: Shard, n: int) -> Shard:
 
     strays = await asyncio.to_thread(unknown)
     for stray in strays:
-        await desk.book(desk.ledger.open_journal, shard, stray)
-    return replace(shard, files=(*shard.files, *strays))
+        shard = await desk.book(desk.ledger.open_journal, shard, stray)
+    return shard
 
 
 async def _intend(desk: Desk, work: Work, provider: LiveProvider, shard: Shard, journal: StoredFile) -> Shard | None:

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Connection,
     Float,
     Integer,
@@ -85,7 +86,7 @@ def insert_files(connection: Connection, job_id: str, stored: Iterable[StoredFil
         for f in stored
     ]  # fmt: skip
     if rows:
-        connection.execute(insert(files), rows)
+        connection.execute(_FILE, rows)
 
 
 def raise_alerts(connection: Connection, job_id: str, tag: str | None, found: Iterable[tuple[str, str]]) -> None:
@@ -240,6 +241,12 @@ _TAKE = (
 
 
 _SUBMIT = insert(submissions)
+_FILE = insert(files)
+_SEAL = (
+    update(files)
+    .where(files.c.path == bindparam("at"))
+    .values(size_bytes=bindparam("bytes", type_=BigInteger), digest=bindparam("sum"))
+)
 _RUN = (
     update(jobs)
     .where(jobs.c.id == bindparam("job_id"), jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)),
@@ -474,7 +481,12 @@ class ShardVerbs(Database):
                     insert_files(connection, shard.job_id, [journal])
                 money.record(connection, "hold", hold_nanos, job_id=shard.job_id, tag=shard.tag, n=n)
                 handed = self._count_handed(connection)
-                ready = self._load(connection, [shard.tag])[0]
+                submitted = Submission(shard.tag, n, state, account, hold_nanos, 0, 0, intent_at, batch_model=model)
+                ready = replace(
+                    shard, state=to, submission=n, price=price, looks=0, fenced=False, reads=0, reason=None,
+                    job_state=JobState.RUNNING, submissions=(*shard.submissions, submitted),
+                    files=shard.files if journal is None else (*shard.files, journal),
+                )  # fmt: skip
         if ready is None:
             self.release(shard)
             raise LeaseLost(f"job {shard.job_id} was paused or cancelled meanwhile")
@@ -707,18 +719,21 @@ class ShardVerbs(Database):
 
         ``journals`` are sealed: what a worker that lost the shard writes after that does not count.
         """
+        due = self.moment()
         with self._write("note_sent_all") as connection:
-            self._step(connection, shard, ShardState.COLLECTING, due=self.moment(), keep_lease=True)
+            self._step(connection, shard, ShardState.COLLECTING, due=due, keep_lease=True)
             for ref in journals:
-                sealed = {"size_bytes": ref.size_bytes, "digest": ref.digest}
-                connection.execute(update(files).where(files.c.path == ref.path).values(**sealed))
-            return self._load(connection, [shard.tag])[0]
+                connection.execute(_SEAL, {"at": ref.path, "bytes": ref.size_bytes, "sum": ref.digest})
+        sealed = {ref.path: ref for ref in journals}
+        stored = tuple(replace(file, ref=sealed.get(file.ref.path, file.ref)) for file in shard.files)
+        return replace(shard, state=ShardState.COLLECTING, due=due, files=stored)
 
-    def open_journal(self, shard: Shard, journal: StoredFile) -> None:
-        """A journal is about to be written: later workers must know where it lies."""
+    def open_journal(self, shard: Shard, journal: StoredFile) -> Shard:
+        """A journal is about to be written: later workers must know where it lies. The shard with it comes back."""
         with self._write("open_journal") as connection:
             self._step(connection, shard, keep_lease=True)
             insert_files(connection, shard.job_id, [journal])
+        return replace(shard, files=(*shard.files, journal))
 
     # -- settling ------------------------------------------------------------------------------
 

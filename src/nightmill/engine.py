@@ -18,11 +18,11 @@ from typing import Any
 
 from nightmill import wire
 from nightmill.answers import AnswerCache
-from nightmill.collect import Check, Context, Results, RowCounts, Rules, settle_shard
+from nightmill.collect import Check, Context, Results, RowCounts, Rules, settle_late, settle_shard
 from nightmill.collect.results import JobFiles
 from nightmill.errors import LeaseLost, ProviderError, StoreError
 from nightmill.killpoints import reach
-from nightmill.lanes import Desk, Lease, Work, batch, live
+from nightmill.lanes import Desk, Lease, Work, batch, late, live
 from nightmill.lanes.throttle import Rates, Throttle, tightest
 from nightmill.ledger import Job, Shard, StoredFile
 from nightmill.plan import Compiled
@@ -100,6 +100,7 @@ class Engine:
         self._failure: BaseException | None = None
         self._failures: dict[str, _Failures] = {}  # of jobs that stop at so many
         self._halted: set[str] = set()  # jobs that were paused or cancelled while worked on
+        self._shut_out: set[str] = set()  # jobs whose key was refused: with it nothing can be collected either
 
     async def run(self, job_ids: Iterable[str]) -> None:
         """Work until every job is finished or paused with nothing in flight.
@@ -169,6 +170,7 @@ class Engine:
         self._leases[shard.tag] = lease
         if not (shard.cancel_requested or shard.job_state is JobState.PAUSED):
             self._halted.discard(shard.job_id)
+            self._shut_out.discard(shard.job_id)
         task = asyncio.create_task(self._work_on(lease), name=shard.tag)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -201,13 +203,19 @@ class Engine:
         return too_many or self._stop() or self._failure is not None or job_id in self._halted
 
     async def _try_step(self, kit: JobKit, lease: Lease) -> None:
-        """A step; a provider's trouble that its lane does not know delays this shard, and no other."""
+        """A step; trouble that its lane does not know delays this shard, and no other; a refused key pauses the job."""
         try:
             await self._step(kit, lease)
         except ProviderError as error:
-            log.warning("shard %s: %s", lease.shard.tag, error)
-            wait = max(self._desk.timing.poll_s, self._desk.backoff_s(lease.shard.waits + 3))
-            await self._desk.book(self._desk.ledger.release, lease.shard, due_in_s=wait, reason=str(error))
+            desk, shard = self._desk, lease.shard
+            log.warning("shard %s: %s", shard.tag, error)
+            wait = max(desk.timing.poll_s, desk.backoff_s(shard.waits + 3))
+            if batch.is_shut_out(error):
+                self._shut_out.add(shard.job_id)
+                await desk.book(desk.ledger.release, shard, due_in_s=wait, reason=shard.reason)
+                await desk.book(desk.ledger.pause, shard.job_id, batch.said(error))
+            else:
+                await desk.book(desk.ledger.release, shard, due_in_s=wait, reason=str(error))
 
     async def _step(self, kit: JobKit, lease: Lease) -> None:
         """One step of one shard, in its lane."""
@@ -254,6 +262,9 @@ class Engine:
             shard = fetched
         sheet = PriceSheet.from_json(shard.price) if shard.price else kit.work.sheet
         context = Context(desk.store, kit.provider, sheet, kit.list_sheet, kit.check, kit.work.scissors, Rules())
+        if shard.settled_before:
+            await self._settle_late(context, shard)
+            return
         elsewhere = desk.aside if shard.lane is Lane.LIVE else asyncio.to_thread  # a batch may take minutes
         collected = await elsewhere(settle_shard, context, shard, stopping=shard.cancel_requested)
         if collected.read_again:
@@ -262,6 +273,17 @@ class Engine:
         await desk.book(desk.ledger.settle, shard, collected.settlement)
         await self._count_failures(kit, shard.tag)
         await self._mind_errors(kit)
+
+    async def _settle_late(self, context: Context, shard: Shard) -> None:
+        """Book what came late of a shard. Those of one job one by one, in order: each counts rows of the others."""
+        desk = self._desk
+        others = await desk.book(desk.ledger.shards_of, shard.job_id)
+        if any(other.seq < shard.seq and other.state is not ShardState.SETTLED for other in others):
+            reason = "waits for an earlier shard to settle"
+            await desk.book(desk.ledger.release, shard, due_in_s=desk.timing.poll_s, reason=reason)
+            return
+        settlement = await asyncio.to_thread(settle_late, context, shard, others)
+        await desk.book(desk.ledger.settle_late, shard, settlement)
 
     async def _count_failures(self, kit: JobKit, settled: str = "") -> None:
         """Look at how many rows of the job failed in shards that are settled, ``settled`` now among them."""
@@ -300,21 +322,21 @@ class Engine:
             await self._finish(self._kit(job_id), ripe)
             self._wake.set()
             return False  # the next round sees whether it is over, or another worker took it
-        idle = not any(lease.shard.job_id == job_id for lease in self._leases.values())
-        return (
-            job.state is JobState.PAUSED
-            and not job.cancel_requested
-            and idle
-            and not await desk.book(ledger.to_collect, job_id)
-        )
+        if job.state is not JobState.PAUSED or any(lease.shard.job_id == job_id for lease in self._leases.values()):
+            return False
+        if job_id in self._shut_out:
+            return True
+        return not job.cancel_requested and not await desk.book(ledger.to_collect, job_id)
 
     async def _finish(self, kit: JobKit, job: Job) -> None:
-        """Build the results of a job that has none of its rows open, and close it."""
+        """Build the results of a job that has none of its rows open, and close it, unless something came late."""
         desk = self._desk
-        shards = await desk.book(desk.ledger.shards_of, job.id)
-        files = await desk.book(desk.ledger.files_of, job.id, wire.ROWS, wire.TWINS, wire.RESULTS)
         self._finishing[job.id] = job
         try:
+            if await self._look_back(kit, job):
+                return
+            shards = await desk.book(desk.ledger.shards_of, job.id)
+            files = await desk.book(desk.ledger.files_of, job.id, wire.ROWS, wire.TWINS, wire.RESULTS)
             counts, written = await asyncio.to_thread(build_results, desk.store, kit, shards, files, job.epoch)
             packed, superseded = await asyncio.to_thread(pack_wire, desk.store, shards, job.epoch)
         except BaseException:
@@ -331,6 +353,16 @@ class Engine:
             for path, _ in packed:  # the ledger names the packed ones now
                 desk.store.path(path).unlink(missing_ok=True)
         self._on_change(job.id)
+
+    async def _look_back(self, kit: JobKit, job: Job) -> bool:
+        """Whether something came after its shard had settled; no job waits for a provider that cannot tell."""
+        if not isinstance(kit.provider, BatchProvider):
+            return False
+        try:
+            return await late.reopen(self._desk, kit.provider, job, settled_for_s=self._desk.timing.reread_s)
+        except (ProviderError, TimeoutError) as error:
+            log.warning("job %s: could not look for what came late: %s", job.id, error)
+            return False
 
     # -- leases --------------------------------------------------------------------------------
 

@@ -252,6 +252,16 @@ def test_a_finished_job_cannot_be_paused_or_cancelled(ledger: Ledger) -> None:
     assert everything(ledger) == before
 
 
+def test_a_cancelled_job_stays_cancelled_over_a_pause(ledger: Ledger) -> None:
+    """What lets a cancelled job wait, and go on, does not make it a job that ends as if nobody had cancelled it."""
+    publish(ledger)
+    ledger.request_cancel("job1")
+    ledger.pause("job1", "the key is refused", stopped="budget")
+    ledger.resume("job1")
+    job = ledger.find_job("job1")
+    assert (job.state, job.cancel_requested, job.stopped) == (JobState.RUNNING, True, "cancelled")
+
+
 def test_a_job_is_finished_by_one_worker(ledger: Ledger, other: Ledger) -> None:
     """One worker builds the results; whoever lost the right changes nothing."""
     publish(ledger)

@@ -27,7 +27,7 @@ UNEXPLAINED_TRIES = 3
 LINE_SPLITS = 3  # refusals that name a line, before the rest goes out in halves
 _SKEW_S = 300.0  # a list is read back to so long before the intent
 _LATE = 1.5  # windows after which a batch that has not ended is told of
-_KEPT_S = 30 * 86_400.0  # a batch of which nothing is heard for so long is gone, and its results with it
+KEPT_S = 30 * 86_400.0  # a batch of which nothing is heard for so long is gone, and its results with it
 _UNRESOLVED = "in doubt"  # how the reasons begin of which a person was told
 _PAST_WINDOW = "far past its window"
 
@@ -66,6 +66,7 @@ async def step(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) ->
 
     Raises:
         LeaseLost: another worker has the shard; nothing was written.
+        Refused: the account is refused whatever is asked (`is_shut_out`); the lease is still ours.
     """
     match next_action(shard):
         case Action.SUBMIT:
@@ -148,10 +149,10 @@ async def _not_sent(desk: Desk, work: Work, shard: Shard, sub: Submission, error
         refused = True
         due_in_s = desk.backoff_s(shard.refusals)
         if error.scope in ("account", "job") or shard.refusals + 1 >= UNEXPLAINED_TRIES:
-            pause = _said(error)
+            pause = said(error)
     too_large = cap and shard.count > 1 and await _too_large(desk, work, shard, cap)
     await desk.book(
-        desk.ledger.note_not_sent, shard, sub.n, due_in_s=due_in_s, reason=_said(error), refused=refused, pause=pause
+        desk.ledger.note_not_sent, shard, sub.n, due_in_s=due_in_s, reason=said(error), refused=refused, pause=pause
     )
     if too_large:
         again = await desk.book(desk.ledger.claim_one, shard.tag, desk.timing.lease_s)
@@ -167,7 +168,12 @@ async def _too_large(desk: Desk, work: Work, shard: Shard, cap: int) -> bool:
     return beside <= 0 and 2 * shard.input_tokens > cap and can_be_cut(shard)
 
 
-def _said(error: ProviderError) -> str:
+def is_shut_out(error: ProviderError) -> bool:
+    """Whether no call will pass until a person puts the key, or its account, right."""
+    return isinstance(error, Refused) and error.scope == "account"
+
+
+def said(error: ProviderError) -> str:
     return "; ".join(filter(None, (error.what, error.why, error.fix)))
 
 
@@ -191,10 +197,12 @@ async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
     sub, timing = shard.current, desk.timing
     ours = sub.account in ("", provider.account.id)
     try:
-        found = await _find(provider, [sub])
+        found = await find_batches(provider, [sub])
         if not found and ours and shard.looks + 1 >= len(timing.looks_s) and not shard.fenced:
             await _fence(provider, sub)
     except ProviderError as error:
+        if is_shut_out(error):
+            raise
         await _look_failed(desk, shard, error, overdue=_is_overdue(desk, sub))
         return
     if found:
@@ -244,7 +252,7 @@ async def _fence(provider: BatchProvider, sub: Submission) -> None:
             await provider.delete_file(file_id)
 
 
-async def _find(provider: BatchProvider, subs: Sequence[Submission]) -> list[BatchView]:
+async def find_batches(provider: BatchProvider, subs: Sequence[Submission]) -> list[BatchView]:
     names = frozenset(s.name for s in subs)
     files = frozenset(s.file_id for s in subs if s.file_id)
     since = min(s.intent_at for s in subs) - _SKEW_S
@@ -258,7 +266,10 @@ async def _adopt(desk: Desk, provider: BatchProvider, shard: Shard, found: list[
     oldest, *others = [view for view in found if view.id not in known] or found
     for view in others:
         await desk.book(desk.ledger.note_stray, shard, view.id, status=view.status, account=provider.account.id)
-    await desk.book(desk.ledger.note_created, shard, shard.submission, oldest.id, status=oldest.status, due_in_s=0.0)
+    await desk.book(
+        desk.ledger.note_created, shard, shard.submission, oldest.id,
+        status=oldest.status, due_in_s=0.0, looks=shard.looks + 1,
+    )  # fmt: skip
 
 
 async def _look_failed(desk: Desk, shard: Shard, error: ProviderError, *, overdue: bool) -> None:
@@ -266,9 +277,9 @@ async def _look_failed(desk: Desk, shard: Shard, error: ProviderError, *, overdu
     ledger = desk.ledger
     resolve = f"nightmill resolve {shard.tag} --adopt BATCH_ID | --resend | --write-off"
     if overdue and not (shard.reason or "").startswith(_UNRESOLVED):
-        text = f"shard {shard.tag} is in doubt and could not be looked for: {_said(error)}; {resolve}"
+        text = f"shard {shard.tag} is in doubt and could not be looked for: {said(error)}; {resolve}"
         await desk.book(ledger.alert, shard.job_id, shard.tag, "in_doubt", text)
-    reason = f"{_UNRESOLVED}; {resolve}: {_said(error)}" if overdue else f"no complete look yet: {_said(error)}"
+    reason = f"{_UNRESOLVED}; {resolve}: {said(error)}" if overdue else f"no complete look yet: {said(error)}"
     due = ledger.moment() + max(desk.timing.limit_wait_s if overdue else 0.0, desk.backoff_s(shard.looks + 3))
     await desk.book(ledger.note_look, shard, looks=shard.looks, fenced=shard.fenced, due=due, reason=reason)
 
@@ -285,18 +296,20 @@ async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
         for sub in shard.submissions:
             if sub.batch_id is None or sub.ended:
                 continue
-            view = await _view(desk, provider, sub, sub.batch_id)
+            view = await view_of(desk, provider, sub, sub.batch_id)
             if view is None:  # its results are gone with it: what is held becomes unproven spend
                 seen.append((sub.n, {"ended": 1}))
                 continue
-            if view.phase == "failed" and not _has_answers(view) and _is_alone(shard, sub):
+            if view.phase == "failed" and not has_answers(view) and _is_alone(shard, sub):
                 await _refused_whole(desk, work, shard, sub, view)
                 return
             over = view.phase in ("ended", "failed")
             ended = ended and over
-            seen.append((sub.n, _facts(view, sub, over)))
+            seen.append((sub.n, facts(view, sub, over)))
     except ProviderError as error:
-        await _come_back(desk, provider, shard, age_s, _said(error))
+        if is_shut_out(error):
+            raise
+        await _come_back(desk, provider, shard, age_s, said(error))
         return
     if not ended and age_s > _LATE * provider.limits.window_s and not _was_told(shard):
         await _come_back(desk, provider, shard, age_s, "")
@@ -309,12 +322,12 @@ def _age_s(desk: Desk, provider: BatchProvider, sub: Submission) -> float:
     return desk.wall() + provider.clock_skew_s() - sub.intent_at
 
 
-async def _view(desk: Desk, provider: BatchProvider, sub: Submission, batch_id: str) -> BatchView | None:
+async def view_of(desk: Desk, provider: BatchProvider, sub: Submission, batch_id: str) -> BatchView | None:
     """The batch as it is now; None when it is unknown, and older than anything the provider keeps."""
     try:
         return await provider.poll(batch_id)
     except Refused as error:
-        if error.status == 404 and _age_s(desk, provider, sub) > provider.limits.window_s + _KEPT_S:
+        if error.status == 404 and _age_s(desk, provider, sub) > provider.limits.window_s + KEPT_S:
             return None
         raise
 
@@ -336,7 +349,7 @@ def _was_told(shard: Shard) -> bool:
 
 def _is_alone(shard: Shard, sub: Submission) -> bool:
     """Nothing but this submission can have run any of the shard: then it may be sent again."""
-    return all(s.n == sub.n or s.state is SubmissionState.GONE for s in shard.submissions)
+    return not shard.settled_before and all(s.n == sub.n or s.state is SubmissionState.GONE for s in shard.submissions)
 
 
 async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
@@ -348,18 +361,18 @@ async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) ->
             try:
                 await provider.cancel(sub.batch_id)
             except ProviderError as error:
-                log.warning("batch %s: %s", sub.batch_id, _said(error))
+                log.warning("batch %s: %s", sub.batch_id, said(error))
                 continue
             asked.append(sub.n)
     if asked:
         await desk.book(desk.ledger.note_cancel_asked, shard, asked)
 
 
-def _has_answers(view: BatchView) -> bool:
+def has_answers(view: BatchView) -> bool:
     return bool(view.output_file or view.error_file or view.completed)
 
 
-def _facts(view: BatchView, sub: Submission, over: bool) -> dict[str, Any]:
+def facts(view: BatchView, sub: Submission, over: bool) -> dict[str, Any]:
     """What the ledger keeps of a batch; its highest count of answered rows, since a cancel may take some back."""
     completed = view.completed if sub.completed is None else max(sub.completed, view.completed or 0)
     return {
@@ -389,7 +402,7 @@ async def _fail_line(desk: Desk, work: Work, shard: Shard, sub: Submission, row:
     """The named row fails, with the provider's words; the rest goes into new shards."""
 
     def cut() -> tuple[StoredFile, list[Any]]:
-        body = work.provider.error_body(_said(error))
+        body = work.provider.error_body(said(error))
         line = work.provider.reply_line(f"{shard.tag}-{row}", LiveReply(400, body), 0.0)
         path = f"{desk.store.job_folder(shard.job_id)}/wire/{sub.name}.{shard.epoch}.refused.jsonl"
         with desk.store.create(path) as out:
@@ -403,7 +416,7 @@ async def _fail_line(desk: Desk, work: Work, shard: Shard, sub: Submission, row:
     settlement = Settlement(
         counts=Counts(failed=shard.count), bookings=(Booking(sub.n, 0, 0, 0),),
         resent=Counts(failed=shard.count - 1), failures={FailureKind.BAD_REQUEST.value: 1},
-        leftovers=tuple(leftovers), files=(file,), reason=_said(error),
+        leftovers=tuple(leftovers), files=(file,), reason=said(error),
     )  # fmt: skip
     await desk.book(desk.ledger.settle, shard, settlement)
 
@@ -414,7 +427,7 @@ async def _fail_line(desk: Desk, work: Work, shard: Shard, sub: Submission, row:
 async def bring_back(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard | None:
     """Fetch every result file there is, unless it was done; the shard with its files.
 
-    None: it cannot be accounted for yet; the ledger says when to come back.
+    None: it cannot be accounted for yet; the ledger says when to come back. Raises LeaseLost and Refused as `step`.
     """
     lost = not_found(shard)
     try:
@@ -427,7 +440,9 @@ async def bring_back(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard
             return shard
         return await _fetch(desk, provider, shard)
     except (ProviderError, TimeoutError) as error:
-        reason = _said(error) if isinstance(error, ProviderError) else "fetching the results took too long"
+        if isinstance(error, ProviderError) and is_shut_out(error):
+            raise
+        reason = said(error) if isinstance(error, ProviderError) else "fetching the results took too long"
         await desk.book(desk.ledger.release, shard, due_in_s=max(desk.timing.poll_s, desk.backoff_s(2)), reason=reason)
         return None
 
@@ -443,8 +458,10 @@ async def _let_go(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
         if await _revived(desk, provider, shard, not_found(shard)):
             return
     except ProviderError as error:
+        if is_shut_out(error):
+            raise
         due_in_s = max(desk.timing.poll_s, desk.backoff_s(2))
-        await desk.book(desk.ledger.release, shard, due_in_s=due_in_s, reason=_said(error))
+        await desk.book(desk.ledger.release, shard, due_in_s=due_in_s, reason=said(error))
         return
     await desk.book(desk.ledger.release, shard)
     await desk.book(desk.ledger.drop_planned, shard.job_id)
@@ -452,7 +469,7 @@ async def _let_go(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
 
 async def _revived(desk: Desk, provider: BatchProvider, shard: Shard, lost: list[Submission]) -> bool:
     """The last look for submissions that were thought absent, before the shard settles."""
-    found = await _find(provider, lost)
+    found = await find_batches(provider, lost)
     known = {s.batch_id for s in shard.submissions}
     strays = [view for view in found if view.id not in known]
     if not strays:
@@ -478,14 +495,14 @@ async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard:
     stored: list[StoredFile] = []
     seen: list[tuple[int, dict[str, Any]]] = []
     for sub in shard.submissions:
-        if sub.batch_id is None or sub.state is SubmissionState.GONE:
+        if sub.batch_id is None or sub.state in (SubmissionState.GONE, SubmissionState.BOOKED):
             continue
         files = {wire.OUTPUT: sub.output_file, wire.ERROR: sub.error_file}
         if shard.reread:  # an error file may come late
-            view = await _view(desk, provider, sub, sub.batch_id)
+            view = await view_of(desk, provider, sub, sub.batch_id)
             if view is not None:
                 files = {wire.OUTPUT: view.output_file, wire.ERROR: view.error_file}
-                seen.append((sub.n, _facts(view, sub, over=True)))
+                seen.append((sub.n, facts(view, sub, over=True)))
         for kind, file_id in files.items():
             path = f"{folder}/{sub.name}.{shard.epoch}.{read}.{kind}.jsonl"
             if file_id and await provider.fetch(file_id, desk.store.path(path)):

@@ -15,7 +15,7 @@ from nightmill.errors import Conflict
 from nightmill.ledger._database import Database
 from nightmill.ledger.records import Counts, Job, NewShard, StoredFile, SubmissionState, Tally
 from nightmill.ledger.schema import alerts, entries, files, jobs, limits, shards, submissions
-from nightmill.ledger.shards import insert_files, insert_shards, stored_file
+from nightmill.ledger.shards import insert_files, insert_shards, pause_job, stored_file, unless_cancelled
 from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState
 
 _OPEN = tuple(UNFINISHED)
@@ -261,17 +261,14 @@ class JobVerbs(Database):
     def pause(self, job_id: str, reason: str, *, stopped: str | None = None) -> None:
         """Nothing new is sent until `resume`; what is in flight is still collected."""
         with self._write("pause") as connection:
-            open_ = jobs.c.state.in_((JobState.PENDING, JobState.RUNNING))
-            connection.execute(
-                update(jobs).where(jobs.c.id == job_id, open_)
-                .values(state=JobState.PAUSED, reason=reason, stopped=stopped)
-            )  # fmt: skip
+            pause_job(connection, job_id, reason, stopped)
 
     def resume(self, job_id: str) -> None:
         """A paused job goes on; its waiting shards are due at once."""
         with self._write("resume") as connection:
             paused = and_(jobs.c.id == job_id, jobs.c.state == JobState.PAUSED)
-            connection.execute(update(jobs).where(paused).values(state=JobState.RUNNING, reason=None, stopped=None))
+            runs = {"state": JobState.RUNNING, "reason": None, "stopped": unless_cancelled(None)}
+            connection.execute(update(jobs).where(paused).values(**runs))
             waiting = shards.c.state.in_((ShardState.PLANNED, ShardState.SENDING))
             connection.execute(update(shards).where(shards.c.job_id == job_id, waiting).values(due=0.0))
 

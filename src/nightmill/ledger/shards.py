@@ -132,6 +132,17 @@ def _pause_live(connection: Connection) -> None:
     connection.execute(update(shards).where(open_live).values(epoch=far, due=0.0, **_FREE))
 
 
+def pause_job(connection: Connection, job_id: str, reason: str, stopped: str | None = None) -> None:
+    open_ = jobs.c.state.in_((JobState.PENDING, JobState.RUNNING))
+    paused = {"state": JobState.PAUSED, "reason": reason, "stopped": unless_cancelled(stopped)}
+    connection.execute(update(jobs).where(jobs.c.id == job_id, open_).values(**paused))
+
+
+def unless_cancelled(stopped: str | None) -> Any:
+    """``stopped`` for a job that goes on some day; one that was cancelled stays so."""
+    return case((jobs.c.cancel_requested == 1, jobs.c.stopped), else_=stopped)
+
+
 _SHARD_PLAIN = (
     "tag", "job_id", "seq", "attempt", "expiries", "missings", "splits", "first", "last", "count", "content_bytes",
     "cap_tokens", "input_tokens", "due", "lease_until", "lease_was_until", "epoch", "submission", "looks", "reads",
@@ -554,7 +565,7 @@ class ShardVerbs(Database):
             self._step(connection, shard, ShardState.PLANNED, due=self.moment() + due_in_s, reason=reason, **counted)
             self._release_hold(connection, shard.tag, n, state)
             if pause:
-                self._pause(connection, shard.job_id, pause)
+                pause_job(connection, shard.job_id, pause)
 
     def _release_hold(self, connection: Connection, tag: str, n: int, state: SubmissionState) -> None:
         held, job_id = connection.execute(
@@ -567,12 +578,6 @@ class ShardVerbs(Database):
     def _update_submission(self, connection: Connection, tag: str, n: int, **values: Any) -> None:
         new = {f"new_{name}": value for name, value in values.items()}
         connection.execute(_change(*values), {"the_tag": tag, "the_n": n} | new)
-
-    def _pause(self, connection: Connection, job_id: str, reason: str, stopped: str | None = None) -> None:
-        open_ = jobs.c.state.in_((JobState.PENDING, JobState.RUNNING))
-        connection.execute(
-            update(jobs).where(jobs.c.id == job_id, open_).values(state=JobState.PAUSED, reason=reason, stopped=stopped)
-        )
 
     def learn_enqueued_cap(self, account: str, model: str, cap: int) -> None:
         """The provider named its limit on enqueued tokens."""

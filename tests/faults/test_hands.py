@@ -1,0 +1,101 @@
+"""The engine's own part: hands that are all busy, and a key that is refused half way."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults_kit import House, exact, house, truth
+
+from nightmill.engine import _HANDS, Engine
+from nightmill.ledger import Job, Ledger
+from nightmill.providers.openai import OpenAI
+from nightmill.types import Lane, ShardState
+
+
+@pytest.mark.parametrize(("lane", "call"), [(Lane.BATCH, "upload"), (Lane.LIVE, "send")])
+def test_full_hands_ask_the_ledger_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lane: Lane, call: str
+) -> None:
+    """While every hand is busy and more is due, shards are claimed once, and a hand that comes free is waited for."""
+    free, waits, claims = asyncio.Event(), list[float | None](), list[Lane]()
+    real_call, real_sleep, real_claim = getattr(OpenAI, call), Engine._sleep, Ledger.claim_due
+
+    async def held(self: OpenAI, *args: Any, **given: Any) -> Any:
+        await free.wait()
+        return await real_call(self, *args, **given)
+
+    async def sleep(self: Engine, due_in_s: float | None) -> None:
+        if not free.is_set():
+            waits.append(due_in_s)
+            asyncio.get_running_loop().call_soon(free.set)
+        await real_sleep(self, due_in_s)
+
+    def claim(self: Ledger, **given: Any) -> Any:
+        if not free.is_set():
+            claims.append(given["lane"])
+        return real_claim(self, **given)
+
+    monkeypatch.setattr(OpenAI, call, held)
+    monkeypatch.setattr(Engine, "_sleep", sleep)
+    monkeypatch.setattr(Ledger, "claim_due", claim)
+    with house(tmp_path) as h:
+        job = h.run(h.submit(2 * (_HANDS[lane] + 2), lane.value, batch_size=2))
+        assert (claims, waits) == ([lane], [None])
+        truth(h, job)
+        exact(h, job)
+
+
+@pytest.mark.parametrize(
+    ("state", "faults"),
+    [
+        (ShardState.WAITING, []),
+        (ShardState.COLLECTING, []),
+        (ShardState.IN_DOUBT, [{"fault": "create_accepted_then_500", "times": 1}]),
+    ],
+)
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_key_refused_half_way_pauses_the_job(
+    tmp_path: Path, state: ShardState, faults: list[dict[str, Any]], cancelled: bool
+) -> None:
+    """Met while polling, fetching or looking, a wrong key ends the run with the provider's words; holds stay, and the
+    right key brings back what was paid for, sending nothing twice."""
+
+    def there(h: House, job: Job) -> bool:
+        return any(shard.state is state for shard in h.shards(job))
+
+    with house(tmp_path, *faults) as h:
+        job = h.run(h.submit(8), there)
+        assert there(h, job)
+        before, states = h.tally(job).held_nanos, [shard.state for shard in h.shards(job)]
+        assert before > 0
+        if cancelled:
+            h.cancel(job)
+        h.again(key="sk-wrong")
+        job = h.run(job)
+        assert job.state == "paused"
+        assert "Incorrect API key" in (job.reason or "")
+        assert (h.tally(job).held_nanos, [shard.state for shard in h.shards(job)]) == (before, states)
+        h.again(key="sk-x")
+        h.mill.resume(job)
+        job = h.run(job)
+        truth(h, job)
+        exact(h, job)
+        assert job.state == ("cancelled" if cancelled else "completed")
+        assert len(h.batches()) == 1
+
+
+def test_a_key_refused_half_way_stops_every_shard(tmp_path: Path) -> None:
+    """Each shard at the provider keeps its place and its hold; another job with the same key is paused as well."""
+    with house(tmp_path, sim={"batch_s": 100_000.0}) as h:
+        jobs = [h.submit(8, batch_size=2), h.submit(9, batch_size=3)]
+        for job in jobs:
+            h.run(job, lambda h, job: all(shard.state is ShardState.WAITING for shard in h.shards(job)))
+        h.again(key="sk-wrong")
+        asyncio.run(asyncio.wait_for(h.mill.run([job.id for job in jobs]), 30))
+        for job in jobs:
+            assert h.mill.job(job.id).state == "paused"
+            assert {shard.state for shard in h.shards(job)} == {ShardState.WAITING}
+            assert h.tally(job).held_nanos > 0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nightmill.config import load_settings
 from nightmill.errors import InputError
 from nightmill.mill import Mill, RunOptions
+from nightmill.mill.planning import _rehearse
 from nightmill.sources import BATCH_ROWS, Source, jsonlines, open_source
 
 CELL = st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.sampled_from([1.5, 2.0, "a", "", [1], {"b": 2}])
@@ -81,8 +82,8 @@ def test_a_plan_does_not_depend_on_how_input_was_looked_at(
         return plan.rows, plan.quote, plan.fingerprint
 
     try:
-        assert planned(lambda: mill.rehearse(options)) == planned(lambda: mill._rehearse(options, True))
+        assert planned(lambda: mill.rehearse(options)) == planned(lambda: _rehearse(mill.home, options, True))
         with pytest.raises(InputError, match="other columns further down"):
-            mill._rehearse(options, False)
+            _rehearse(mill.home, options, False)
     finally:
         mill.close()

@@ -23,6 +23,7 @@ HEAVY = {"sqlalchemy", "alembic", "pyarrow", "aiohttp", "pydantic", "rich", "jin
 HEAVY |= {"jsonschema_rs", "dotenv", "asyncio", "xllamacpp"}
 PROVIDER_NAME = re.compile("openai|anthropic|gemini", re.IGNORECASE)
 NAMELESS = ("lanes", "engine", "plan", "collect", "cli")  # layers that must not know whom they talk to
+BEHIND_THE_MILL = ("ledger", "store", "desk")
 
 
 def name(module: Path) -> str:
@@ -64,6 +65,14 @@ def test_no_provider_is_named_outside_the_providers(module: Path) -> None:
     """What decides and what shows treats all providers alike; not even a comment names one."""
     lines = module.read_text(encoding="utf-8").splitlines()
     assert [f"{at}: {line.strip()}" for at, line in enumerate(lines, 1) if PROVIDER_NAME.search(line)] == []
+
+
+@pytest.mark.parametrize("module", sorted((SOURCE / "cli").glob("*.py")), ids=name)
+def test_commands_ask_the_mill_only(module: Path) -> None:
+    """No command reaches past the mill's verbs into the ledger, the files or the desk."""
+    nodes = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+    reached = [f"{n.lineno}: .{n.attr}" for n in nodes if isinstance(n, ast.Attribute) and n.attr in BEHIND_THE_MILL]
+    assert reached == []
 
 
 def test_the_public_names_are_listed_sorted_and_real() -> None:

@@ -62,7 +62,7 @@ def test_a_mill_gives_its_own_waits_to_its_provider(tmp_path: Path) -> None:
     (tmp_path / "nightmill.toml").write_text("[timing]\nlease_s = 2000\nrequest_timeout_s = 1234\n")
     mill = Mill(load_settings(tmp_path, {"NIGHTMILL_HOME": str(tmp_path / "home"), "OPENAI_API_KEY": "sk-1"}))
     try:
-        provider = mill._provider("openai/gpt-4o-mini")
+        provider = mill.home.provider("openai/gpt-4o-mini")
     finally:
         mill.close()
     assert isinstance(provider, OpenAI)

@@ -9,7 +9,7 @@ import click
 from nightmill.cli import flags, present
 from nightmill.cli.edge import Edge
 from nightmill.errors import UsageError
-from nightmill.ledger import Limit
+from nightmill.mill import Limit
 from nightmill.types import usd
 
 
@@ -23,7 +23,7 @@ def budget() -> None:
 def show(edge: Edge) -> int:
     """What is spent, held and free in every limit."""
     with edge.mill(create=False) as mill:
-        limits, calls = mill.budget(), mill.ledger.calls()
+        limits, calls = mill.budget(), mill.calls()
     total = next(limit for limit in limits if limit.scope == "total")
     _show(edge, limits, calls)
     free = None if total.free_nanos is None else usd(total.free_nanos)
@@ -52,7 +52,7 @@ def set_(edge: Edge, amount: int | str | None, day: int | str | None, month: int
         for name, value in given.items():
             if value is not None:
                 mill.set_budget(name, None if value == "none" else int(value))
-        limits, calls = mill.budget(scope), mill.ledger.calls()
+        limits, calls = mill.budget(scope), mill.calls()
     _show(edge, limits, calls)
     edge.answer({"limits": [_object(limit) for limit in limits]})
     return 0

@@ -11,8 +11,7 @@ import click
 from nightmill.cli import flags, present, views
 from nightmill.cli.edge import Edge
 from nightmill.errors import UsageError
-from nightmill.ledger import Job, Shard
-from nightmill.mill import Mill
+from nightmill.mill import Job, Mill, Shard
 from nightmill.types import UNFINISHED, JobState, ShardState, usd
 
 _MOST_SHARDS = 20  # in the table; the newest are what one looks for
@@ -25,7 +24,7 @@ _MOST_FAILURES = 100
 def jobs(edge: Edge, limit: int) -> int:
     """List jobs, newest first."""
     with edge.mill(create=False) as mill:
-        found = [(job, mill.standing(job)) for job in mill.ledger.jobs(limit=limit)]
+        found = [(job, mill.standing(job)) for job in mill.jobs(limit=limit)]
     table = [views.job_row(job, now) for job, now in found]
     edge.put(present.jobs_table(table, width=edge.width, unicode=edge.unicode))
     edge.answer({"jobs": [views.job_object(job, now) | {"name": job.name} for job, now in found]})
@@ -51,7 +50,7 @@ def show(edge: Edge, job: str, row: int | None, failures: bool) -> int:
 def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     now = mill.standing(job)
     view = views.end_view(mill, job, now, interrupted=False, wrote=False)
-    shards = mill.ledger.shards_of(job.id)
+    shards = mill.shards(job)
     alerts = mill.alerts(job)
     name = f" · {job.name}" if job.name else ""
     head = f"job {job.id}{name} · {job.model} · {job.lane} · {job.state}"

@@ -17,8 +17,7 @@ from nightmill.cli.edge import Edge, error_object
 from nightmill.cli.progress import Mode, Progress
 from nightmill.engine import Stop
 from nightmill.errors import NightmillError, StoreError
-from nightmill.ledger import Job
-from nightmill.mill import Look, Mill
+from nightmill.mill import Job, Look, Mill
 from nightmill.sinks import Target
 from nightmill.types import UNFINISHED
 

@@ -9,8 +9,7 @@ from typing import Any
 from nightmill.cli.edge import Interrupted
 from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, ProgressView, QuoteView
 from nightmill.errors import NightmillError, OverBudget, UsageError
-from nightmill.ledger import Job, Standing
-from nightmill.mill import LaneCost, Look, Mill, Prepared
+from nightmill.mill import Job, LaneCost, Look, Mill, Prepared, Standing
 from nightmill.types import UNFINISHED, JobState, Lane, ShardState, usd
 
 _PHASES = (  # what is worth saying first, when shards are in several states

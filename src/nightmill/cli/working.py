@@ -12,8 +12,7 @@ from nightmill.cli.progress import Mode
 from nightmill.cli.run import Declined
 from nightmill.cli.session import Order, conclude, work
 from nightmill.errors import Conflict
-from nightmill.ledger import Job
-from nightmill.mill import Mill
+from nightmill.mill import Job, Mill
 from nightmill.types import UNFINISHED, JobState
 
 

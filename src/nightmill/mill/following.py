@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
@@ -12,11 +11,9 @@ from nightmill.collect import Answers, SoFar
 from nightmill.errors import UsageError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Job, Standing, standing_of, with_answers
+from nightmill.mill.home import Home
 from nightmill.types import Lane, ShardState
 from nightmill.wire import ROWS
-
-if TYPE_CHECKING:
-    from nightmill.mill import Mill
 
 _UNDER_WAY = (ShardState.SENDING, ShardState.COLLECTING)
 
@@ -34,8 +31,8 @@ class Look:
 class Follower:
     """Says where jobs stand while somebody works on them, in this process or in another."""
 
-    def __init__(self, mill: Mill, job_ids: Sequence[str], *, distinct: bool = True) -> None:
-        self._mill, self._ids, self._distinct = mill, list(job_ids), distinct
+    def __init__(self, home: Home, job_ids: Sequence[str], *, distinct: bool = True) -> None:
+        self._home, self._ids, self._distinct = home, list(job_ids), distinct
         self._journals: dict[str, SoFar] = {}
         self._keys: dict[tuple[str, int], list[str | None]] = {}
 
@@ -44,22 +41,22 @@ class Follower:
         return [self._look(job_id) for job_id in self._ids]
 
     def _look(self, job_id: str) -> Look:
-        mill, ledger = self._mill, self._mill.ledger
+        home, ledger = self._home, self._home.ledger
         for _ in range(3):  # a shard that settles between the two reads would count twice, or not at all
             tally = ledger.tally(job_id)
             shards = [s for s in ledger.shards_of(job_id, *_UNDER_WAY) if s.lane is Lane.LIVE]
             if ledger.tally(job_id).states == tally.states:
                 break
-        job = mill.job(job_id)
+        job = home.job(job_id)
         now = standing_of(job, tally, distinct=self._distinct)
         if not shards:
             return Look(job, now, 0, "")
         if job_id not in self._journals:
             try:
-                kit = mill.open_kit(job_id)
+                kit = home.open_kit(job_id)
             except UsageError:  # its key or its function is not here now; the rest can be told all the same
                 return Look(job, now, 0, "")
-            self._journals[job_id] = SoFar(mill.store, kit.provider, kit.list_sheet, kit.check)
+            self._journals[job_id] = SoFar(home.store, kit.provider, kit.list_sheet, kit.check)
         found = self._journals[job_id].look(shards)
         return Look(job, _joined(now, found), found.in_hand, self._key(job_id, found.last_row))
 
@@ -68,8 +65,8 @@ class Follower:
             return ""
         group, place = divmod(row, GROUP_ROWS)
         if (job_id, group) not in self._keys:
-            rows = self._mill.ledger.files_of(job_id, ROWS)[0]
-            with self._mill.store.open(rows.ref) as stream:
+            rows = self._home.ledger.files_of(job_id, ROWS)[0]
+            with self._home.store.open(rows.ref) as stream:
                 column = pq.ParquetFile(stream).read_row_group(group, columns=["key"]).column("key")
             self._keys = {(job_id, group): column.to_pylist()}
         return self._keys[job_id, group][place] or ""

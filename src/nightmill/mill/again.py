@@ -1,0 +1,120 @@
+"""Again: the failed rows of a finished job go out once more, in new shards at the top of the lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nightmill.errors import Conflict
+from nightmill.files import GROUP_ROWS
+from nightmill.ledger import OUTCOMES, Job, NewShard
+from nightmill.mill import reading
+from nightmill.mill.home import Home
+from nightmill.mill.planning import quarter
+from nightmill.plan import Compiled, Cutter, Parameters, bounds
+from nightmill.tasks import Task, bind
+from nightmill.wire import ROWS
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Failed rows of a finished job, cut anew; nothing is promised yet."""
+
+    job: Job
+    rows: int
+    shards: tuple[NewShard, ...]
+    spec: dict[str, Any]
+    at_most_nanos: int
+
+
+def prepare(home: Home, job: Job, *, max_output: int | None = None, temperature: float | None = None) -> Again:
+    """Cut the failed rows of a finished job into new shards, with a fresh three attempts.
+
+    Rows that succeeded are not touched; duplicates of a failed row share the new answer. The
+    caller submits what comes back or discards it. Raises Conflict while the job is unfinished.
+    """
+    if job.finished_at is None:
+        raise Conflict(
+            f"job {job.id} is not finished", why=f"it is {job.state}", fix=f"nightmill resume {job.id}, then retry"
+        )
+    failed = _failed_rows(home, job)
+    sheet = home.sheet(job.model, job.lane)
+    kinds = {index: kind for index, (kind, _) in failed.items()}
+    spec = job.spec | {"price": sheet.to_json(), "again": _counted_again(job.spec.get("again", {}), kinds)}
+    given = {"max_output": max_output, "temperature": temperature}
+    spec["parameters"] = spec["parameters"] | {k: v for k, v in given.items() if v is not None}
+    sent = {shard.tag for shard in home.ledger.shards_of(job.id) if shard.was_sent}
+    before = [index for index, (_, tag) in failed.items() if tag in sent]
+    never = [index for index, (_, tag) in failed.items() if tag not in sent]
+    # Those that went out before are counted as sent already: their shards are parts of the earlier ones.
+    shards = (*(replace(s, splits=1) for s in _cut_rows(home, job, spec, before)), *_cut_rows(home, job, spec, never))
+    at_most = sum(sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in shards)
+    return Again(job, len(failed), shards, spec, at_most)
+
+
+def submit(home: Home, again: Again) -> None:
+    """The rows go out with the next `run`. Raises Conflict when the job changed meanwhile."""
+    if again.shards:
+        home.ledger.extend(again.job, again.shards, [], spec=again.spec)
+
+
+def discard(home: Home, again: Again) -> None:
+    for shard in again.shards:
+        home.store.path(shard.file.path).unlink(missing_ok=True)
+
+
+def _failed_rows(home: Home, job: Job) -> dict[int, tuple[str, str | None]]:
+    """Row to failure kind and newest shard, without duplicates of other rows."""
+    results = reading.open_results(home, job)
+    failed: dict[int, tuple[str, str | None]] = {}
+    for low, high in results.ranges():
+        twins = results.twins(low, high)
+        for batch in reading.results(home, job, low, high):
+            bad = batch.filter(pc.invert(batch.column("success")))
+            rows = zip(*(bad.column(name).to_pylist() for name in ("index", "error_kind", "shard")), strict=True)
+            failed.update((index, (kind or "failed", tag)) for index, kind, tag in rows if index not in twins)
+    return failed
+
+
+def _cut_rows(home: Home, job: Job, spec: dict[str, Any], indexes: list[int]) -> list[NewShard]:
+    """Shards for some rows of a job, encoded anew from the rows as they were taken."""
+    if not indexes:
+        return []
+    provider = home.provider(job.model)
+    compiled = Compiled(
+        provider, bind(Task.from_dict(spec["task"]), spec["columns"], {}), Parameters.from_dict(spec["parameters"])
+    )
+    free, wanted = home.tightest(), set(indexes)
+    embeddings = compiled.is_embeddings
+    limits = bounds(job.lane, provider.limits, batch_size=spec["batch_size"], hold_nanos=quarter(free),
+                    embeddings=embeddings)  # fmt: skip
+    cutter = Cutter(
+        home.store, home.store.job_folder(job.id), job.lane, limits, home.sheet(job.model, job.lane),
+        compiled.cap_tokens, provider.line_pieces(compiled.url),
+        lambda _: f"{job.id}-{home.ledger.take_seqs(job.id, 1)}", lambda size: -(-size // 4),
+    )  # fmt: skip
+    rows = home.ledger.files_of(job.id, ROWS)[0]
+    with home.store.open(rows.ref) as stream:
+        first = 0
+        for batch in pq.ParquetFile(stream).iter_batches(GROUP_ROWS):
+            bodies = compiled.bodies(batch, first)
+            some = [i for i in range(batch.num_rows) if first + i in wanted]
+            cutter.add([first + i for i in some], [bodies[i] for i in some])
+            first += batch.num_rows
+    return cutter.close()
+
+
+def _counted_again(before: Mapping[str, Any], failed: Mapping[int, str]) -> dict[str, Any]:
+    """How many rows ended in which way before a retry sent them anew, all retries of the job together."""
+    counts: dict[str, Any] = {name: before.get(name, 0) for name in OUTCOMES}
+    kinds = dict(before.get("failures", {}))
+    for kind in failed.values():
+        name = kind if kind in ("missing", "expired", "cancelled") else "failed"
+        counts[name] += 1
+        if name == "failed":
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return counts | {"failures": kinds}

@@ -1,0 +1,64 @@
+"""Doubt: what a person says became of a shard that nobody can prove or disprove was sent."""
+
+from __future__ import annotations
+
+from nightmill.errors import Conflict, UsageError
+from nightmill.lanes.batch import note_terms
+from nightmill.ledger import Shard
+from nightmill.mill.home import Home
+from nightmill.providers import BatchProvider, BatchView
+from nightmill.types import ShardState, usd
+
+
+async def resolve(home: Home, shard: Shard, *, adopt: str | None = None, resend: bool = False) -> str:
+    """End a shard's doubt by a person's word: adopt a batch, send again, or write it off."""
+    if shard.state is not ShardState.IN_DOUBT:
+        raise Conflict(f"shard {shard.tag} is not in doubt", why=f"it is {shard.state}", fix="nightmill show JOB")
+    provider = _batch_provider(home, shard) if adopt else None
+    view = await _poll_once(provider, adopt) if provider and adopt else None
+    claimed = _claim_doubtful(home, shard, adopt)
+    if provider and adopt and view:
+        if not claimed.current.account:
+            await note_terms(home.desk, home.open_kit(shard.job_id).work, provider, claimed)
+        home.ledger.note_created(claimed, claimed.submission, adopt, status=view.status, due_in_s=0.0)
+        return f"{shard.tag} waits for {adopt} now"
+    if resend:
+        reason = "sent again on the user's word"
+        home.ledger.note_not_sent(claimed, claimed.submission, due_in_s=0.0, reason=reason, sure=False)
+        return f"{shard.tag} is planned again"
+    home.ledger.write_off(claimed)
+    return f"{shard.tag} is written off: ${usd(claimed.current.hold_nanos):.6f} counts as spent, its rows as missing"
+
+
+def _claim_doubtful(home: Home, shard: Shard, adopt: str | None) -> Shard:
+    """The shard under a lease, still in doubt, and ``adopt`` nobody's batch yet; as it was before a Conflict."""
+    ledger = home.ledger
+    claimed = ledger.claim_one(shard.tag, home.settings.timing.lease_s)
+    other = ledger.submission_of(adopt) if adopt else None
+    if claimed.state is ShardState.IN_DOUBT and other is None:
+        return claimed
+    ledger.release(claimed, due_in_s=claimed.due - ledger.moment(), reason=claimed.reason)
+    if claimed.state is ShardState.IN_DOUBT:
+        raise Conflict(
+            f"batch {adopt} is that of {other} already", why="one batch answers one shard",
+            fix="give the id of another batch, or --resend or --write-off",
+        )  # fmt: skip
+    raise Conflict(
+        f"shard {shard.tag} is not in doubt any more",
+        why=f"a worker found out meanwhile: it is {claimed.state}",
+        fix=f"nightmill show {shard.job_id}",
+    )
+
+
+def _batch_provider(home: Home, shard: Shard) -> BatchProvider:
+    provider = home.provider(home.job(shard.job_id).model)
+    if not isinstance(provider, BatchProvider):
+        raise UsageError(f"{provider.name} has no batches", why="only a batch can be adopted", fix="use --resend")
+    return provider
+
+
+async def _poll_once(provider: BatchProvider, batch_id: str) -> BatchView:
+    try:
+        return await provider.poll(batch_id)
+    finally:
+        await provider.close()

@@ -1,0 +1,106 @@
+"""What every room of the mill works with: one home's settings, ledger and files, and what they make of a model."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+from zoneinfo import ZoneInfo
+
+from nightmill.answers import AnswerCache, salt
+from nightmill.config import DEFAULT_BUDGET_NANOS, Settings
+from nightmill.engine import JobKit
+from nightmill.lanes import Desk, Work
+from nightmill.lanes.throttle import Rates
+from nightmill.ledger import LEDGER_NAME, Job, Ledger, Limit
+from nightmill.plan import Compiled, Parameters, Scissors
+from nightmill.pricing import PriceSheet, price_sheet
+from nightmill.providers import Limits, Provider
+from nightmill.providers.resolve import resolve
+from nightmill.store import Store
+from nightmill.tasks import Task, bind, check_answer
+from nightmill.types import Lane
+
+
+class Home:
+    """The settings, ledger, files and cache of one home, open.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.home)
+        self.store.prepare()
+        self.ledger = Ledger(settings.home / LEDGER_NAME)
+        self.desk = Desk(self.ledger, self.store, settings.timing, ZoneInfo(settings.zone))
+        self.ledger.ensure_budget(
+            settings.budget_total_nanos, settings.budget_day_nanos, settings.budget_month_nanos,
+            default_nanos=DEFAULT_BUDGET_NANOS, running_scopes=self.desk.scopes(),
+        )  # fmt: skip
+        self.cache = AnswerCache(settings.home / "answers")
+
+    def close(self) -> None:
+        self.desk.close()
+        self.ledger.close()
+
+    def job(self, text: str) -> Job:
+        """By id, prefix, name or ``@last``. Raises Conflict."""
+        return self.ledger.find_job(text)
+
+    def folder(self, job: Job) -> Path:
+        """Where the job's files lie."""
+        return self.store.path(self.store.job_folder(job.id))
+
+    def provider(self, model: str) -> Provider:
+        """The adapter that a model is reached through. Raises UsageError (UnknownModel)."""
+        paths = {ref: str(m["path"]) for ref, m in self.settings.models.items() if m.get("path")}
+        said = self.settings
+        provider = resolve(model, env=said.env, model_paths=paths, tables=said.providers, timing=said.timing)
+        known = {item.name for item in fields(Limits)}
+        if own := {name: value for name, value in self.limits_of(provider).items() if name in known}:
+            provider.limits = replace(provider.limits, **own)
+        return provider
+
+    def limits_of(self, provider: Provider) -> Mapping[str, Any]:
+        """What ``[providers.NAME] limits`` says; it goes before what the provider is known to take."""
+        return cast(Mapping[str, Any], self.settings.providers.get(provider.name, {}).get("limits", {}))
+
+    def sheet(self, model: str, lane: Lane) -> PriceSheet:
+        """Today's prices of a model. Raises UnknownPrice."""
+        return price_sheet(model, lane, at=dt.datetime.now(dt.UTC), overrides=self.settings.models)
+
+    def tightest(self, job_nanos: int | None = None) -> Limit | None:
+        """The limit with the least money free, a job's own of ``job_nanos`` included."""
+        limits = [limit for limit in self.ledger.limits(self.desk.scopes()) if limit.cap_nanos is not None]
+        if job_nanos is not None:
+            limits.append(Limit("job", job_nanos, 0, 0))
+        return min(limits, key=lambda limit: limit.free_nanos or 0, default=None)
+
+    def open_kit(self, job_id: str) -> JobKit:
+        """Everything a job's record only names, made ready to work with."""
+        job = self.job(job_id)
+        spec = job.spec
+        provider = self.provider(job.model)
+        bound = bind(Task.from_dict(spec["task"]), spec["columns"], {})
+        parameters = Parameters.from_dict(spec["parameters"])
+        compiled = Compiled(provider, bound, parameters)
+        sheet = self.sheet(job.model, job.lane)
+        confirmed = PriceSheet.from_json(spec["price"])
+        scissors = Scissors(self.store, provider, compiled.url, sheet, partial(self.ledger.take_seqs, job_id))
+        given = self.limits_of(provider)
+        rates = Rates(
+            spec["rpm"] or given.get("rpm"), spec["tpm"] or given.get("tpm"),
+            spec["concurrency"] or provider.limits.concurrency, bool(spec["concurrency"]),
+        )  # fmt: skip
+        return JobKit(
+            job, provider, compiled,
+            Work(job.id, provider, compiled.url, sheet, scissors, confirmed),
+            self.sheet(job.model, Lane.LIVE), check_answer(parameters.schema) if parameters.schema else None, rates,
+            salt(provider.name, provider.model, provider.account.host), self.cache if spec["cache"] else None,
+            spec["on_error"],
+        )  # fmt: skip

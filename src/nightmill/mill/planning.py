@@ -1,0 +1,297 @@
+"""Planning: what a user asks for becomes a plan with a price. Nothing is promised here, sent or spent."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nightmill.errors import Conflict, InputError, TaskError, UsageError
+from nightmill.ledger import Job, Limit
+from nightmill.mill.home import Home
+from nightmill.plan import Bounds, Compiled, Order, Parameters, Plan, bounds, make_plan, with_waves
+from nightmill.providers import BatchProvider, LiveProvider, Provider
+from nightmill.providers.resolve import available
+from nightmill.sources import Source, open_source
+from nightmill.store import Store
+from nightmill.tasks import BoundTask, Task, bind, load_schema, load_task, prompt_task, verbatim_task
+from nightmill.types import Lane, Quote, Usage
+
+LIVE_UP_TO = 10  # rows that run live unless told otherwise
+_EXPECTED_OUTPUT = 300  # tokens, where nobody knows better
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a user asks for. None: not said."""
+
+    inputs: tuple[str, ...]
+    task: str | None = None
+    prompt: str | None = None
+    model: str | None = None
+    lane: str | None = None  # auto, batch or live
+    budget_nanos: int | None = None
+    schema: str | None = None
+    key: str | None = None
+    sets: dict[str, str] = field(default_factory=dict)
+    rows: str | None = None  # file or line
+    name: str | None = None
+    new: bool = False
+    limit: int | None = None
+    on_error: str | None = None  # continue, stop or threshold:N
+    batch_size: int | None = None
+    temperature: float | None = None
+    max_output: int | None = None
+    rpm: float | None = None
+    tpm: float | None = None
+    concurrency: int | None = None
+    cache: bool = True
+    dedupe: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plan that promises nothing yet, or the unfinished job that the same command began."""
+
+    plan: Plan
+    spec: dict[str, Any]
+    options: RunOptions
+    source: Source
+    model: str
+    lane: Lane
+    task_digest: str
+    free: Limit | None  # the tightest limit
+    resumes: Job | None = None
+
+    @property
+    def quote(self) -> Quote:
+        return self.plan.quote
+
+
+@dataclass(frozen=True, slots=True)
+class LaneCost:
+    """What a plan would cost in one lane."""
+
+    lane: Lane
+    expected_nanos: int
+    at_most_nanos: int
+
+
+def prepare(home: Home, options: RunOptions) -> Prepared:
+    """Read the input, plan and price it. The caller submits the plan or discards it.
+
+    Raises:
+        UsageError (InputError, TaskError, UnknownModel, UnknownPrice, CannotCarry), StoreError:
+            nothing of it is left.
+    """
+    return _after_a_look(partial(_prepare, home, options))
+
+
+def _prepare(home: Home, options: RunOptions, whole: bool) -> Prepared:
+    order, spec, source, model = _order(home, options, whole)
+    free = home.tightest(options.budget_nanos)
+    order = _bounded(order, options, free)
+    job_id = _new_id()
+    for dead in home.ledger.begin_plan(job_id, model=model, lane=order.lane):
+        home.store.drop_folder(home.store.job_folder(dead))
+    try:
+        plan = make_plan(order, home.store, job_id)
+        plan = replace(plan, quote=with_waves(plan.quote, free.free_nanos if free else None))
+        unfinished = None if options.new else _unfinished_like(home, plan, spec, options)
+    except BaseException:
+        drop(home, job_id)
+        raise
+    return Prepared(plan, spec, options, source, model, order.lane, order.compiled.digest, free, unfinished)
+
+
+def rehearse(home: Home, options: RunOptions) -> Prepared:
+    """`prepare` in a folder that is gone afterwards: nothing is written to the home."""
+    return _after_a_look(partial(_rehearse, home, options))
+
+
+def _rehearse(home: Home, options: RunOptions, whole: bool) -> Prepared:
+    order, spec, source, model = _order(home, options, whole)
+    free = home.tightest(options.budget_nanos)
+    order = _bounded(order, options, free)
+    folder = Path(tempfile.mkdtemp(prefix="nightmill-dry-"))
+    try:
+        plan = make_plan(order, Store(folder), _new_id())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    plan = replace(plan, quote=with_waves(plan.quote, free.free_nanos if free else None))
+    unfinished = None if options.new else _unfinished_like(home, plan, spec, options)
+    return Prepared(plan, spec, options, source, model, order.lane, order.compiled.digest, free, unfinished)
+
+
+def lane_costs(home: Home, prepared: Prepared) -> list[LaneCost]:
+    """What the plan would cost in each lane that its model has, batch first."""
+    quote, provider = prepared.quote, home.provider(prepared.model)
+    each = Usage(-(-quote.input_tokens // max(1, quote.requests)), quote.output_tokens // max(1, quote.requests))
+    costs = []
+    for lane, able in ((Lane.BATCH, BatchProvider), (Lane.LIVE, LiveProvider)):
+        if lane is prepared.lane:
+            costs.append(LaneCost(lane, quote.expected_nanos, quote.at_most_nanos))
+        elif isinstance(provider, able):
+            sheet = home.sheet(prepared.model, lane)
+            sent = [s for s in prepared.plan.shards if s.lane is not Lane.CACHE]
+            at_most = sum(sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in sent)
+            costs.append(LaneCost(lane, sheet.cost(each) * quote.requests, at_most))
+    return costs
+
+
+def drop(home: Home, job_id: str) -> None:
+    """A plan and its files go; a job, though this is called late, keeps its own."""
+    if home.ledger.is_planned(job_id):
+        home.store.drop_folder(home.store.job_folder(job_id))  # first: on a full disk the ledger needs the room
+        home.ledger.abandon_plan(job_id)
+
+
+def _order(home: Home, options: RunOptions, whole: bool) -> tuple[Order, dict[str, Any], Source, str]:
+    settings = home.settings
+    model = options.model or settings.default_model
+    if not model:
+        raise UsageError(
+            "no model",
+            why="usable here: " + "; ".join(available(settings.env, settings.providers)),
+            fix="name one with --model, or set [defaults] model in nightmill.toml",
+        )
+    provider = home.provider(model)
+    task = _task(home, options, provider)
+    rows = options.rows or task.rows
+    source = open_source(
+        options.inputs, rows="file" if rows == "file" else "line", key=options.key, limit=options.limit, whole=whole
+    )
+    if options.task is None and options.prompt is None:
+        task = _for_model(verbatim_task(_columns(source)), provider)
+    bound = bind(task, _columns(source), options.sets)
+    parameters = _parameters(home, options, bound.task)
+    compiled = Compiled(provider, bound, parameters)
+    lane = _lane(options.lane or settings.default_lane, provider, source)
+    expect = _expected_tokens(home, model, bound.task, compiled)
+    order = Order(
+        source, provider, compiled, lane, home.sheet(model, lane), home.sheet(model, Lane.LIVE),
+        Bounds(1, 0, None), expect, options.dedupe, home.cache if options.cache else None,
+        (f"limit={options.limit}", f"key={options.key}"),
+    )  # fmt: skip
+    spec = _spec(options, bound, parameters, model, lane, source) | {"price": order.sheet.to_json()}
+    return order, spec, source, model
+
+
+def _expected_tokens(home: Home, model: str, task: Task, compiled: Compiled) -> int:
+    """Output tokens of a typical answer: measured, else the task's word, else a guess under the cap."""
+    if not compiled.cap_tokens:
+        return 0
+    measured = home.ledger.mean_output_tokens(model, compiled.digest)
+    return min(compiled.cap_tokens, measured or task.expect or _EXPECTED_OUTPUT)
+
+
+def _task(home: Home, options: RunOptions, provider: Provider) -> Task:
+    if options.task is not None and options.prompt is not None:
+        raise UsageError("both a task and a prompt", why="one of them says what to ask", fix="give only one")
+    if options.task is not None:
+        return load_task(options.task, home.settings.task_folders)
+    return _for_model(prompt_task(options.prompt), provider) if options.prompt is not None else Task("verbatim")
+
+
+def _parameters(home: Home, options: RunOptions, task: Task) -> Parameters:
+    schema = load_schema(options.schema) if options.schema else task.schema
+    return Parameters(
+        temperature=_first(options.temperature, task.temperature, home.settings.default_temperature),
+        max_output=_first(options.max_output, task.max_output, home.settings.default_max_output),
+        schema=schema,
+    )
+
+
+def _unfinished_like(home: Home, plan: Plan, spec: dict[str, Any], options: RunOptions) -> Job | None:
+    """The unfinished job that the same command began; refuses options that differ in how it runs."""
+    job = home.ledger.find_unfinished(plan.fingerprint)
+    if job is None:
+        return None
+    asked = {"lane": options.lane not in (None, "auto", job.spec["lane"])}
+    for option in ("batch_size", "cache", "dedupe"):
+        asked[option] = job.spec[option] != spec[option]
+    if differing := [name.replace("_", "-") for name, differs in asked.items() if differs]:
+        raise Conflict(
+            f"job {job.id} is unfinished and was begun with another --{differing[0]}",
+            why="its shards are cut and sent already",
+            fix=f"run it as it was begun, or start anew with --new (nightmill cancel {job.id} ends the old one)",
+        )
+    return job
+
+
+def _new_id() -> str:
+    """A job id: sorts by time, 14 characters, the last four random."""
+    milliseconds = time.time_ns() // 1_000_000
+    stamp = "".join(_CROCKFORD[milliseconds >> shift & 31] for shift in range(45, -1, -5))
+    return stamp + "".join(secrets.choice(_CROCKFORD) for _ in range(4))
+
+
+def _bounded(order: Order, options: RunOptions, free: Limit | None) -> Order:
+    """Shards whose hold is at most a quarter of the tightest limit's free money."""
+    embeddings = order.compiled.is_embeddings
+    limits = bounds(
+        order.lane,
+        order.provider.limits,
+        batch_size=options.batch_size,
+        hold_nanos=quarter(free),
+        embeddings=embeddings,
+    )
+    return replace(order, bounds=limits)
+
+
+def quarter(free: Limit | None) -> int | None:
+    """The most that one shard may hold, so that a few fit into the tightest limit at once; None: no limit."""
+    return None if free is None or free.free_nanos is None else max(1, free.free_nanos // 4)
+
+
+def _after_a_look(plan: Callable[[bool], Prepared]) -> Prepared:
+    """Plan after a look at the beginning of the input; where that is refused, after a look at all of it."""
+    try:
+        return plan(False)
+    except (InputError, TaskError):  # it may be fine, and only the whole input tells what is wrong
+        return plan(True)
+
+
+def _lane(asked: str, provider: Provider, source: Source) -> Lane:
+    """``auto``: 10 rows or fewer live, else batch where the provider has one."""
+    can_batch, can_live = isinstance(provider, BatchProvider), isinstance(provider, LiveProvider)
+    if asked == "batch" and not can_batch:
+        raise UsageError(f"{provider.name} has no batch lane", why="it answers live only", fix="use --lane live")
+    if asked in ("batch", "live"):
+        return Lane(asked)
+    few = next(source.batches()).num_rows <= LIVE_UP_TO
+    return Lane.LIVE if not can_batch or (few and can_live) else Lane.BATCH
+
+
+def _for_model(task: Task, provider: Provider) -> Task:
+    """A bare prompt for an embedding model asks for embeddings."""
+    return replace(task, endpoint="embeddings") if "embed" in provider.model.lower() else task
+
+
+def _columns(source: Source) -> list[str]:
+    names = list(source.schema.names)
+    return names if "key" in names else ["key", *names]
+
+
+def _spec(
+    options: RunOptions, bound: BoundTask, parameters: Parameters, model: str, lane: Lane, source: Source
+) -> dict[str, Any]:
+    """Everything needed to go on without the caller."""
+    return {
+        "inputs": list(options.inputs), "task": bound.task.to_dict(), "columns": _columns(source),
+        "parameters": parameters.to_dict(), "model": model, "lane": lane.value, "batch_size": options.batch_size,
+        "cache": options.cache, "dedupe": options.dedupe, "rpm": options.rpm, "tpm": options.tpm,
+        "concurrency": options.concurrency, "on_error": options.on_error or "continue",
+        "row_mode": source.kind,
+    }  # fmt: skip
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,101 @@
+"""Reading: results of a job, finished or not, in input order; and writing them where a user wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nightmill.collect import Results, read_built
+from nightmill.engine import results_of
+from nightmill.ledger import Job, StoredFile
+from nightmill.mill.home import Home
+from nightmill.plan import Parameters
+from nightmill.sinks import Target, write_all
+from nightmill.sinks.exports import note_written
+from nightmill.wire import RESULTS, ROWS, TWINS
+
+
+@dataclass(slots=True)
+class Group:
+    """Rows that failed alike: how many, and one of them."""
+
+    kind: str
+    count: int
+    message: str
+    row: int
+
+
+def results(home: Home, job: Job, first: int = 0, end: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Results of rows ``first`` to ``end`` in input order; rows that are still open are left out."""
+    end = job.rows if end is None else min(end, job.rows)
+    built = home.ledger.files_of(job.id, RESULTS) if job.finished_at is not None else []
+    for batch in _built(home, job, built, first, end) if built else _read_open(home, job, first, end):
+        index = batch.column("index")
+        yield batch.filter(pc.and_(pc.greater_equal(index, first), pc.less(index, end)))
+
+
+def _built(home: Home, job: Job, files: Sequence[StoredFile], first: int, end: int) -> Iterator[pa.RecordBatch]:
+    for file in files:
+        if file.first < end and file.last >= first:
+            yield from read_built(home.store, file, first, end, partial(open_results, home, job))
+
+
+def _read_open(home: Home, job: Job, first: int, end: int) -> Iterator[pa.RecordBatch]:
+    results = open_results(home, job)
+    for low, high in results.ranges():
+        if low < end and high > first:
+            yield from results.batches(low, high)
+
+
+def failures(home: Home, job: Job) -> tuple[list[Group], int]:
+    """Failed rows grouped by kind, most frequent first, and the nanos that rest on estimated usage."""
+    groups: dict[str, Group] = {}
+    estimated = 0
+    for batch in results(home, job):
+        estimated += pc.sum(batch.filter(batch.column("cost_estimated")).column("cost_nanos")).as_py() or 0
+        bad = batch.filter(pc.invert(batch.column("success"))).select(["index", "error_kind", "error"])
+        for row in bad.to_pylist():
+            kind = row["error_kind"] or "failed"
+            group = groups.setdefault(kind, Group(kind, 0, row["error"] or "", row["index"]))
+            group.count += 1
+    return sorted(groups.values(), key=lambda group: -group.count), estimated
+
+
+def selected(
+    home: Home, job: Job, *, span: tuple[int, int] | None = None, failed: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """Results of some rows: those from ``span[0]`` up to ``span[1]``, those that failed."""
+    for batch in results(home, job, *(span or ())):
+        yield batch.filter(pc.invert(batch.column("success"))) if failed else batch
+
+
+def export(
+    home: Home,
+    job: Job,
+    targets: Sequence[Target],
+    *,
+    csv_raw: bool = False,
+    span: tuple[int, int] | None = None,
+    failed: bool = False,
+) -> int:
+    """Write what results there are to every target, whole or not at all; how many rows. Raises StoreError."""
+    batches = selected(home, job, span=span, failed=failed)
+    rows = write_all(targets, batches, schema=schema_of(job), csv_raw=csv_raw)
+    note_written(targets, home.folder(job))
+    return rows
+
+
+def schema_of(job: Job) -> Mapping[str, Any] | None:
+    """The JSON Schema that the job's answers are held to, if there is one."""
+    return Parameters.from_dict(job.spec["parameters"]).schema
+
+
+def open_results(home: Home, job: Job) -> Results:
+    kit = home.open_kit(job.id)
+    files = home.ledger.files_of(job.id, ROWS, TWINS)
+    return results_of(home.store, kit, home.ledger.shards_of(job.id), files)

@@ -121,6 +121,8 @@ def test_a_budget_stops_work_before_it_is_crossed(tmp_path: Path, lane: str) -> 
         job, spent = paused.json["job_id"], paused.json["spent_usd"]
         assert spent <= float(budget)
         assert round(spent * 1e9) == place.invoice()["total_nanos"]
+        left = place.run("results", job)
+        assert (left.code, len(left.out.splitlines())) == (4, paused.json["succeeded"]), left.err
         raised = place.run("budget", "set", "1", "--job", job, "--json")
         assert raised.json["limits"][0] == {
             "scope": f"job:{job}", "cap_usd": 1.0, "spent_usd": spent, "held_usd": 0.0, "free_usd": 1.0 - spent,

@@ -47,8 +47,12 @@ class Edge:
         settings = self.settings()
         with opened(settings, create=create) as mill:
             if create:
-                self.log_file = start_log(settings.home, settings.log_level)
+                self.keep_log(settings)
             yield mill
+
+    def keep_log(self, settings: Settings) -> None:
+        """From here on what happens is logged into the home."""
+        self.log_file = start_log(settings.home, settings.log_level)
 
     # -- streams -------------------------------------------------------------------------------
 

@@ -9,8 +9,11 @@ from typing import Any, Literal
 import click
 
 from nightmill.cli import flags, views
-from nightmill.cli.edge import Edge
+from nightmill.cli.edge import Edge, error_object
+from nightmill.cli.progress import Mode
+from nightmill.cli.session import Order, tell_end, work
 from nightmill.errors import UsageError
+from nightmill.mill import Job, Mill
 from nightmill.sinks import parse_target, stream
 from nightmill.types import UNFINISHED
 
@@ -24,37 +27,56 @@ from nightmill.types import UNFINISHED
 @click.option("--rows", "span", type=flags.ROWS_SPAN, help="These rows only, counted from 0.")
 @flags.force
 @flags.csv_raw
+@flags.progress
 @flags.common
 def results(
     edge: Edge, job: str, outs: tuple[str, ...], form: Literal["jsonl", "csv"], failed: bool,
-    span: tuple[int, int] | None, force: bool, csv_raw: bool,
+    span: tuple[int, int] | None, force: bool, csv_raw: bool, mode: Mode,
 ) -> int:  # fmt: skip
-    """Write results in input order: as JSON lines to stdout, or to files with --out."""
+    """Write results in input order: as JSON lines to stdout, or to files with --out.
+
+    A job that is not finished is worked on first, until it is. Ctrl-C takes what there is so far,
+    and so does this command when another process works on the job.
+    """
     targets = [parse_target(text) for text in outs]
+    if edge.json and not targets:
+        raise UsageError(
+            "--json with results on stdout",
+            why="--json is one object, results are many",
+            fix="leave --json out, or add --out PATH",
+        )
     with edge.mill(create=False) as mill:
         found = mill.job(job)
-        if found.state in UNFINISHED:
-            now = mill.standing(found)
-            edge.say(f"job {found.id} is {found.state}: {now.pending:,} of {now.rows:,} rows are still open")
+        mill.check_files(targets, found, force=force)
+        worked, interrupted = _bring_on(edge, mill, found, mode) if found.state in UNFINISHED else (False, False)
+        found = mill.job(found.id)
         chosen: dict[str, Any] = {"span": span, "failed": failed}
         if targets:
-            mill.check_files(targets, found, force=force)
             rows = mill.export(found, targets, csv_raw=csv_raw, **chosen)
-            paths = [str(target.path) for target in targets]
             edge.say(f"{rows:,} rows written")
-            edge.answer(views.job_object(found, mill.standing(found), out=paths) | {"written": rows})
-            for path in paths:
-                edge.put(path)
-            return 0
-        if edge.json:
-            raise UsageError(
-                "--json with results on stdout",
-                why="--json is one object, results are many",
-                fix="leave --json out, or add --out PATH",
-            )
-        batches = mill.selected(found, **chosen)
-        stream(sys.stdout.buffer, form, batches, schema=mill.schema(found), csv_raw=csv_raw)
-    return 0
+        else:
+            batches = mill.selected(found, **chosen)
+            rows = stream(sys.stdout.buffer, form, batches, schema=mill.schema(found), csv_raw=csv_raw)
+        now, paths = mill.standing(found), [str(target.path) for target in targets]
+        answer = views.job_object(found, now, out=paths, interrupted=interrupted) | {"written": rows}
+        code, error = tell_end(edge, mill, found, now, interrupted=interrupted, wrote=True) if worked else (0, None)
+        edge.answer(answer if error is None else answer | {"error": error_object(error)})
+        for path in paths:
+            edge.put(path)
+        return code if error is not None else 0  # the rows that failed are among the results
+
+
+def _bring_on(edge: Edge, mill: Mill, job: Job, mode: Mode) -> tuple[bool, bool]:
+    """Work on an unfinished job where nobody else does; whether this worked, and was interrupted."""
+    now = mill.standing(job)
+    edge.known = views.job_object(job, now)
+    still_open = f"{now.pending:,} of {now.rows:,} rows are still open"
+    if mill.attended(job):
+        edge.say(f"job {job.id} is {job.state} in another process: {still_open}")
+        return False, False
+    edge.say(f"job {job.id} is {job.state}: {still_open}")
+    edge.keep_log(mill.settings)
+    return True, work(edge, mill, [job], Order(mode, aside=True))
 
 
 @click.command(short_help="Say what became of a shard in doubt.")

@@ -17,7 +17,7 @@ from nightmill.cli.edge import Edge, error_object
 from nightmill.cli.progress import Mode, Progress
 from nightmill.engine import Stop
 from nightmill.errors import NightmillError, StoreError
-from nightmill.mill import Job, Look, Mill
+from nightmill.mill import Job, Look, Mill, Standing
 from nightmill.sinks import Target
 from nightmill.types import UNFINISHED
 
@@ -170,16 +170,25 @@ def _conclude_one(edge: Edge, mill: Mill, job: Job, order: Order, *, interrupted
     edge.known = views.job_object(job, now, interrupted=interrupted)
     if order.targets:
         _export(mill, job, order)
-    code, error = views.ending(job, now, interrupted=interrupted)
+    code, error = tell_end(edge, mill, job, now, interrupted=interrupted, wrote=bool(order.targets))
     found = views.job_object(job, now, out=paths, interrupted=interrupted)
-    view = views.end_view(mill, job, now, interrupted=interrupted, wrote=bool(order.targets))
+    if error is not None:
+        found["error"] = error_object(error)
+    for path in paths:
+        edge.put(path)
+    return code, found
+
+
+def tell_end(
+    edge: Edge, mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: bool
+) -> tuple[int, NightmillError | None]:
+    """Say where a job stands when work on it ends; its exit code, and the error told, if it is one."""
+    code, error = views.ending(job, now, interrupted=interrupted)
+    view = views.end_view(mill, job, now, interrupted=interrupted, wrote=wrote)
     edge.say(present.end_report(view, width=edge.width, unicode=edge.unicode))
     for alert in mill.alerts(job):
         edge.say(f"  alert: {present.show(alert.text)}")
     if error is not None:
         edge.say(present.error_text(error))
-        found["error"] = error_object(error)
-    for path in paths:
-        edge.put(path)
     log.info("job %s is %s: %d of %d rows ok, exit %d", job.id, job.state, now.succeeded, now.rows, code)
-    return code, found
+    return code, error

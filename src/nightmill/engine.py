@@ -18,11 +18,11 @@ from typing import Any
 
 from nightmill import wire
 from nightmill.answers import AnswerCache
-from nightmill.collect import Check, Context, Results, RowCounts, Rules, settle_shard
+from nightmill.collect import Check, Context, Results, RowCounts, Rules, settle_late, settle_shard
 from nightmill.collect.results import JobFiles
 from nightmill.errors import LeaseLost, ProviderError, StoreError
 from nightmill.killpoints import reach
-from nightmill.lanes import Desk, Lease, Work, batch, live
+from nightmill.lanes import Desk, Lease, Work, batch, late, live
 from nightmill.lanes.throttle import Rates, Throttle, tightest
 from nightmill.ledger import Job, Shard, StoredFile
 from nightmill.plan import Compiled
@@ -262,6 +262,9 @@ class Engine:
             shard = fetched
         sheet = PriceSheet.from_json(shard.price) if shard.price else kit.work.sheet
         context = Context(desk.store, kit.provider, sheet, kit.list_sheet, kit.check, kit.work.scissors, Rules())
+        if shard.settled_before:
+            await self._settle_late(context, shard)
+            return
         elsewhere = desk.aside if shard.lane is Lane.LIVE else asyncio.to_thread  # a batch may take minutes
         collected = await elsewhere(settle_shard, context, shard, stopping=shard.cancel_requested)
         if collected.read_again:
@@ -270,6 +273,17 @@ class Engine:
         await desk.book(desk.ledger.settle, shard, collected.settlement)
         await self._count_failures(kit, shard.tag)
         await self._mind_errors(kit)
+
+    async def _settle_late(self, context: Context, shard: Shard) -> None:
+        """Book what came late of a shard. Those of one job one by one, in order: each counts rows of the others."""
+        desk = self._desk
+        others = await desk.book(desk.ledger.shards_of, shard.job_id)
+        if any(other.seq < shard.seq and other.state is not ShardState.SETTLED for other in others):
+            reason = "waits for an earlier shard to settle"
+            await desk.book(desk.ledger.release, shard, due_in_s=desk.timing.poll_s, reason=reason)
+            return
+        settlement = await asyncio.to_thread(settle_late, context, shard, others)
+        await desk.book(desk.ledger.settle_late, shard, settlement)
 
     async def _count_failures(self, kit: JobKit, settled: str = "") -> None:
         """Look at how many rows of the job failed in shards that are settled, ``settled`` now among them."""
@@ -315,12 +329,14 @@ class Engine:
         return not job.cancel_requested and not await desk.book(ledger.to_collect, job_id)
 
     async def _finish(self, kit: JobKit, job: Job) -> None:
-        """Build the results of a job that has none of its rows open, and close it."""
+        """Build the results of a job that has none of its rows open, and close it, unless something came late."""
         desk = self._desk
-        shards = await desk.book(desk.ledger.shards_of, job.id)
-        files = await desk.book(desk.ledger.files_of, job.id, wire.ROWS, wire.TWINS, wire.RESULTS)
         self._finishing[job.id] = job
         try:
+            if await self._look_back(kit, job):
+                return
+            shards = await desk.book(desk.ledger.shards_of, job.id)
+            files = await desk.book(desk.ledger.files_of, job.id, wire.ROWS, wire.TWINS, wire.RESULTS)
             counts, written = await asyncio.to_thread(build_results, desk.store, kit, shards, files, job.epoch)
             packed, superseded = await asyncio.to_thread(pack_wire, desk.store, shards, job.epoch)
         except BaseException:
@@ -337,6 +353,16 @@ class Engine:
             for path, _ in packed:  # the ledger names the packed ones now
                 desk.store.path(path).unlink(missing_ok=True)
         self._on_change(job.id)
+
+    async def _look_back(self, kit: JobKit, job: Job) -> bool:
+        """Whether something came after its shard had settled; no job waits for a provider that cannot tell."""
+        if not isinstance(kit.provider, BatchProvider):
+            return False
+        try:
+            return await late.reopen(self._desk, kit.provider, job, settled_for_s=self._desk.timing.reread_s)
+        except (ProviderError, TimeoutError) as error:
+            log.warning("job %s: could not look for what came late: %s", job.id, error)
+            return False
 
     # -- leases --------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ SHARD_MOVES: dict[ShardState, frozenset[ShardState]] = {
     ShardState.WAITING: frozenset({ShardState.PLANNED, ShardState.COLLECTING, ShardState.SETTLED}),
     ShardState.SENDING: frozenset({ShardState.COLLECTING, ShardState.PLANNED}),
     ShardState.COLLECTING: frozenset({ShardState.SETTLED, ShardState.WAITING}),
-    ShardState.SETTLED: frozenset(),
+    ShardState.SETTLED: frozenset(),  # by no step of its own: `LateVerbs.reopen` opens it when something came late
 }
 
 

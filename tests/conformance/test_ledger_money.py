@@ -267,7 +267,7 @@ def test_a_submission_found_late_is_booked_too(ledger: Ledger) -> None:
 
 
 def test_absence_can_be_confirmed(ledger: Ledger) -> None:
-    """The last look found nothing: the submission is gone for good and costs nothing."""
+    """The last look found nothing: the submission counts as lost and costs nothing."""
     publish(ledger)
     ledger.note_not_sent(bring(ledger, ShardState.IN_DOUBT), 1, due_in_s=0.0, reason="not there", sure=False)
     second = intended(ledger, claim(ledger))
@@ -276,7 +276,7 @@ def test_absence_can_be_confirmed(ledger: Ledger) -> None:
     ready = claim(ledger)
     ledger.confirm_absent(ready, [1])
     ledger.settle(ready, done(ready, 44))
-    assert [s.state for s in ledger.shards_of("job1")[0].submissions] == [SubmissionState.GONE, SubmissionState.BOOKED]
+    assert [s.state for s in ledger.shards_of("job1")[0].submissions] == [SubmissionState.LOST, SubmissionState.BOOKED]
     check_money(ledger)
 
 

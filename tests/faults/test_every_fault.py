@@ -15,6 +15,7 @@ _IN_DOUBT = {"fault": "create_accepted_then_500", "times": 1}  # makes the list 
 _LIVE = {"non_json_bodies", *(name for name in simulator_faults.KNOWN if name.startswith("live_"))}
 _PARAMS: dict[str, dict[str, Any]] = {
     "late_listing": {"lag_s": 1},
+    "late_output_file": {"lag_s": 1},
     "late_error_file": {"lag_s": 1},
     "live_timeout": {"delay_s": 1.0},
     "enqueued_limit_later": {"limit": 5},

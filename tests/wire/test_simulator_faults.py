@@ -207,6 +207,16 @@ def test_late_error_file(base: str) -> None:
     assert _run_with(base, {**late, "lag_s": 0}, failing)["error_file_id"].startswith("file-")
 
 
+def test_late_output_file(base: str) -> None:
+    """Completed, and the output file's id is null until the clock is put forward by the lag."""
+    batch = _run_with(base, {"fault": "late_output_file", "lag_s": 1_000_000})
+    assert (batch["status"], batch["output_file_id"], batch["request_counts"]["completed"]) == ("completed", None, ROWS)
+    assert call(base, "POST", "/simulator/forward", -1.0).status == 400
+    assert call(base, "POST", "/simulator/forward", "soon").status == 400
+    assert call(base, "POST", "/simulator/forward", 1_000_000.0).status == 200
+    assert poll(base, batch["id"])["output_file_id"].startswith("file-")
+
+
 def test_empty_and_absent_file_ids(base: str) -> None:
     """A file that does not exist is "" or has no key; one that does keeps its id."""
     empty = _run_with(base, {"fault": "empty_file_ids"})

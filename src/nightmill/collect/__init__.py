@@ -9,14 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nightmill.collect.accounting import Accounting, BodySizes, Check, Rules, Verdict, account, bookings, verdict
+from nightmill.collect.accounting import (
+    Accounting,
+    BodySizes,
+    Check,
+    Rules,
+    Verdict,
+    account,
+    alerts_of,
+    bookings,
+    verdict,
+)
+from nightmill.collect.context import Context
+from nightmill.collect.late import settle_late
 from nightmill.collect.results import Results, RowCounts, read_built
 from nightmill.collect.sofar import Answers, SoFar
 from nightmill.ledger import Counts, NewShard, Settlement, Shard
-from nightmill.plan import Scissors
-from nightmill.pricing import PriceSheet
-from nightmill.providers import Provider
-from nightmill.store import Store
 from nightmill.types import Lane
 
 __all__ = [
@@ -29,21 +37,9 @@ __all__ = [
     "Rules",
     "SoFar",
     "read_built",
+    "settle_late",
     "settle_shard",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What collecting a job's shards needs beside the shard."""
-
-    store: Store
-    provider: Provider
-    sheet: PriceSheet  # pinned on the shard at its hold
-    list_sheet: PriceSheet  # the live standard price, for what was saved
-    check: Check | None  # of the task's schema
-    scissors: Scissors
-    rules: Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +77,7 @@ def settle_shard(context: Context, shard: Shard, *, stopping: bool) -> Collected
         list_nanos=acc.list_nanos,
         failures=found.failures,
         leftovers=tuple(leftovers),
-        alerts=tuple(_alerts(acc, shard)),
+        alerts=tuple(alerts_of(acc)),
     )
     return Collected(settlement, read_again=False)
 
@@ -92,22 +88,6 @@ def _explained(acc: Accounting, shard: Shard) -> bool:
     if sub.completed is None or sub.failed is None:
         return False
     return sub.completed + sub.failed <= acc.lines.get(sub.n, 0) and not acc.garbled
-
-
-def _alerts(acc: Accounting, shard: Shard) -> list[tuple[str, str]]:
-    found = []
-    if acc.differing:
-        found.append(("answers_differ", f"{acc.differing} requests of {shard.tag} were answered twice, differently"))
-    if acc.unknown_ids:
-        found.append(("unknown_ids", f"{acc.unknown_ids} lines of {shard.tag} name requests it did not hold"))
-    if acc.garbled:
-        found.append(("unreadable_lines", f"{acc.garbled} lines of {shard.tag} could not be read and were left out"))
-    if len(acc.models) > 1:
-        found.append(("model_changed", f"{shard.tag} was answered by {', '.join(sorted(acc.models))}"))
-    over = sum(acc.spent.values()) - sum(s.hold_nanos + s.unproven_nanos for s in shard.submissions)
-    if over > 0 and any(s.hold_nanos for s in shard.submissions):
-        found.append(("over_worst_case", f"{shard.tag} cost {over} nano-dollars more than its worst case"))
-    return found
 
 
 def _leftovers(context: Context, shard: Shard, found: Verdict) -> list[NewShard]:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 Check = Callable[[str], "tuple[object, str | None]"]
 
+SUCCEEDED = "succeeded"
 _UNEXPECTED, _OPEN, _SUCCEEDED = 0, 1, 2
 _KINDS = tuple(FailureKind)
 _FEW = 16  # lines that are decoded in one go where one of a bunch is no plain answer
@@ -94,6 +95,21 @@ class Accounting:
     garbled: int = 0
     models: set[str] = field(default_factory=set)
     unproven_rows: list[int] = field(default_factory=list)  # live: one entry a send that may have been billed
+
+    def word(self, index: int) -> str:
+        """How the request of row ``index`` ended: ``succeeded``, or the kind of its failure."""
+        code = self.seen[index - self.shard.first]
+        if code == _SUCCEEDED:
+            return SUCCEEDED
+        kind = FailureKind.MISSING if code == _OPEN else _KINDS[code - _CODE[_KINDS[0]]]
+        if kind is FailureKind.CANCELLED and not self.shard.cancel_requested:  # somebody else did: as good as expired
+            kind = FailureKind.EXPIRED
+        return kind.value
+
+    def differing_from(self, before: Accounting) -> list[int]:
+        """Rows that end otherwise here than in another accounting of the same shard."""
+        pairs = zip(before.seen, self.seen, strict=True)
+        return [self.shard.first + i for i, (was, now) in enumerate(pairs) if was != now]
 
     def rows(self, *codes: int) -> Iterator[int]:
         wanted = set(codes)
@@ -338,8 +354,11 @@ def bookings(acc: Accounting, sheet: PriceSheet, sizes: BodySizes) -> tuple[Book
         else:
             doubtful = acc.unproven_rows if sub.n == shard.submission else []
         unproven = sheet.worst(sum(sizes[i] for i in doubtful), len(doubtful), cap * len(doubtful)) if doubtful else 0
-        room = sub.hold_nanos - proven
-        if shard.lane is Lane.BATCH and sub.hold_nanos and room >= 0:
+        most = sub.hold_nanos
+        if sub.state is SubmissionState.BOOKED:  # the hold is gone; what was booked in its place bounds it as well
+            most = sub.spent_nanos - acc.repeated.get(sub.n, 0)
+        room = most - proven
+        if shard.lane is Lane.BATCH and most and room >= 0:
             unproven = min(unproven, room)
         unproven += acc.repeated.get(sub.n, 0)
         calls = acc.calls if sub.n == shard.submission else 0
@@ -361,6 +380,23 @@ def _without_answer(acc: Accounting, sub: Submission, sizes: BodySizes) -> list[
     others = any(line_n != n for line_n in acc.lines)
     rows = acc.rows(_OPEN, *(_SUCCEEDED, *_CODE.values()) if others else ())
     return sorted(rows, key=sizes.__getitem__, reverse=True)[:lacking]
+
+
+def alerts_of(acc: Accounting) -> list[tuple[str, str]]:
+    """``(kind, text)`` of what a person should look at."""
+    found, shard = [], acc.shard
+    if acc.differing:
+        found.append(("answers_differ", f"{acc.differing} requests of {shard.tag} were answered twice, differently"))
+    if acc.unknown_ids:
+        found.append(("unknown_ids", f"{acc.unknown_ids} lines of {shard.tag} name requests it did not hold"))
+    if acc.garbled:
+        found.append(("unreadable_lines", f"{acc.garbled} lines of {shard.tag} could not be read and were left out"))
+    if len(acc.models) > 1:
+        found.append(("model_changed", f"{shard.tag} was answered by {', '.join(sorted(acc.models))}"))
+    over = sum(acc.spent.values()) - sum(s.hold_nanos + s.unproven_nanos for s in shard.submissions)
+    if over > 0 and any(s.hold_nanos for s in shard.submissions):
+        found.append(("over_worst_case", f"{shard.tag} cost {over} nano-dollars more than its worst case"))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

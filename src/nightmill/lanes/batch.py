@@ -27,7 +27,7 @@ UNEXPLAINED_TRIES = 3
 LINE_SPLITS = 3  # refusals that name a line, before the rest goes out in halves
 _SKEW_S = 300.0  # a list is read back to so long before the intent
 _LATE = 1.5  # windows after which a batch that has not ended is told of
-_KEPT_S = 30 * 86_400.0  # a batch of which nothing is heard for so long is gone, and its results with it
+KEPT_S = 30 * 86_400.0  # a batch of which nothing is heard for so long is gone, and its results with it
 _UNRESOLVED = "in doubt"  # how the reasons begin of which a person was told
 _PAST_WINDOW = "far past its window"
 
@@ -197,7 +197,7 @@ async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
     sub, timing = shard.current, desk.timing
     ours = sub.account in ("", provider.account.id)
     try:
-        found = await _find(provider, [sub])
+        found = await find_batches(provider, [sub])
         if not found and ours and shard.looks + 1 >= len(timing.looks_s) and not shard.fenced:
             await _fence(provider, sub)
     except ProviderError as error:
@@ -252,7 +252,7 @@ async def _fence(provider: BatchProvider, sub: Submission) -> None:
             await provider.delete_file(file_id)
 
 
-async def _find(provider: BatchProvider, subs: Sequence[Submission]) -> list[BatchView]:
+async def find_batches(provider: BatchProvider, subs: Sequence[Submission]) -> list[BatchView]:
     names = frozenset(s.name for s in subs)
     files = frozenset(s.file_id for s in subs if s.file_id)
     since = min(s.intent_at for s in subs) - _SKEW_S
@@ -266,7 +266,10 @@ async def _adopt(desk: Desk, provider: BatchProvider, shard: Shard, found: list[
     oldest, *others = [view for view in found if view.id not in known] or found
     for view in others:
         await desk.book(desk.ledger.note_stray, shard, view.id, status=view.status, account=provider.account.id)
-    await desk.book(desk.ledger.note_created, shard, shard.submission, oldest.id, status=oldest.status, due_in_s=0.0)
+    await desk.book(
+        desk.ledger.note_created, shard, shard.submission, oldest.id,
+        status=oldest.status, due_in_s=0.0, looks=shard.looks + 1,
+    )  # fmt: skip
 
 
 async def _look_failed(desk: Desk, shard: Shard, error: ProviderError, *, overdue: bool) -> None:
@@ -293,16 +296,16 @@ async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
         for sub in shard.submissions:
             if sub.batch_id is None or sub.ended:
                 continue
-            view = await _view(desk, provider, sub, sub.batch_id)
+            view = await view_of(desk, provider, sub, sub.batch_id)
             if view is None:  # its results are gone with it: what is held becomes unproven spend
                 seen.append((sub.n, {"ended": 1}))
                 continue
-            if view.phase == "failed" and not _has_answers(view) and _is_alone(shard, sub):
+            if view.phase == "failed" and not has_answers(view) and _is_alone(shard, sub):
                 await _refused_whole(desk, work, shard, sub, view)
                 return
             over = view.phase in ("ended", "failed")
             ended = ended and over
-            seen.append((sub.n, _facts(view, sub, over)))
+            seen.append((sub.n, facts(view, sub, over)))
     except ProviderError as error:
         if is_shut_out(error):
             raise
@@ -319,12 +322,12 @@ def _age_s(desk: Desk, provider: BatchProvider, sub: Submission) -> float:
     return desk.wall() + provider.clock_skew_s() - sub.intent_at
 
 
-async def _view(desk: Desk, provider: BatchProvider, sub: Submission, batch_id: str) -> BatchView | None:
+async def view_of(desk: Desk, provider: BatchProvider, sub: Submission, batch_id: str) -> BatchView | None:
     """The batch as it is now; None when it is unknown, and older than anything the provider keeps."""
     try:
         return await provider.poll(batch_id)
     except Refused as error:
-        if error.status == 404 and _age_s(desk, provider, sub) > provider.limits.window_s + _KEPT_S:
+        if error.status == 404 and _age_s(desk, provider, sub) > provider.limits.window_s + KEPT_S:
             return None
         raise
 
@@ -346,7 +349,7 @@ def _was_told(shard: Shard) -> bool:
 
 def _is_alone(shard: Shard, sub: Submission) -> bool:
     """Nothing but this submission can have run any of the shard: then it may be sent again."""
-    return all(s.n == sub.n or s.state is SubmissionState.GONE for s in shard.submissions)
+    return not shard.settled_before and all(s.n == sub.n or s.state is SubmissionState.GONE for s in shard.submissions)
 
 
 async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
@@ -365,11 +368,11 @@ async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) ->
         await desk.book(desk.ledger.note_cancel_asked, shard, asked)
 
 
-def _has_answers(view: BatchView) -> bool:
+def has_answers(view: BatchView) -> bool:
     return bool(view.output_file or view.error_file or view.completed)
 
 
-def _facts(view: BatchView, sub: Submission, over: bool) -> dict[str, Any]:
+def facts(view: BatchView, sub: Submission, over: bool) -> dict[str, Any]:
     """What the ledger keeps of a batch; its highest count of answered rows, since a cancel may take some back."""
     completed = view.completed if sub.completed is None else max(sub.completed, view.completed or 0)
     return {
@@ -466,7 +469,7 @@ async def _let_go(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
 
 async def _revived(desk: Desk, provider: BatchProvider, shard: Shard, lost: list[Submission]) -> bool:
     """The last look for submissions that were thought absent, before the shard settles."""
-    found = await _find(provider, lost)
+    found = await find_batches(provider, lost)
     known = {s.batch_id for s in shard.submissions}
     strays = [view for view in found if view.id not in known]
     if not strays:
@@ -492,14 +495,14 @@ async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard:
     stored: list[StoredFile] = []
     seen: list[tuple[int, dict[str, Any]]] = []
     for sub in shard.submissions:
-        if sub.batch_id is None or sub.state is SubmissionState.GONE:
+        if sub.batch_id is None or sub.state in (SubmissionState.GONE, SubmissionState.BOOKED):
             continue
         files = {wire.OUTPUT: sub.output_file, wire.ERROR: sub.error_file}
         if shard.reread:  # an error file may come late
-            view = await _view(desk, provider, sub, sub.batch_id)
+            view = await view_of(desk, provider, sub, sub.batch_id)
             if view is not None:
                 files = {wire.OUTPUT: view.output_file, wire.ERROR: view.error_file}
-                seen.append((sub.n, _facts(view, sub, over=True)))
+                seen.append((sub.n, facts(view, sub, over=True)))
         for kind, file_id in files.items():
             path = f"{folder}/{sub.name}.{shard.epoch}.{read}.{kind}.jsonl"
             if file_id and await provider.fetch(file_id, desk.store.path(path)):

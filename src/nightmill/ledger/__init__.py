@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from nightmill.ledger.attendance import AttendanceVerbs
 from nightmill.ledger.jobs import JobVerbs
+from nightmill.ledger.late import LateVerbs
 from nightmill.ledger.money import MoneyVerbs
 from nightmill.ledger.records import (
+    CAME_LATE,
     Booking,
     Counts,
     Denied,
     Job,
+    Late,
+    LateBatch,
+    LateSettlement,
     Limit,
+    Moved,
     NewShard,
     Settlement,
     Shard,
@@ -23,20 +29,24 @@ from nightmill.ledger.records import (
     SubmissionState,
     Tally,
 )
-from nightmill.ledger.shards import ShardVerbs
 from nightmill.ledger.standing import OUTCOMES, Standing, standing_of, with_answers
 
 LEDGER_NAME = "nightmill.db"  # in the home
 
 __all__ = [
+    "CAME_LATE",
     "LEDGER_NAME",
     "OUTCOMES",
     "Booking",
     "Counts",
     "Denied",
     "Job",
+    "Late",
+    "LateBatch",
+    "LateSettlement",
     "Ledger",
     "Limit",
+    "Moved",
     "NewShard",
     "Settlement",
     "Shard",
@@ -50,5 +60,5 @@ __all__ = [
 ]
 
 
-class Ledger(JobVerbs, ShardVerbs, MoneyVerbs, AttendanceVerbs):
+class Ledger(JobVerbs, LateVerbs, MoneyVerbs, AttendanceVerbs):
     """All transactional state. Open it with the path of its database file."""

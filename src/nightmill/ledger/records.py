@@ -14,9 +14,11 @@ class SubmissionState(StrEnum):
     CREATED = "created"  # it has a batch id (batch), or requests may have gone out (live)
     GONE = "gone"  # proven not to be at the provider; nothing was spent
     ABSENT = "absent"  # looked for and not found; looked for once more before the shard settles
+    LOST = "lost"  # nor found by that look; what turns up after that came late
     BOOKED = "booked"  # collected, every cent booked
 
 
+CAME_LATE = -1  # instead of the number of a file's reading: not accounted for yet, and its shard had settled before
 EPOCHS_SINCE_A_BACKUP = 1_000_000  # more than any worker can have used up since
 
 
@@ -99,6 +101,13 @@ class Shard:
     cancel_requested: bool  # of the job: cancelled or stopped; claim nothing new
     submissions: tuple[Submission, ...] = ()
     files: tuple[StoredFile, ...] = ()
+    missing: int = 0  # of its requests, as it settled
+    settled_at: float | None = None  # unix seconds; kept when something came late and it is open again
+
+    @property
+    def settled_before(self) -> bool:
+        """It had settled, and something of it came late: nothing of it is sent again."""
+        return self.settled_at is not None and self.state is not ShardState.SETTLED
 
     @property
     def restored(self) -> bool:
@@ -181,6 +190,50 @@ class Settlement:
     files: tuple[StoredFile, ...] = ()
     alerts: tuple[tuple[str, str], ...] = ()  # (kind, text)
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LateBatch:
+    """A batch that turned up after its shard had settled."""
+
+    id: str
+    status: str
+    account: str
+    n: int | None  # the submission it is; None: another batch of one that has its own
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """What turned up of one settled shard."""
+
+    shard: Shard
+    batches: tuple[LateBatch, ...] = ()
+    files: tuple[StoredFile, ...] = ()  # result files that were not there; ``read`` is CAME_LATE
+    seen: tuple[tuple[int, dict[str, Any]], ...] = ()  # what the provider says now of submissions that were booked
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A request whose outcome is another one now, in the shard where it counts: a failure's kind, or ``succeeded``."""
+
+    tag: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class LateSettlement:
+    """What late answers change; numbers are differences to what was booked."""
+
+    bookings: tuple[Booking, ...]  # spent and unproven are whole sums, calls those that are new
+    moved: tuple[Moved, ...] = ()
+    extra_answers: int = 0
+    unknown_ids: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cached: int = 0
+    list_nanos: int = 0
+    alerts: tuple[tuple[str, str], ...] = ()  # (kind, text)
 
 
 @dataclass(frozen=True, slots=True)

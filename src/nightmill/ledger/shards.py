@@ -146,7 +146,7 @@ def unless_cancelled(stopped: str | None) -> Any:
 _SHARD_PLAIN = (
     "tag", "job_id", "seq", "attempt", "expiries", "missings", "splits", "first", "last", "count", "content_bytes",
     "cap_tokens", "input_tokens", "due", "lease_until", "lease_was_until", "epoch", "submission", "looks", "reads",
-    "refusals", "waits", "price", "reason",
+    "refusals", "waits", "price", "reason", "missing", "settled_at",
 )  # fmt: skip
 _SUBMISSION_PLAIN = (
     "tag", "n", "account", "hold_nanos", "spent_nanos", "unproven_nanos", "intent_at", "file_id", "batch_id",
@@ -542,10 +542,13 @@ class ShardVerbs(Database):
             self._step(connection, shard, keep_lease=True)
             self._update_submission(connection, shard.tag, n, file_id=file_id, intent_at=at)
 
-    def note_created(self, shard: Shard, n: int, batch_id: str, *, status: str, due_in_s: float) -> None:
-        """Step 3: the provider has it, and this is its id (created now, or adopted after a look)."""
+    def note_created(
+        self, shard: Shard, n: int, batch_id: str, *, status: str, due_in_s: float, looks: int = 0
+    ) -> None:
+        """Step 3: the provider has it, and this is its id (created now, or adopted after ``looks`` looks)."""
         with self._write("note_created") as connection:
-            self._step(connection, shard, ShardState.WAITING, due=self.moment() + due_in_s, waits=0, reason=None)
+            due = self.moment() + due_in_s
+            self._step(connection, shard, ShardState.WAITING, due=due, waits=0, looks=looks, reason=None)
             self._update_submission(
                 connection, shard.tag, n, state=SubmissionState.CREATED, batch_id=batch_id, status=status
             )
@@ -619,17 +622,20 @@ class ShardVerbs(Database):
         """Another batch of this shard turned up: it is collected and booked too, as a submission of its own."""
         with self._write("note_stray") as connection:
             self._step(connection, shard, keep_lease=True)
-            highest = select(func.max(submissions.c.n)).where(submissions.c.tag == shard.tag)
-            n = connection.execute(highest).scalar_one() + 1
-            scopes = money.scopes_of(connection, shard.tag, shard.submission)
-            connection.execute(
-                insert(submissions).values(
-                    tag=shard.tag, n=n, job_id=shard.job_id, state=SubmissionState.CREATED, account=account,
-                    scopes=json.dumps(scopes), intent_at=time.time(), batch_id=batch_id, status=status,
-                )
-            )  # fmt: skip
+            self._add_stray(connection, shard, batch_id, status, account)
             text = f"batch {batch_id} also ran shard {shard.tag}; its cost is booked beside the first"
             raise_alerts(connection, shard.job_id, shard.tag, [("second_batch", text)])
+
+    def _add_stray(self, connection: Connection, shard: Shard, batch_id: str, status: str, account: str) -> None:
+        highest = select(func.max(submissions.c.n)).where(submissions.c.tag == shard.tag)
+        n = connection.execute(highest).scalar_one() + 1
+        scopes = money.scopes_of(connection, shard.tag, shard.submission)
+        connection.execute(
+            insert(submissions).values(
+                tag=shard.tag, n=n, job_id=shard.job_id, state=SubmissionState.CREATED, account=account,
+                scopes=json.dumps(scopes), intent_at=time.time(), batch_id=batch_id, status=status,
+            )
+        )  # fmt: skip
 
     def revive(self, shard: Shard, n: int, batch_id: str, *, status: str) -> None:
         """A submission thought absent did exist: it is collected and booked too."""
@@ -645,7 +651,7 @@ class ShardVerbs(Database):
         with self._write("confirm_absent") as connection:
             self._step(connection, shard, keep_lease=True)
             for n in ns:
-                self._update_submission(connection, shard.tag, n, state=SubmissionState.GONE)
+                self._update_submission(connection, shard.tag, n, state=SubmissionState.LOST)
 
     def write_off(self, shard: Shard) -> None:
         """The user gives up on a shard in doubt: its hold becomes unproven spend, its rows are missing."""
@@ -772,7 +778,7 @@ class ShardVerbs(Database):
             raise ValueError(f"{shard.tag} would settle with money still held")
 
     def _book(self, connection: Connection, shard: Shard, booking: Booking) -> None:
-        """Exact spend in place of the hold and of anything booked as unproven on the way."""
+        """Exact spend in place of the hold and of whatever was booked before."""
         if not 0 <= booking.unproven_nanos <= booking.spent_nanos:
             raise ValueError(f"{shard.tag}.{booking.n}: {booking} cannot be")
         row = connection.execute(_BOOKED, {"the_tag": shard.tag, "the_n": booking.n}).one()
@@ -783,7 +789,8 @@ class ShardVerbs(Database):
             spent_nanos=booking.spent_nanos, unproven_nanos=booking.unproven_nanos,
         )  # fmt: skip
         about: dict[str, Any] = {"job_id": shard.job_id, "tag": shard.tag, "n": booking.n}
-        money.record(connection, "settle", booking.spent_nanos - booking.unproven_nanos, calls=booking.calls, **about)
+        proven = booking.spent_nanos - booking.unproven_nanos - (row.spent_nanos - row.unproven_nanos)
+        money.record(connection, "settle", proven, calls=booking.calls, **about)
         if more := booking.unproven_nanos - row.unproven_nanos:  # what was booked on the way is recorded already
             money.record(connection, "unproven", more, **about)
 

@@ -11,6 +11,7 @@ is in the room that is named after it:
     reading      results in input order, and writing them to files
     again        failed rows once more
     doubt        what a person says became of a shard
+    late         what came for a job that had ended
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nightmill.config import Settings
 from nightmill.engine import Engine, JobKit, Stop
 from nightmill.errors import Conflict
 from nightmill.ledger import LEDGER_NAME, Job, Limit, Shard, Standing, Tally, standing_of
-from nightmill.mill import again, doubt, planning, reading, submitting
+from nightmill.mill import again, doubt, late, planning, reading, submitting
 from nightmill.mill.again import Again
 from nightmill.mill.following import Follower, Look
 from nightmill.mill.home import Home
@@ -273,6 +274,17 @@ class Mill:
     def discard_retry(self, prepared: Again) -> None:
         """The user said no: no trace stays."""
         again.discard(self.home, prepared)
+
+    async def look_again(self, job: Job) -> bool:
+        """Look once for answers that came after a finished job's shards had settled; a later `run` takes them in.
+
+        Whether there are any: the job is running again then. Nothing is sent because of it.
+
+        Raises:
+            ProviderError, UsageError: the provider could not tell, or cannot be asked; nothing was changed.
+            Conflict: something came, but an unfinished job has the job's name or fingerprint.
+        """
+        return await late.look_again(self.home, job)
 
     async def resolve(self, shard: Shard, *, adopt: str | None = None, resend: bool = False) -> str:
         """End a shard's doubt by a person's word: adopt a batch, send again, or write it off; what was done.

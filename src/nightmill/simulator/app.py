@@ -75,6 +75,7 @@ def create_app(config: SimulatorConfig) -> web.Application:
     app.router.add_get("/simulator/faults", _get_faults)
     app.router.add_put("/simulator/faults", _put_faults)
     app.router.add_delete("/simulator/faults", _delete_faults)
+    app.router.add_post("/simulator/forward", _forward)
     return app
 
 
@@ -165,6 +166,15 @@ async def _put_faults(request: web.Request) -> web.Response:
     except (ValueError, TypeError) as wrong:  # msgspec's errors are ValueErrors too
         raise ApiError(400, f"These are no faults: {wrong}") from None
     return json_reply(request.app[PROVIDER].faults.view())
+
+
+async def _forward(request: web.Request) -> web.Response:
+    clock = request.app[PROVIDER].clock
+    try:
+        clock.forward(msgspec.json.decode(await request.read(), type=float))
+    except (ValueError, TypeError) as wrong:
+        raise ApiError(400, f"This is no number of provider seconds: {wrong}") from None
+    return json_reply({"elapsed_s": clock.elapsed()})
 
 
 async def _delete_faults(request: web.Request) -> web.Response:

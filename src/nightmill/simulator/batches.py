@@ -71,10 +71,6 @@ def view(batch: Batch, elapsed: float, batch_s: float) -> dict[str, Any]:
     shown = batch.status
     if shown == "in_progress" and "status_unknown_word" in faults:
         shown = str(faults["status_unknown_word"].get("word", "queued"))
-    error_file_id = batch.error_file_id
-    if "late_error_file" in faults and batch.ended_elapsed is not None:
-        late_s = float(faults["late_error_file"].get("lag_s", 60))
-        error_file_id = error_file_id if elapsed >= batch.ended_elapsed + late_s else None
     made: dict[str, Any] = {
         "id": batch.id,
         "object": "batch",
@@ -84,8 +80,8 @@ def view(batch: Batch, elapsed: float, batch_s: float) -> dict[str, Any]:
         "input_file_id": batch.input_file_id,
         "completion_window": "24h",
         "status": shown,
-        "output_file_id": batch.output_file_id,
-        "error_file_id": error_file_id,
+        "output_file_id": _in_time(batch, "late_output_file", batch.output_file_id, elapsed),
+        "error_file_id": _in_time(batch, "late_error_file", batch.error_file_id, elapsed),
         "created_at": batch.created_at,
         **{f"{name}_at": batch.stamps.get(name) for name in _STAMPS},
         "request_counts": _counts(batch, elapsed, batch_s),
@@ -98,6 +94,14 @@ def view(batch: Batch, elapsed: float, batch_s: float) -> dict[str, Any]:
         elif made[key] is None and "empty_file_ids" in faults:
             made[key] = ""
     return made
+
+
+def _in_time(batch: Batch, fault: str, file_id: str | None, elapsed: float) -> str | None:
+    """The id of a result file, once the fault that holds it back lets it show."""
+    late = batch.faults.get(fault)
+    if late is None or batch.ended_elapsed is None:
+        return file_id
+    return file_id if elapsed >= batch.ended_elapsed + float(late.get("lag_s", 60)) else None
 
 
 def _counts(batch: Batch, elapsed: float, batch_s: float) -> dict[str, int | None]:

@@ -50,6 +50,7 @@ class Clock:
             raise ValueError(f"speed must be above 0, got {speed}")
         self._speed, self._skew_s = speed, skew_s
         self._started = time.monotonic()
+        self._ahead_s = 0.0
 
     def stamp(self) -> int:
         """Unix seconds for the wire."""
@@ -61,7 +62,13 @@ class Clock:
 
     def elapsed(self) -> float:
         """Provider seconds since the start; never goes back."""
-        return (time.monotonic() - self._started) * self._speed
+        return (time.monotonic() - self._started) * self._speed + self._ahead_s
+
+    def forward(self, provider_s: float) -> None:
+        """Let so many provider seconds count as past: what a fault holds back shows. Waits under way stay as long."""
+        if not provider_s >= 0:
+            raise ValueError(f"time goes forward only, got {provider_s}")
+        self._ahead_s += provider_s
 
     def real_s(self, provider_s: float) -> float:
         """Real seconds that ``provider_s`` takes."""

@@ -28,6 +28,7 @@ BATCH_FAULTS: dict[str, str] = {
     "duplicate_lines": "fraction or count (1), differ (false): the line comes twice; with differ the"
     " second has another text and is billed too",
     "unknown_lines": "count (1): lines with ids nobody sent",
+    "late_output_file": "lag_s: completed, but output_file_id stays null until then",
     "late_error_file": "lag_s: completed, but error_file_id stays null until then",
     "empty_file_ids": 'a file that does not exist is "" instead of null',
     "absent_file_ids": "a file that does not exist has no key at all",

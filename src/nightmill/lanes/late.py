@@ -1,0 +1,129 @@
+"""What comes late: batches that are listed, and result files that appear, after their shard had settled.
+
+A settled shard is looked at again when its job ends, and whenever a person comes back to the job. What
+is found opens the shard again, and the batch lane brings it in. Nothing is ever sent because of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from nightmill import wire
+from nightmill.killpoints import reach
+from nightmill.lanes import Desk
+from nightmill.lanes.batch import KEPT_S, facts, find_batches, has_answers, view_of
+from nightmill.ledger import CAME_LATE, Job, Late, LateBatch, Shard, StoredFile, Submission, SubmissionState
+from nightmill.providers import BatchProvider, BatchView
+from nightmill.types import Lane, ShardState
+
+
+def doubtful(desk: Desk, shards: Sequence[Shard], *, settled_for_s: float = 0.0) -> list[Shard]:
+    """The settled batch shards of which something may still turn up, and that settled at least so long ago."""
+    now = desk.wall()
+    oldest = now - KEPT_S  # of what is older nothing is kept
+    return [
+        shard
+        for shard in shards
+        if shard.lane is Lane.BATCH
+        and shard.state is ShardState.SETTLED
+        and now - (shard.settled_at or 0.0) >= settled_for_s
+        and any(sub.intent_at > oldest for sub in shard.submissions)
+        and (_unseen(shard) or _unread(shard))
+    ]
+
+
+def _unseen(shard: Shard) -> list[Submission]:
+    """Submissions of which a batch may exist that nobody has seen."""
+    return [s for s in shard.submissions if _is_lost(s) or (shard.looks > 0 and s.n == shard.submission)]
+
+
+def _is_lost(sub: Submission) -> bool:
+    """Looked for in vain, or written off."""
+    given_up = sub.state is SubmissionState.BOOKED and sub.batch_id is None and sub.unproven_nanos > 0
+    return given_up or sub.state in (SubmissionState.ABSENT, SubmissionState.LOST)
+
+
+def _unread(shard: Shard) -> list[Submission]:
+    """Submissions whose batch may have answers that were not there when they were read."""
+    booked = [s for s in shard.submissions if s.state is SubmissionState.BOOKED and s.batch_id]
+    return [s for s in booked if s.unproven_nanos or shard.missing]
+
+
+async def reopen(desk: Desk, provider: BatchProvider, job: Job, *, settled_for_s: float = 0.0) -> bool:
+    """Look once for what came late, and open the shards of which something did; whether any did.
+
+    Raises:
+        ProviderError: this was no complete look; nothing was changed.
+        Conflict: something came, but an unfinished job has the name or fingerprint of this one.
+    """
+    shards = await desk.book(desk.ledger.shards_of, job.id)
+    doubted = doubtful(desk, shards, settled_for_s=settled_for_s)
+    if not doubted:
+        return False
+    batches = await _listed(desk, provider, doubted)
+    found = []
+    for shard in doubted:
+        files, seen = await _appeared(desk, provider, shard)
+        if files or seen or batches.get(shard.tag):
+            found.append(Late(shard, tuple(batches.get(shard.tag, ())), tuple(files), tuple(seen)))
+    return bool(found) and await desk.book(desk.ledger.reopen, job, found)
+
+
+async def _listed(desk: Desk, provider: BatchProvider, shards: Sequence[Shard]) -> dict[str, list[LateBatch]]:
+    """By shard, batches that the provider lists now and that the ledger does not know."""
+    subs = [sub for shard in shards for sub in _unseen(shard)]
+    found: dict[str, list[LateBatch]] = {}
+    taken: set[str] = set()
+    for view in await find_batches(provider, subs) if subs else []:
+        sub = next((s for s in subs if view.submission == s.name or view.input_file == s.file_id), None)
+        known = await desk.book(desk.ledger.submission_of, view.id)
+        if sub is None or known is not None or _ran_nothing(view):
+            continue
+        own = _is_lost(sub) and sub.name not in taken
+        taken.add(sub.name)
+        late = LateBatch(view.id, view.status, provider.account.id, sub.n if own else None)
+        found.setdefault(sub.tag, []).append(late)
+    return found
+
+
+def _ran_nothing(view: BatchView) -> bool:
+    return view.phase == "failed" and not has_answers(view)
+
+
+async def _appeared(
+    desk: Desk, provider: BatchProvider, shard: Shard
+) -> tuple[list[StoredFile], list[tuple[int, dict[str, Any]]]]:
+    """Result files that were not there before, fetched, and totals that prove more than they did."""
+    files: list[StoredFile] = []
+    seen: list[tuple[int, dict[str, Any]]] = []
+    for sub in _unread(shard):
+        view = await view_of(desk, provider, sub, sub.batch_id or "")
+        if view is None:
+            continue
+        here = {f.kind for f in shard.files if f.n == sub.n}
+        offered = {wire.OUTPUT: view.output_file, wire.ERROR: view.error_file}
+        new = [
+            await _fetched(desk, provider, sub, kind, file_id)
+            for kind, file_id in offered.items()
+            if file_id and kind not in here
+        ]
+        came = [file for file in new if file is not None]
+        files += came
+        if came or (sub.unproven_nanos and view.completed not in (None, sub.completed)):
+            seen.append((sub.n, facts(view, sub, over=True)))
+    return files, seen
+
+
+async def _fetched(desk: Desk, provider: BatchProvider, sub: Submission, kind: str, file_id: str) -> StoredFile | None:
+    """A late result file in the store; None: the provider does not have it (any more)."""
+    job_id = sub.tag.rpartition("-")[0]
+    path = f"{desk.store.job_folder(job_id)}/wire/{sub.name}.late.{secrets.token_hex(4)}.{kind}.jsonl"
+    desk.store.path(path).parent.mkdir(parents=True, exist_ok=True)
+    if not await provider.fetch(file_id, desk.store.path(path)):
+        return None
+    ref = await asyncio.to_thread(desk.store.seal, path)
+    reach("late.fetched")
+    return StoredFile(ref, kind, sub.tag, sub.n, CAME_LATE)

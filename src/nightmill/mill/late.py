@@ -1,0 +1,28 @@
+"""Late: what came for a job that had ended already, looked for when a person comes back to it."""
+
+from __future__ import annotations
+
+from nightmill.lanes import late
+from nightmill.ledger import Job
+from nightmill.mill.home import Home
+from nightmill.providers import BatchProvider
+
+
+async def look_again(home: Home, job: Job) -> bool:
+    """Look once for answers that came after their shards had settled; whether any did, and the job runs again.
+
+    Nothing is sent. The provider is asked only where something may still turn up: rows are missing, money
+    is unproven, or a batch was looked for in vain.
+
+    Raises:
+        ProviderError: the provider could not tell; nothing was changed.
+        Conflict: something came, but an unfinished job has the job's name or fingerprint.
+        UsageError: there is no key for the provider now.
+    """
+    if job.finished_at is None or not late.doubtful(home.desk, home.ledger.shards_of(job.id)):
+        return False
+    provider = home.provider(job.model)
+    try:
+        return isinstance(provider, BatchProvider) and await late.reopen(home.desk, provider, job)
+    finally:
+        await provider.close()

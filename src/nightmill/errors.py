@@ -36,8 +36,11 @@ class NightmillError(Exception):
 
 
 class UsageError(NightmillError):
+    """``row``: the index of the row it is about, where it is about one."""
+
     code = "usage"
     exit_code = 2
+    row: int | None = None
 
 
 class InputError(UsageError):

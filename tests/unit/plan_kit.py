@@ -20,7 +20,7 @@ from nightmill.providers import Provider
 from nightmill.providers.resolve import resolve
 from nightmill.sources import open_source
 from nightmill.store import Store
-from nightmill.tasks import bind, prompt_task
+from nightmill.tasks import bind, prompt_task, verbatim_task
 from nightmill.types import JobState, Lane, ShardState
 
 MODEL = "openai/gpt-4o-mini"
@@ -47,13 +47,14 @@ def write_rows(path: Path, texts: Sequence[str]) -> Path:
 
 
 def order_of(
-    path: Path, *, prompt: str = "Say {{ text }}", lane: Lane = Lane.BATCH, bounds: Bounds = ROOMY,
+    path: Path, *, prompt: str | None = "Say {{ text }}", lane: Lane = Lane.BATCH, bounds: Bounds = ROOMY,
     parameters: Parameters | None = None, **more: Any,
 ) -> Order:  # fmt: skip
     provider = provider_of()
     source = open_source([str(path)], rows="line", key=None, limit=more.pop("limit", None))
     names = list(source.schema.names)
-    bound = bind(prompt_task(prompt), names if "key" in names else ["key", *names], {})
+    names = names if "key" in names else ["key", *names]
+    bound = bind(verbatim_task(names) if prompt is None else prompt_task(prompt), names, {})
     compiled = Compiled(provider, bound, parameters or Parameters(max_output=CAP))
     return Order(
         source,

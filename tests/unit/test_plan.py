@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from plan_kit import CAP, ROOMY, answer, cache_at, order_of, plan_of, provider_of, shard_of, sheet_of, write_rows
 
 from nightmill.answers import digest, salt
-from nightmill.errors import InputError, TaskError
+from nightmill.errors import InputError, TaskError, UsageError
 from nightmill.ledger import NewShard
 from nightmill.plan import Bounds, Compiled, Order, Parameters, Plan, Scissors, bounds, make_plan, with_waves
 from nightmill.providers import Limits
+from nightmill.sources import open_source
 from nightmill.store import Store
 from nightmill.tasks import bind, prompt_task
 from nightmill.types import Lane
@@ -71,7 +72,7 @@ def test_joined_bodies_are_the_bytes_that_rendering_gives(parts: list[str], rows
     bodies = fast.bodies(batch, 0)
     fast.check(batch, 0, bodies)  # against full rendering, byte by byte
     said = [json.loads(body)["messages"][-1]["content"] for body in bodies]
-    assert said == fast.prompts(batch, 0).to_pylist()
+    assert said == fast.prompts(batch).to_pylist()
 
 
 @pytest.mark.parametrize("prompt", ["{{ a | upper }}", "{% if a %}{{ b }}{% endif %}{{ a }}", "{{ a }}{{ b ~ a }}"])
@@ -81,7 +82,7 @@ def test_a_template_that_is_more_than_columns_is_rendered(prompt: str) -> None:
     assert not slow.is_spliced
     batch = pa.record_batch({"key": ["k"], "a": ["ab"], "b": ['c"d\\']})
     (body,) = slow.bodies(batch, 0)
-    assert json.loads(body)["messages"][-1]["content"] == slow.prompts(batch, 0)[0].as_py()
+    assert json.loads(body)["messages"][-1]["content"] == slow.prompts(batch)[0].as_py()
 
 
 def test_bytes_that_differ_from_rendering_stop_the_plan() -> None:
@@ -93,12 +94,42 @@ def test_bytes_that_differ_from_rendering_stop_the_plan() -> None:
         fast.check(batch, 0, [body.replace(b"Say", b"say")])
 
 
-def test_rows_without_a_value_are_named(tmp_path: Path) -> None:
-    """An empty value is refused before anything is spent, the first five by row and key."""
-    with pytest.raises(InputError, match="without a value in text") as refused:
-        plan_of(tmp_path, ["a", "", *["b"] * 3, *[""] * 6])
-    assert "row 1 " in refused.value.why
-    assert "2 more" in refused.value.why
+def test_rows_without_a_value_are_named_by_file_and_line(tmp_path: Path) -> None:
+    """An empty value is refused before anything is spent: the first five by file and line, the others counted."""
+    with pytest.raises(InputError, match="without a value") as refused:
+        plan_of(tmp_path, ["a", "", *["b"] * 6_000, *[""] * 6])
+    name = tmp_path / "job.jsonl"
+    assert refused.value.why == "; ".join([f"{name}:2: no text", *(f"{name}:{n}: no text" for n in range(6003, 6007))]
+                                          ) + "; and 2 more"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "prompt", "places"),
+    [
+        ("a.csv", "id,text\n1,x\n", 'id,text\n1,"two\nlines"\n\n2,\n3,"x"\n4,\n', "{{ text }}",
+         ["5: no text", "7: no text"]),
+        ("a.jsonl", '{"a": "x", "b": 1}\n', '{"a": "x", "b": 1}\n\n{"a": "", "b": null}\n{"b": 2}\n', "{{ a }} {{ b }}",
+         ["3: no a, b", "4: no a"]),
+        ("a.csv", "n\n5\n", "n\n5\n0\n", "{{ 5 // (n | int) }}", ["3: ZeroDivisionError"]),
+        ("a.jsonl", '{"messages": [{"role": "user"}]}\n', '{"messages": ["x"]}\n', None, ["1: it must be"]),
+        ("a.txt", "x\n", "# x\nshort\n\n" + "long " * 200 + "\n", "{{ text }}", ["4: its request has"]),
+    ],
+    ids=["csv", "jsonl", "template", "chat", "too large"],
+)  # fmt: skip
+def test_whatever_is_wrong_with_a_row_its_line_is_named(
+    tmp_path: Path, name: str, good: str, bad: str, prompt: str | None, places: list[str]
+) -> None:
+    """No value, a template that fails, no chat, too large: told with the file and the line where the row begins."""
+    paths = [tmp_path / f"good-{name}", tmp_path / name]
+    for path, data in zip(paths, (good, bad), strict=True):
+        path.write_text(data)
+    store = Store(tmp_path / "home")
+    store.prepare()
+    order = order_of(paths[0], prompt=prompt, bounds=replace(ROOMY, request_bytes=1_000))
+    with pytest.raises(UsageError) as refused:
+        make_plan(replace(order, source=open_source(paths)), store, "job")
+    told = refused.value.why.split("; ")[: len(places)]
+    assert all(each.startswith(f"{paths[1]}:{place}") for each, place in zip(told, places, strict=True)), told
 
 
 def test_every_request_has_a_cap(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ class Results:
                         table.add_row(rows, is_twin=rows.index in twins)
                     if keep is not None:
                         self._keep(keep, salt, sent, rows, twins)
-                yield table.made(batch, start, self._compiled.prompts(batch, start))
+                yield table.made(batch, start, self._compiled.prompts(batch))
             if keep is not None:
                 self._put_kept(keep)
 

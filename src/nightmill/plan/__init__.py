@@ -14,8 +14,8 @@ import hashlib
 import struct
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any
+from itertools import chain, islice
+from typing import Any, NoReturn
 
 import msgspec
 import pyarrow as pa
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from nightmill import wire
 from nightmill.answers import AnswerCache, Deduper, Folding, digests, salt
+from nightmill.errors import InputError, UsageError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import NewShard, Shard, StoredFile
 from nightmill.plan._behind import Behind, at_once
@@ -30,7 +31,7 @@ from nightmill.plan.compiling import Compiled, Parameters
 from nightmill.plan.cutting import Bounds, Cutter, bounds
 from nightmill.pricing import PriceSheet, estimate_tokens
 from nightmill.providers import Provider
-from nightmill.sources import Source
+from nightmill.sources import Source, Taken
 from nightmill.store import Store, Writer, digest_text, new_digest
 from nightmill.types import Lane, Quote, Usage
 
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 _SAMPLED_ROWS = 20  # of every 5,000, for the token estimate
+_SHOWN = 5  # bad rows named in an error
 _TWIN = struct.Struct("<qq")
 
 
@@ -107,6 +109,14 @@ class _Planner:
         self._keys = _KeyWatch()
 
     def run(self) -> Plan:
+        try:
+            return self._run()
+        except UsageError as error:
+            if error.row is not None:
+                error.why = f"{self._order.source.places([error.row])[0]}: {error.why}"
+            raise
+
+    def _run(self) -> Plan:
         deduper = Deduper(self._store.path(f"{self._folder}/folding"))
         rows_file, shards = self._read_rows(deduper)
         folding = deduper.finish(self._order.cache, dedupe=self._order.dedupe)
@@ -133,6 +143,8 @@ class _Planner:
         try:
             with self._store.create(path) as out, _snapshot(out, first.schema) as writer, behind:
                 for batch, texts in chain([beginning], taken):
+                    if self._order.compiled.blanks(batch):
+                        self._refuse_blanks(batch, taken)
                     behind.do(self._keep, writer, batch)
                     self._take(batch, texts, cutter, deduper)
                 cutter.finish()
@@ -141,6 +153,23 @@ class _Planner:
             cutter.abort()
             raise
         return StoredFile(out.ref, wire.ROWS, first=0, last=self._rows - 1), cutter.close()
+
+    def _refuse_blanks(self, batch: pa.RecordBatch, taken: Iterator[Taken]) -> NoReturn:
+        """Name the first rows, from this batch on, that lack a value, and count them all."""
+        first, count, shown = self._rows, 0, list[tuple[int, str]]()
+        for rows, _ in chain([(batch, {})], taken):
+            blanks = self._order.compiled.blanks(rows)
+            count += len(blanks)
+            shown += [(first + i, ", ".join(names)) for i, names in islice(blanks.items(), _SHOWN - len(shown))]
+            first += rows.num_rows
+        places = self._order.source.places([row for row, _ in shown])
+        named = "; ".join(f"{place}: no {names}" for place, (_, names) in zip(places, shown, strict=True))
+        more = f"; and {count - len(shown):,} more" if count > len(shown) else ""
+        raise InputError(
+            "rows without a value that the task needs",
+            why=named + more,
+            fix="fill them in or take them out of the input; nothing was sent",
+        )
 
     def _keep(self, writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
         writer.write_batch(batch)

@@ -18,14 +18,13 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nightmill.errors import InputError, TaskError
+from nightmill.errors import InputError, TaskError, UsageError
 from nightmill.providers import Encoded, Provider
 from nightmill.sources import decode_row_values, is_json
 from nightmill.tasks import BoundTask, Column, Template
 
 DEFAULT_TEMPERATURE = 0.3
 DEFAULT_MAX_OUTPUT = 2_000
-_SHOWN_BAD_ROWS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +87,43 @@ class Compiled:
         ``texts`` are the values of text columns where they are at hand.
 
         Raises:
-            InputError: rows without a value where the task needs one, the first five named.
-            TaskError: a row cannot be rendered.
+            InputError, TaskError, CannotCarry: of a ``row`` no request can be made.
         """
-        values = self._values(batch, first, texts)
+        values = self._values(batch, texts)
         if self._pieces is None:
-            return [self._encode(row).body for row in _dicts(values, batch.num_rows)]
+            return self._encode_each(_dicts(values, batch.num_rows), first)
         quoted = {name: self._quoted(values[name]) for name in set(self._order)}
         return self._joined([quoted[name] for name in self._order], batch.num_rows)
 
-    def prompts(self, batch: pa.RecordBatch, first: int) -> pa.Array:
+    def blanks(self, batch: pa.RecordBatch) -> dict[int, list[str]]:
+        """Rows of the batch that lack a value the task needs: in which columns. Such rows are not for `bodies`."""
+        found: dict[int, list[str]] = {}
+        for name in self.columns:
+            column = batch.column(name)
+            if column.null_count or _has_blank(column):
+                for i, value in enumerate(column.to_pylist()):
+                    if value is None or value == "":
+                        found.setdefault(i, []).append(name)
+        return dict(sorted(found.items()))
+
+    def _encode_each(self, rows: Sequence[Mapping[str, Any]], first: int) -> list[bytes]:
+        bodies: list[bytes] = []
+        try:
+            for row in rows:
+                bodies.append(self._encode(row).body)  # noqa: PERF401  the rows before a bad one are counted
+        except UsageError as error:
+            error.row = first + len(bodies)
+            raise
+        return bodies
+
+    def prompts(self, batch: pa.RecordBatch) -> pa.Array:
         """What each row asks, as text: the rendered user prompt, or the last message of a chat."""
         column = self._task.task.messages_column
         if column is not None:
-            return pa.array(map(_last_text, self._values(batch, first)[column]), pa.string())
+            return pa.array(map(_last_text, self._values(batch)[column]), pa.string())
         template = next(t for role, t in self._task.templates if role == "user")
         if template.parts is None:
-            rows = _dicts(self._values(batch, first), batch.num_rows)
+            rows = _dicts(self._values(batch), batch.num_rows)
             return pa.array(map(template.render, rows), pa.string())
         if not template.columns:
             return pa.repeat("".join(map(str, template.parts)), batch.num_rows)
@@ -121,7 +140,7 @@ class Compiled:
 
     def check(self, batch: pa.RecordBatch, first: int, bodies: Sequence[bytes], rows: int = 20) -> None:
         """Compare the first rows with full rendering. Raises TaskError where a byte differs."""
-        values = self._values(batch, first)
+        values = self._values(batch)
         for i, row in enumerate(_dicts(values, min(rows, batch.num_rows))):
             if bodies[i] != self._encode(row).body:
                 raise TaskError(
@@ -207,15 +226,13 @@ class Compiled:
         return list(map(b"".join, zip(*strips, strict=True)))
 
     def _values(
-        self, batch: pa.RecordBatch, first: int, texts: Mapping[str, Sequence[str | None]] | None = None
+        self, batch: pa.RecordBatch, texts: Mapping[str, Sequence[str | None]] | None = None
     ) -> dict[str, Sequence[Any]]:
         values: dict[str, Sequence[Any]] = {}
         for name in self.columns:
-            column = batch.column(name)
-            if column.null_count or _has_blank(column):
-                _refuse_blank(batch, name, first)
             known = texts.get(name) if texts else None
-            values[name] = decode_row_values(column, batch.schema.field(name)) if known is None else known
+            field = batch.schema.field(name)
+            values[name] = decode_row_values(batch.column(name), field) if known is None else known
         return values
 
 
@@ -227,18 +244,6 @@ def _has_blank(column: pa.Array) -> bool:
     if not pa.types.is_string(column.type):
         return False
     return bool(pc.min(pc.binary_length(column)).as_py() == 0)
-
-
-def _refuse_blank(batch: pa.RecordBatch, name: str, first: int) -> None:
-    keys = batch.column("key").to_pylist()
-    bad = [i for i, value in enumerate(batch.column(name).to_pylist()) if value is None or value == ""]
-    shown = ", ".join(f"row {first + i} (key {str(keys[i])[:40]!r})" for i in bad[:_SHOWN_BAD_ROWS])
-    more = "" if len(bad) <= _SHOWN_BAD_ROWS else f" and {len(bad) - _SHOWN_BAD_ROWS} more in the same 5,000 rows"
-    raise InputError(
-        f"rows without a value in {name}",
-        why=f"{shown}{more}; the task needs {name}",
-        fix="fill them in or take them out of the input; nothing was sent",
-    )
 
 
 def _chat(value: Any) -> list[dict[str, Any]]:

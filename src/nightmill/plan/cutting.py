@@ -142,11 +142,13 @@ class Cutter:
     def _refuse_large(self, indexes: Sequence[int], bodies: Sequence[bytes]) -> None:
         most = self._bounds.request_bytes
         row, size = next((i, len(b)) for i, b in zip(indexes, bodies, strict=True) if len(b) + 256 > most)
-        raise InputError(
+        error = InputError(
             f"row {row} is too large to send",
             why=f"its request has {size:,} bytes, and up to 256 around them; the provider takes {most:,} at most",
             fix="shorten the row or take it out of the input; nothing was sent",
         )
+        error.row = row
+        raise error
 
 
 class _Abandoned(Exception):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,16 @@ class Source:
             raise InputError(
                 f"{', '.join(self.names)}: no rows", why="there is nothing to run", fix="name an input that has rows"
             )
+
+    def places(self, rows: Sequence[int]) -> list[str]:
+        """Where rows begin, as file:line (a row that is a file: the file); reads the inputs again, up to there."""
+        found: dict[int, str] = {}
+        last = max(rows, default=-1)
+        lines = ((part.name, line) for part in self.parts for line in part.lines())
+        for row, (name, line) in enumerate(islice(lines, last + 1)):
+            if row in rows:
+                found[row] = f"{name}:{line}" if line else name
+        return [found.get(row, f"row {row}") for row in rows]
 
     def _data(self) -> Iterator[Taken]:
         columns = [name for part in self.parts[:1] for name in part.schema.names]

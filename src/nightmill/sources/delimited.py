@@ -53,6 +53,10 @@ class CsvPart:
             fix="look for a quote that is never closed, or shorten the row",
         )
 
+    def lines(self) -> Iterator[int]:
+        """The line in which each row begins."""
+        return (line for line, _ in self._records())
+
     def _read(self, block_bytes: int) -> Iterator[pa.RecordBatch]:
         bad: list[arrow_csv.InvalidRow] = []
 

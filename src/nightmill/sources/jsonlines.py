@@ -74,6 +74,11 @@ class JsonlPart:
         if held[0]:
             yield self._convert(held), {}
 
+    def lines(self) -> Iterator[int]:
+        """The line of each row."""
+        with self.path.open("rb") as file:
+            yield from (number for number, line in enumerate(file, 1) if line.strip(_BLANK))
+
     def _columns(self) -> Iterator[list[list[Any]]]:
         """The values of each column, block by block."""
         names, is_known = self.schema.names, self.learned is None

@@ -39,6 +39,10 @@ class LinePart:
         if texts:
             yield pa.record_batch([texts, numbers], schema=_LINES_SCHEMA)
 
+    def lines(self) -> Iterator[int]:
+        """The line of each row."""
+        return (number for number, _ in _lines(self.path, self.name))
+
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
@@ -60,6 +64,10 @@ class FilePart:
         if not text.strip():
             raise InputError(f"{self.name} is empty", why="it holds only blanks", fix="check what wrote it")
         yield pa.record_batch([[text], [self.path.stem], [self.name]], schema=_FILE_SCHEMA)
+
+    def lines(self) -> Iterator[int]:
+        """One row, which has no line."""
+        yield 0
 
 
 def open_lines(path: Path, name: str) -> LinePart:

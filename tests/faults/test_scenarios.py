@@ -12,7 +12,8 @@ import pytest
 from faults_kit import House, exact, house, truth
 
 from nightmill.errors import Conflict
-from nightmill.ledger import Job
+from nightmill.ledger import Job, Submission
+from nightmill.providers import BatchProvider, BatchView
 from nightmill.simulator import faults as simulator_faults
 from nightmill.types import ShardState
 
@@ -340,6 +341,34 @@ def test_resolve_by_sending_again(tmp_path: Path) -> None:
         assert counts(job) == {"succeeded": ROWS}
         assert len(h.batches()) == 2
         assert h.alerts(job).count("second_batch") == 1
+
+
+def test_a_create_held_back_until_after_the_resend_runs_nothing(tmp_path: Path) -> None:
+    """A person sent again what a stopped worker was about to create: woken after the job's end, it costs nothing."""
+    with house(tmp_path, fault("create_500_before", times=1), fault("list_page_500")) as h:
+        job = _in_doubt(h)
+        (shard,) = h.shards(job)
+        asyncio.run(h.mill.resolve(shard, resend=True))
+        h.faults()
+        job = h.run(job)
+        late = asyncio.run(_created(h, job, shard.current))
+        while (status := h.get(f"/v1/batches/{late.id}")["status"]) not in ("failed", "completed"):
+            pass
+        assert status == "failed"
+        truth(h, job)
+        exact(h, job)
+        assert h.invoice()["executed_rows"] == ROWS
+
+
+async def _created(h: House, job: Job, sub: Submission) -> BatchView:
+    """What a worker asks for that had handed ``sub``'s file over."""
+    provider = h.mill.home.provider(job.model)
+    assert isinstance(provider, BatchProvider)
+    assert sub.file_id
+    try:
+        return await provider.create(sub.file_id, url="/v1/chat/completions", submission=sub.name)
+    finally:
+        await provider.close()
 
 
 @pytest.mark.parametrize("decision", [{"resend": True}, {}, {"adopt": True}])

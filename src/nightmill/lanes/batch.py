@@ -107,6 +107,8 @@ async def _submit(desk: Desk, work: Work, provider: BatchProvider, shard: Shard)
     sub = ready.current
     try:
         async with asyncio.timeout(desk.timing.upload_timeout_s):
+            for earlier in not_found(shard):  # where a person said so, a stopped worker may still hold its create
+                await _fence(provider, earlier)
             file_id = await provider.upload(desk.store.path(shard.file.path), name=sub.name)
     except (ProviderError, TimeoutError) as error:  # an upload alone runs nothing
         await _not_sent(desk, work, ready, sub, _as_provider_error(error))

@@ -11,7 +11,7 @@ import click
 from nightmill.cli import flags, views
 from nightmill.cli.edge import Edge, error_object
 from nightmill.cli.progress import Mode
-from nightmill.cli.session import Order, tell_end, work
+from nightmill.cli.session import Order, look_again, tell_end, work
 from nightmill.errors import UsageError
 from nightmill.mill import Job, Mill
 from nightmill.sinks import parse_target, stream
@@ -48,6 +48,7 @@ def results(
     with edge.mill(create=False) as mill:
         found = mill.job(job)
         mill.check_files(targets, found, force=force)
+        found = look_again(edge, mill, found)
         worked, interrupted = _bring_on(edge, mill, found, mode) if found.state in UNFINISHED else (False, False)
         found = mill.job(found.id)
         chosen: dict[str, Any] = {"span": span, "failed": failed}

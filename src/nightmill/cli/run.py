@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import click
 
 from nightmill.cli import flags, present, views
 from nightmill.cli.edge import Edge
-from nightmill.cli.session import Order, conclude, work
+from nightmill.cli.session import Order, conclude, look_again, work
 from nightmill.errors import NightmillError, OverBudget, UsageError
 from nightmill.mill import Mill, Prepared, RunOptions, check_affordable
 from nightmill.sinks import parse_target
+from nightmill.types import UNFINISHED
 
 _FIRST_REQUEST_CHARS = 4_000  # of a request that is shown
 
@@ -138,6 +139,7 @@ def _refusal(prepared: Prepared) -> OverBudget | None:
 def _run(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:
     prepared = mill.prepare(options)
     try:
+        prepared = _joined_to_late(edge, mill, prepared)
         mill.check_outputs(manner.order.targets, prepared, force=manner.force)
         edge.known = views.quote_object(prepared) | {"status": "refused"}
         _confirm(edge, mill, prepared, manner)
@@ -150,6 +152,14 @@ def _run(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:
         edge.say(f"job {job.id}")
     interrupted = work(edge, mill, [job], manner.order)
     return conclude(edge, mill, [job], manner.order, interrupted=interrupted)
+
+
+def _joined_to_late(edge: Edge, mill: Mill, prepared: Prepared) -> Prepared:
+    """Where the same command began a job that has ended, and answers came since, it goes on: they are paid already."""
+    job = mill.ended_like(prepared)
+    if job is None or (job := look_again(edge, mill, job)).state not in UNFINISHED:
+        return prepared
+    return replace(prepared, resumes=job)
 
 
 def _confirm(edge: Edge, mill: Mill, prepared: Prepared, manner: _Manner) -> None:

@@ -53,6 +53,18 @@ def work(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order) -> bool:
     return session.interrupted
 
 
+def look_again(edge: Edge, mill: Mill, job: Job) -> Job:
+    """A job that a person comes back to: answers that came after it had ended make it run again."""
+    try:
+        came = asyncio.run(mill.look_again(job))
+    except NightmillError as error:  # what there is can be told all the same
+        edge.say(f"could not look for late answers of job {job.id}: {error}")
+        return job
+    if came:
+        edge.say(f"answers came after job {job.id} had ended: it takes them in")
+    return mill.job(job.id)
+
+
 class _Session:
     def __init__(self, mill: Mill, job_ids: list[str], progress: Progress, order: Order) -> None:
         self._mill, self._ids, self._progress, self._order = mill, job_ids, progress, order

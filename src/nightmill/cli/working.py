@@ -10,7 +10,7 @@ from nightmill.cli import flags, present, views
 from nightmill.cli.edge import Edge
 from nightmill.cli.progress import Mode
 from nightmill.cli.run import Declined
-from nightmill.cli.session import Order, conclude, work
+from nightmill.cli.session import Order, conclude, look_again, work
 from nightmill.errors import Conflict
 from nightmill.mill import Job, Mill
 from nightmill.types import UNFINISHED, JobState
@@ -24,7 +24,7 @@ from nightmill.types import UNFINISHED, JobState
 def watch(edge: Edge, job: str | None, exit_status: bool, mode: Mode) -> int:
     """Follow a job, or all that are unfinished; work on them where no other process does."""
     with edge.mill() as mill:
-        jobs = [mill.job(job)] if job else mill.unfinished()
+        jobs = [look_again(edge, mill, mill.job(job))] if job else mill.unfinished()
         if not jobs:
             edge.say("nothing is unfinished")
             edge.answer({"jobs": []})
@@ -44,7 +44,7 @@ def watch(edge: Edge, job: str | None, exit_status: bool, mode: Mode) -> int:
 def resume(edge: Edge, job: str | None, only_list: bool, yes: bool, mode: Mode) -> int:
     """Go on with a job, or with all that are unfinished; paused ones are tried again."""
     with edge.mill() as mill:
-        jobs = [_open(mill.job(job))] if job else mill.unfinished()
+        jobs = [_open(look_again(edge, mill, mill.job(job)))] if job else mill.unfinished()
         rows = [(j, mill.standing(j)) for j in jobs]
         if not jobs or only_list:
             edge.say("nothing is unfinished" if not jobs else _table(edge, mill, jobs))

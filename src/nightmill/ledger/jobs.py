@@ -213,6 +213,13 @@ class JobVerbs(Database):
             row = connection.execute(select(jobs).where(which)).first()
         return _job(row) if row else None
 
+    def find_ended(self, fingerprint: str) -> Job | None:
+        """The newest finished job with this fingerprint."""
+        which = and_(jobs.c.fingerprint == fingerprint, jobs.c.finished_at.is_not(None))
+        with self._read() as connection:
+            row = connection.execute(select(jobs).where(which).order_by(jobs.c.id.desc()).limit(1)).first()
+        return _job(row) if row else None
+
     def find_unfinished_name(self, name: str) -> Job | None:
         with self._read() as connection:
             row = connection.execute(select(jobs).where(jobs.c.name == name, jobs.c.state.in_(_OPEN))).first()

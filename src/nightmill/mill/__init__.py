@@ -275,6 +275,11 @@ class Mill:
         """The user said no: no trace stays."""
         again.discard(self.home, prepared)
 
+    def ended_like(self, prepared: Prepared) -> Job | None:
+        """The finished job that the same command began last, where this one would begin another."""
+        is_other = prepared.resumes is not None or prepared.options.new
+        return None if is_other else self.ledger.find_ended(prepared.plan.fingerprint)
+
     async def look_again(self, job: Job) -> bool:
         """Look once for answers that came after a finished job's shards had settled; a later `run` takes them in.
 

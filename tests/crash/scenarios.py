@@ -50,6 +50,15 @@ BATCH = (
         "batch-retried", "batch", asked={"command": "retry", "once": True},
         faults=(_fault("row_errors", count=2, status=400, **_ONCE),),
     ),
+    Scenario(
+        "batch-late", "batch", asked={"command": "late", "once": True, **_TWO_SHARDS}, twice=6,
+        # one batch is not listed, the next has no output, until the job is over
+        faults=(
+            _ACCEPTED,
+            _fault("late_listing", lag_s=1e7, times=1),
+            _fault("late_output_file", lag_s=1e7, after=1, times=1),
+        ),
+    ),
     Scenario("batch-poor", "batch", asked={"command": "poor", "once": True}),
     Scenario("batch-created-twice", "batch", asked={"create_twice": True}, twice=6),
     *(

@@ -30,7 +30,7 @@ from nightmill import killpoints
 from nightmill.cli import main as cli
 from nightmill.config import load_settings
 from nightmill.engine import Stop
-from nightmill.errors import LeaseLost, OverBudget, Uncertain
+from nightmill.errors import Conflict, LeaseLost, OverBudget, Uncertain
 from nightmill.ledger import Job, Shard
 from nightmill.mill import Mill, RunOptions
 from nightmill.pricing import price_sheet
@@ -113,6 +113,15 @@ async def retry(mill: Mill, job: Job, _: dict[str, Any]) -> None:
         await work(mill, done)
 
 
+async def late(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
+    """run, then come back when all that the provider held back is there"""
+    done = await work(mill, job)
+    if done.finished_at is not None:
+        await asyncio.to_thread(_call, asked["simulator"] + "/forward", "POST", b"1e9")
+        if await mill.look_again(done):
+            await work(mill, done)
+
+
 async def poor(mill: Mill, job: Job, _: dict[str, Any]) -> None:
     """run with too little money until it pauses, then raise the budget and resume"""
     running = mill.desk.scopes()
@@ -127,7 +136,7 @@ async def resolve(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
     """run until a person is asked about a shard in doubt, then end its doubt by hand"""
     stop = Stop()
     working = asyncio.create_task(mill.run([job.id], stop))
-    await either(working, lambda: bool(_asked_about(mill, job)))
+    await either(working, lambda: any(_asked(mill, job)))
     stop.gently.set()
     await working
     for shard in _asked_about(mill, job):
@@ -136,30 +145,39 @@ async def resolve(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
             try:
                 await mill.resolve(shard, **decision)
                 break
-            except LeaseLost:  # "is being worked on: try again in a while"
+            except (LeaseLost, Conflict):  # another works on it, or has ended the doubt: look again in a while
                 await asyncio.sleep(_LOOK_S)
     await asyncio.to_thread(_call, asked["simulator"] + "/faults", "DELETE")
     await work(mill, job)
 
 
+def _asked(mill: Mill, job: Job) -> list[str | None]:
+    """The tags of all shards about which a person was ever asked."""
+    return [tag for kind, tag, _ in mill.ledger.alerts_of(job.id) if kind == "in_doubt"]
+
+
 def _asked_about(mill: Mill, job: Job) -> list[Shard]:
-    tags = {tag for kind, tag, _ in mill.ledger.alerts_of(job.id) if kind == "in_doubt"}
+    tags = _asked(mill, job)
     return [s for s in mill.ledger.shards_of(job.id, ShardState.IN_DOUBT) if s.tag in tags]
 
 
 def _decision(shard: Shard, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a person who sees the provider's own page says: what is not there cannot be adopted."""
     if asked["decision"] != "adopt":
         return {"resend": asked["decision"] == "resend"}
     creates = [e for e in _call(asked["simulator"] + "/log") if e["event"] == "create" and e["batch_id"]]
-    return {"adopt": next(e["batch_id"] for e in creates if shard.current.name in e["metadata"].values())}
+    there = [e["batch_id"] for e in creates if shard.current.name in e["metadata"].values()]
+    return {"adopt": there[0]} if there else {"resend": True}
 
 
-def _call(url: str, method: str = "GET") -> Any:
-    with urllib.request.urlopen(urllib.request.Request(url, method=method)) as answer:
+def _call(url: str, method: str = "GET", body: bytes | None = None) -> Any:
+    with urllib.request.urlopen(urllib.request.Request(url, data=body, method=method)) as answer:
         return json.load(answer)
 
 
-COMMANDS = {"run": plain, "resume": resume, "cancel": cancel, "retry": retry, "poor": poor, "resolve": resolve}
+COMMANDS = {
+    "run": plain, "resume": resume, "cancel": cancel, "retry": retry, "late": late, "poor": poor, "resolve": resolve,
+}  # fmt: skip
 
 
 def create_twice() -> None:
@@ -185,6 +203,9 @@ def main(folder: Path, asked: dict[str, Any]) -> int:
         job = begin(mill, folder, asked)
     except OverBudget:
         return 4
+    except Conflict as overtaken:  # stopped while planning, until another worker had done the same job
+        print(overtaken, file=sys.stderr)
+        return 2
     asyncio.run(COMMANDS[asked.get("command", "run")](mill, job, asked))
     state = mill.job(job.id).state
     mill.close()

@@ -124,3 +124,24 @@ def test_resolving_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "nearby"),
+    [
+        ("", False),  # the provider's own
+        ("https://8.8.8.8/v1", False),
+        ("https://models.example.com/v1", False),
+        ("http://127.0.0.1:8000/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://10.1.2.3/v1", True),
+        ("http://localhost:8000/v1", True),
+        ("http://gpu-box:8000/v1", True),
+        ("http://models.default.svc.cluster.local/v1", True),
+        ("http://[no-address/v1", False),
+    ],
+)
+def test_a_server_of_the_users_own_is_known_by_its_address(base_url: str, nearby: bool) -> None:
+    """Where no quota says how many calls are too many, it has to be found out; elsewhere the quota says it."""
+    env = {"OPENAI_API_KEY": "sk-x", "OPENAI_BASE_URL": base_url}
+    assert resolve("openai/gpt-5-mini", env=env).self_hosted is nearby

@@ -7,19 +7,11 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+import throttle_kit
+from throttle_kit import Clock, Metered, Quota
 
-from nightmill.lanes.throttle import Rates, Throttle, tightest
+from nightmill.lanes.throttle import Rates, Throttle, spacing_s, tightest
 from nightmill.providers import RateHint
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.at = 1000.0
-
-    def __call__(self) -> float:
-        return self.at
 
 
 def throttle(clock: Clock, **rates: Any) -> Throttle:
@@ -42,6 +34,13 @@ def has_slot(made: Throttle, tokens: int = 1) -> bool:
     return asyncio.run(_tries(made.take(tokens)))
 
 
+def calls(made: Throttle, count: int, *, answered: bool) -> None:
+    """So many calls, one after the other."""
+    for _ in range(count):
+        assert has_slot(made)
+        made.give_back(answered=answered)
+
+
 @pytest.mark.parametrize(("fixed", "first"), [(True, 40), (False, 16)])
 def test_no_more_in_flight_than_the_window(fixed: bool, first: int) -> None:
     """A number that the user named is used at once; else it begins small."""
@@ -54,25 +53,24 @@ def test_no_more_in_flight_than_the_window(fixed: bool, first: int) -> None:
 
 
 def test_the_window_grows_with_answers_and_halves_with_a_complaint() -> None:
-    """One more for each windowful of answers; half after a 429, once for all that were in flight."""
+    """One more for each answer; half after a 429, once for all that were in flight; then one for each windowful."""
     clock = Clock()
     made = throttle(clock, in_flight=40)
-    for _ in range(17):
-        assert has_slot(made)
-        made.give_back(answered=True)
-    assert made.window == 17
-    for _ in range(17):
-        assert has_slot(made)
-        made.give_back(answered=False)
-    assert made.window == 17
+    calls(made, 2, answered=True)
+    assert made.window == 18
+    calls(made, 18, answered=False)
+    assert made.window == 18
     assert made.cool_down(5.0) == 1005.0
     assert made.cool_down(50.0) is None  # said of calls that were sent before
-    assert made.window == 8
+    assert made.window == 9
     assert not has_slot(made)
     clock.at = 1005.0
-    assert has_slot(made)
+    calls(made, 8, answered=True)
+    assert made.window == 9
+    calls(made, 2, answered=True)
+    assert made.window == 10
     assert made.cool_down(1.0) == 1006.0
-    assert made.window == 4
+    assert made.window == 5
 
 
 def test_a_window_never_closes_or_passes_its_limit() -> None:
@@ -101,8 +99,8 @@ def test_rates_are_kept(rates: dict[str, float], tokens: int) -> None:
     clock.at += 1.9
     assert not has_slot(made, tokens)
     clock.at += 0.1
-    made.workers = 2
     assert has_slot(made, tokens)
+    made.workers = 2
     clock.at += 3.9
     assert not has_slot(made, tokens)
     clock.at += 0.1
@@ -136,7 +134,7 @@ def test_a_cool_down_heard_of_elsewhere_counts_here() -> None:
         (RateHint(remaining_requests=0, reset_requests_s=3.0), 1003.0),
         (RateHint(remaining_tokens=0, reset_tokens_s=4.0), 1004.0),
         (RateHint(remaining_tokens=0, reset_tokens_s=4000.0), 1060.0),
-        (RateHint(remaining_requests=1, reset_requests_s=3.0), 1000.0),
+        (RateHint(remaining_requests=1, reset_requests_s=0.9), 1000.0),
         (RateHint(remaining_requests=0), 1000.0),
         (RateHint(), 1000.0),
     ],
@@ -149,6 +147,95 @@ def test_headers_that_say_nothing_is_left_are_believed(hint: RateHint, until: fl
     assert has_slot(made) is (until == 1000.0)
     clock.at = until
     assert has_slot(made)
+
+
+@pytest.mark.parametrize(
+    ("limit", "left", "reset_s", "spacing"),
+    [
+        (100, 50, 30.0, 0.3),  # twice as fast as 50 would last 30 s
+        (None, 50, 30.0, 0.3),
+        (100, 100, 0.0, 0.0),
+        (100, 99, 0.6, 0.0),  # whole again in a moment
+        (6000, 0, 60.0, 0.3),  # as if a second's worth were left
+        (None, 0, 60.0, 30.0),
+        (14_400, 100, 85_000.0, 0.0),  # a quota of a day is used as fast as the job goes
+        (120, None, None, 0.5),
+        (120, 5, None, 0.5),
+        (None, None, None, None),
+        (None, 5, None, None),
+    ],
+)
+def test_how_far_apart_the_headers_want_calls(
+    limit: int | None, left: int | None, reset_s: float | None, spacing: float | None
+) -> None:
+    """So that what is left lasts until there is more; nothing is made up where the headers are silent."""
+    assert spacing_s(limit, left, reset_s) == pytest.approx(spacing)
+
+
+def for_five_minutes(throttles: list[Throttle], clock: Clock, server: Metered, tokens: int = 1) -> None:
+    for _ in throttle_kit.calls(throttles, clock, server, tokens):
+        if clock.at >= 300.0:
+            return
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("anew", [False, True], ids=["fills up", "anew each minute"])
+@pytest.mark.parametrize(("limit", "takes_s"), [(500, 0.5), (500, 2.0), (3000, 2.0)])
+def test_a_quota_told_by_headers_is_used_and_not_passed(limit: int, takes_s: float, anew: bool, workers: int) -> None:
+    """All of it is used in five minutes, and hardly a call is refused, however the quota renews and however many share
+    it."""
+    clock = Clock(0.0)
+    server = Metered(Quota(limit, anew), takes_s)
+    sharing = [throttle(clock) for _ in range(workers)]
+    for each in sharing:
+        each.workers = workers
+    for_five_minutes(sharing, clock, server)
+    assert server.served >= 0.97 * 5 * limit
+    assert server.refused <= 0.01 * server.served
+
+
+@pytest.mark.parametrize("guess", [100, 2000])
+def test_tokens_are_paced_by_what_they_turn_out_to_cost(guess: int) -> None:
+    """What the headers say is left corrects a guess of the tokens that is twenty times too high."""
+    clock = Clock(0.0)
+    server = Metered(Quota(60_000, anew=False), 1.0, cost=100, tokens=True)
+    for_five_minutes([throttle(clock)], clock, server, guess)
+    assert server.refused == 0
+    assert server.served >= 0.95 * 5 * 600
+
+
+@pytest.mark.parametrize("rates", [{"requests_per_minute": 30.0}, {"tokens_per_minute": 60.0}])
+def test_headers_never_loosen_what_the_user_asked(rates: dict[str, float]) -> None:
+    """A provider that allows more changes nothing about --rpm and --tpm; one that allows less is heard."""
+    clock = Clock()
+    made = throttle(clock, **rates)
+    made.learn(RateHint(9000, 9000, 9000, 9000, 30.0, 30.0))
+    assert has_slot(made, 2)
+    clock.at += 1.9
+    assert not has_slot(made, 2)
+    clock.at += 0.2
+    made.learn(RateHint(9, 9, 3, 6, 30.0, 30.0))
+    assert not has_slot(made, 2)
+    clock.at += 3.0
+    assert has_slot(made, 2)
+
+
+def test_a_quota_that_is_whole_again_lets_waiters_go() -> None:
+    """Whoever waits for a pace that the headers asked for goes on as soon as they ask for it no more."""
+
+    async def go() -> list[bool]:
+        made = throttle(Clock())
+        made.learn(RateHint(10, None, 1, None, 50.0))
+        await made.take(1)
+        waits = asyncio.ensure_future(made.take(1))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        seen = [waits.done()]
+        made.learn(RateHint(10, None, 10, None, 0.0))
+        await asyncio.wait([waits], timeout=5.0)
+        return [*seen, waits.done()]
+
+    assert asyncio.run(go()) == [False, True]
 
 
 def test_whoever_waits_is_woken_by_a_call_that_ends() -> None:

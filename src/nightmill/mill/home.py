@@ -95,7 +95,7 @@ class Home:
         given = self.limits_of(provider)
         rates = Rates(
             spec["rpm"] or given.get("rpm"), spec["tpm"] or given.get("tpm"),
-            spec["concurrency"] or provider.limits.concurrency, bool(spec["concurrency"]),
+            spec["concurrency"] or provider.limits.concurrency, bool(spec["concurrency"]), provider.self_hosted,
         )  # fmt: skip
         return JobKit(
             job, provider, compiled,

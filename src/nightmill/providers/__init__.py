@@ -125,6 +125,7 @@ class Provider(Protocol):
     model: str
     account: Account
     limits: Limits
+    self_hosted: bool  # a server on hardware of the user's own: it has no quota, too many calls only wait in its queue
 
     def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
         """The body for ``request``.

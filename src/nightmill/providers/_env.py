@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
+from urllib.parse import urlsplit
+
 from nightmill.errors import UsageError
+
+_PRIVATE_NAMES = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
 
 
 class NoKey(UsageError):
@@ -31,3 +36,15 @@ def sendable(variable: str, value: str) -> str:
         why="white space, a line break or a character outside ASCII",
         fix=f"set {variable} again, without quotes or line breaks",
     )
+
+
+def is_nearby(base_url: str) -> bool:
+    """Whether the server is on this machine or in a network of the user's own, by its address or its name."""
+    try:
+        host = (urlsplit(base_url).hostname or "").rstrip(".")
+    except ValueError:  # no URL: whoever sends to it says so
+        return False
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith(_PRIVATE_NAMES)

@@ -517,6 +517,8 @@ def error_body(message: str, *, kind: str = "invalid_request_error", code: str |
 class OpenAILines:
     """The part of a provider that reads and writes lines in this shape."""
 
+    self_hosted = False
+
     def line_pieces(self, url: str) -> tuple[bytes, bytes, bytes]:
         return line_pieces(url)
 

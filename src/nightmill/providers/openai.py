@@ -16,7 +16,7 @@ import msgspec
 from nightmill.config import Timing
 from nightmill.errors import CannotCarry, NeverSent, ProviderError, Refused, Uncertain
 from nightmill.providers import Account, BatchView, Encoded, Limits, LiveReply, Request
-from nightmill.providers._env import no_key, sendable
+from nightmill.providers._env import is_nearby, no_key, sendable
 from nightmill.providers._http import Http, Reply, shorten
 from nightmill.providers._openai_shape import (
     METADATA_KEY,
@@ -72,6 +72,7 @@ class OpenAI(OpenAILines):
     ) -> None:  # fmt: skip
         self.model, self._timing = model, timing
         self._base = base_url.rstrip("/")
+        self.self_hosted = is_nearby(self._base)
         self.account = Account(
             self.name,
             self._base,

@@ -24,8 +24,8 @@ check: .venv/.dev  ## style, types, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-crash: .venv/.dev  ## kill at every point, for every provider; mix many faults
-	$(BIN)/pytest -m crash_full tests/crash tests/faults $(PYTEST)
+crash: .venv/.dev  ## kill and freeze at every point, in every scenario; mix many faults
+	$(BIN)/pytest -m "crash or crash_full" tests/crash tests/faults $(PYTEST)
 
 bench: .venv/.dev  ## every speed claim beside its rival
 	$(BIN)/python bench/run.py

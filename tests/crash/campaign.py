@@ -3,32 +3,56 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import shutil
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from kit import DONE, PATIENT_S, Findings, Home, Nest, Scenario, Simulator, Slot, Worker, audit
+from kit import DONE, PATIENT_S, Findings, Home, Scenario, Slot, Worker, audit
+from points import known_points
 
-_SLOTS = 4  # more than two processors: much of a case is waiting
+_SLOTS = 6  # more than two processors: much of a case is waiting
 LEASE_S = 2.5  # where a stopped worker's lease has to run out
 
 
 @dataclass(frozen=True)
-class Kill:
-    """One case: stop ``scenario`` for good, or for a while, at the ``nth`` passing of ``point``."""
+class Case:
+    """One home, and what is done in it."""
 
     scenario: Scenario
+
+    @property
+    def lease_s(self) -> float:
+        return PATIENT_S
+
+    def __str__(self) -> str:
+        return str(self.scenario)
+
+
+@dataclass(frozen=True)
+class Kill(Case):
+    """Stop the scenario's command for good, or for a while, at the ``nth`` passing of ``point``."""
+
     point: str
     nth: int = 1
     how: str = "kill"
 
+    @property
+    def lease_s(self) -> float:
+        return PATIENT_S if self.how == "kill" else LEASE_S
+
     def __str__(self) -> str:
         return f"{self.scenario} {self.how} {self.point}:{self.nth}"
+
+
+AnyCase = TypeVar("AnyCase", bound=Case)
 
 
 def _take_over(home: Home, first: Worker, *, struck: bool) -> None:
@@ -60,7 +84,8 @@ class Score:
     lost: int = 0
     twice: int = 0  # beyond what the provider itself made run twice
     off_nanos: int = 0  # between what is booked as proven and what the answers on disk cost
-    points: set[str] = field(default_factory=set)
+    meant: set[str] = field(default_factory=set)  # points
+    points: set[str] = field(default_factory=set)  # of these, those at which a worker was stopped
 
 
 class Campaign:
@@ -70,99 +95,110 @@ class Campaign:
         self._folder = folder
         self._slots: queue.Queue[Slot] = queue.Queue()
         self._made: list[Slot] = []
-        self._count = 0
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()  # of the scores
         self.reached: dict[str, Counter[str]] = {}  # points by scenario, in order, and how often
         self.scores: dict[str, Score] = {}
         self.wrong: list[str] = []  # of the undisturbed runs
 
     def open(self) -> None:
         for _ in range(_SLOTS):
-            slot = Slot(Simulator(), Nest())
+            slot = Slot()
             self._made.append(slot)
             self._slots.put(slot)
 
     def close(self) -> None:
         for slot in self._made:
-            slot.nest.close()
-            slot.simulator.close()
+            slot.close()
 
     # -- cases -------------------------------------------------------------------------------------
 
     def explore(self, scenarios: Iterable[Scenario]) -> list[str]:
         """Run each undisturbed and note the points it reaches; what was wrong."""
-        return self._each(list(scenarios), self._explore)
+        return self.each((Case(scenario) for scenario in scenarios), self._explore)
 
     def strike(self, cases: Iterable[Kill]) -> list[str]:
         """Run each case; what was wrong."""
-        return self._each(list(cases), self._strike)
+        return self.each(cases, self._strike)
+
+    def each(self, cases: Iterable[AnyCase], run: Callable[[AnyCase, Home], list[str]]) -> list[str]:
+        """``run`` each case in a home of its own, several at once; what was wrong, case by case."""
+        with ThreadPoolExecutor(_SLOTS) as pool:
+            return [wrong for found in pool.map(lambda case: self._guarded(run, case), cases) for wrong in found]
 
     @contextlib.contextmanager
     def home(self, scenario: Scenario) -> Iterator[Home]:
         """A home of its own for a test that does its own killing."""
+        with self._slot() as slot, contextlib.closing(Home(self._next_folder(), slot, scenario)) as home:
+            yield home
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[Slot]:
         slot = self._slots.get()
-        self._count += 1
         try:
-            with contextlib.closing(Home(self._folder / f"{self._count:04}", slot, scenario)) as home:
-                yield home
+            slot.serve()
+            yield slot
         finally:
             self._slots.put(slot)
 
-    def _each(self, cases: list[Scenario] | list[Kill], run: Callable[..., list[str]]) -> list[str]:
-        with ThreadPoolExecutor(_SLOTS) as pool:
-            return [wrong for found in pool.map(lambda case: self._guarded(run, case), cases) for wrong in found]
+    def _next_folder(self) -> Path:
+        return self._folder / f"{next(self._numbers):05}"
 
-    def _guarded(self, run: Callable[..., list[str]], case: Scenario | Kill) -> list[str]:
-        slot = self._slots.get()
-        self._count += 1
-        folder = self._folder / f"{self._count:04}"
+    def _guarded(self, run: Callable[[AnyCase, Home], list[str]], case: AnyCase) -> list[str]:
+        folder = self._next_folder()
         try:
-            found = run(case, folder, slot)
+            with (
+                self._slot() as slot,
+                contextlib.closing(Home(folder, slot, case.scenario, lease_s=case.lease_s)) as home,
+            ):
+                found = run(case, home)
         except Exception as error:  # a case that breaks is a defect of its own, and the others still count
             found = [f"{error}\n{traceback.format_exc(limit=-3)}"]
-        finally:
-            self._slots.put(slot)
         if not found:
             shutil.rmtree(folder, ignore_errors=True)
         return [f"{case}: {wrong} [{folder.name}]" for wrong in found]
 
-    def _explore(self, scenario: Scenario, folder: Path, slot: Slot) -> list[str]:
-        with contextlib.closing(Home(folder, slot, scenario)) as home:
-            return self._run_through(scenario, home)
-
-    def _run_through(self, scenario: Scenario, home: Home) -> list[str]:
+    def _explore(self, case: Case, home: Home) -> list[str]:
         log = home.folder / "points"
         worker = home.start(log=log)
         assert worker.wait() in DONE, worker.said("not finished")
-        self.reached[scenario.name] = Counter(log.read_text().split())
+        points = self.reached[case.scenario.name] = Counter(log.read_text().split())
+        return self.judge("undisturbed", home, points, points)
+
+    def _strike(self, case: Kill, home: Home) -> list[str]:
+        first = home.start(f"{case.point}:{case.nth}", how=case.how)
+        if case.how == "kill":
+            struck = first.wait() == -9
+            home.finish()
+        else:
+            struck = first.wait_stopped()
+            _take_over(home, first, struck=struck)
+        return self.judge(case.how, home, [case.point], [case.point] if struck else [])
+
+    # -- the score ---------------------------------------------------------------------------------
+
+    def judge(self, kind: str, home: Home, meant: Iterable[str], struck: Iterable[str]) -> list[str]:
+        """Audit a home in which all is over, and count it under ``kind``; what was wrong."""
         found = audit(home)
-        self._count_in("undisturbed", found, scenario, self.reached[scenario.name])
+        with self._lock:
+            self._count(self.scores.setdefault(kind, Score()), found, home.scenario)
+            self.scores[kind].meant.update(meant)
+            points = set(struck)
+            self.scores[kind].struck += bool(points)
+            self.scores[kind].points |= points
         return list(found.defects)
 
-    def _strike(self, case: Kill, folder: Path, slot: Slot) -> list[str]:
-        lease_s = PATIENT_S if case.how == "kill" else LEASE_S
-        with contextlib.closing(Home(folder, slot, case.scenario, lease_s=lease_s)) as home:
-            first = home.start(f"{case.point}:{case.nth}", how=case.how)
-            if case.how == "kill":
-                struck = first.wait() == -9
-                home.finish()
-            else:
-                struck = first.wait_stopped()
-                _take_over(home, first, struck=struck)
-            found = audit(home)
-        self._count_in(case.how, found, case.scenario, [case.point] if struck else [])
-        return list(found.defects)
-
-    def _count_in(self, kind: str, found: Findings, scenario: Scenario, points: Iterable[str]) -> None:
-        score = self.scores.setdefault(kind, Score())
+    def _count(self, score: Score, found: Findings, scenario: Scenario) -> None:
         score.cases += 1
-        score.struck += bool(points)
-        score.points.update(points)
         score.lost += found.lost
         if scenario.lane == "batch":
             score.twice += max(0, found.twice - scenario.twice)
         score.off_nanos += found.off_nanos
 
-    # -- choosing ----------------------------------------------------------------------------------
+    def missed(self) -> list[str]:
+        """The points at which no worker was stopped in any scenario, though one was meant to be."""
+        kinds = [kind for kind in ("kill", "stop") if kind in self.scores]
+        return [f"{kind} {p}" for kind in kinds for p in sorted(self.scores[kind].meant - self.scores[kind].points)]
 
     def points_of(self, scenarios: Iterable[Scenario]) -> dict[str, Scenario]:
         """Each point and the first of the scenarios that reaches it."""
@@ -173,10 +209,13 @@ class Campaign:
         return first
 
     def table(self) -> list[str]:
-        lines = [
-            f"{'':<12}{'points':>8}{'runs':>8}{'struck':>8}{'rows lost':>11}{'submitted twice':>17}{'money off':>11}"
-        ]
+        widths = (8, 8, 8, 11, 17, 11)
+        heads = ("points", "runs", "struck", "rows lost", "submitted twice", "money off")
+        lines = [" " * 20 + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
         for kind, s in self.scores.items():
             numbers = (len(s.points), s.cases, s.struck, s.lost, s.twice, s.off_nanos)
-            lines.append(f"{kind:<12}{''.join(f'{number:>17}' for number in numbers)}")
-        return lines
+            lines.append(f"{kind:<20}" + "".join(f"{n:>{width}}" for n, width in zip(numbers, widths, strict=True)))
+        known = known_points()
+        unseen = known - {point for points in self.reached.values() for point in points}
+        lines.append(f"points in the code: {len(known)}, of which {len(unseen)} were not reached")
+        return [*lines, *(f"nobody was stopped at: {missed}" for missed in self.missed())]

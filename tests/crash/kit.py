@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
@@ -35,8 +35,11 @@ from nightmill.wire import JOURNAL
 WORKER = Path(__file__).with_name("worker.py")
 SPEED = 600.0  # a batch of 60 s takes a tenth of one
 MOST_RESTARTS = 6
+CASES_A_SIMULATOR = 50
 PATIENCE_S = 60.0
+GLANCE_S = 0.02  # between two looks at a process
 DONE = (0, 3)  # exit codes: every row succeeded; finished with failed rows
+OVERTAKEN = 2  # exit code: another worker did the same job while this one still planned it
 PATIENT_S = 6.0  # a lease that nobody has to wait for: its owner is dead
 MODEL = "gpt-4o-mini"
 
@@ -94,11 +97,23 @@ class Simulator:
         self._process.communicate(timeout=20)
 
 
-class Slot(NamedTuple):
+class Slot:
     """What one case at a time has to itself."""
 
-    simulator: Simulator
-    nest: Nest
+    def __init__(self) -> None:
+        self.simulator, self.nest = Simulator(), Nest()
+        self._served = 0
+
+    def serve(self) -> None:
+        """Get ready for one more case: a simulator keeps all that it was asked, and every audit reads that."""
+        self._served += 1
+        if self._served % CASES_A_SIMULATOR == 0:
+            self.simulator.close()
+            self.simulator = Simulator()
+
+    def close(self) -> None:
+        self.nest.close()
+        self.simulator.close()
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,7 @@ class Home:
 
     def __init__(self, folder: Path, slot: Slot, scenario: Scenario, *, lease_s: float = PATIENT_S) -> None:
         self.folder, self.scenario = folder, scenario
-        self.simulator, self._nest = slot
+        self.simulator, self._nest = slot.simulator, slot.nest
         folder.mkdir(parents=True)
         self._workers: list[Worker] = []
         stamp = uuid.uuid4().hex  # other rows than any other case's, so that the simulator can tell them apart
@@ -211,6 +226,10 @@ class Home:
         """Killed between the output and its own end: the command finds a file it does not want to replace."""
         return "out.jsonl exists" in worker.text()
 
+    def billed_nanos(self) -> int:
+        total: int = self.simulator.invoice()["total_nanos"] - self._before["total_nanos"]
+        return total
+
     def bill(self) -> Bill:
         now, before = self.simulator.invoice(), self._before
         events = self.simulator.log()[self._events :]
@@ -281,7 +300,7 @@ class Worker:
             if time.monotonic() > deadline:
                 os.kill(self.pid, signal.SIGKILL)
                 raise AssertionError(self.said(f"not done after {timeout_s:g} s"))
-            time.sleep(0.01)
+            time.sleep(GLANCE_S)
         return code
 
     def wait_stopped(self) -> bool:
@@ -293,14 +312,14 @@ class Worker:
                 return False
             if process.status() == psutil.STATUS_STOPPED:
                 return True
-            time.sleep(0.01)
+            time.sleep(GLANCE_S)
         raise AssertionError(self.said("neither stopped nor ended"))
 
     def end(self) -> None:
         """Kill it if it still is."""
         while self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
-            time.sleep(0.01)
+            time.sleep(GLANCE_S)
 
     def wake(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -428,7 +447,7 @@ class _Audit:
         for shard in shards:
             self._expect(shard.state is ShardState.SETTLED, f"{shard.tag} is {shard.state}")
             for sub in shard.submissions:
-                over = sub.state in (SubmissionState.BOOKED, SubmissionState.GONE)
+                over = sub.state in (SubmissionState.BOOKED, SubmissionState.GONE, SubmissionState.LOST)
                 self._expect(over and not sub.hold_nanos, f"{sub.name} is {sub.state}, holds {sub.hold_nanos}")
             for file in (shard.file, *(f.ref for f in shard.files if f.kind != JOURNAL)):
                 self._mill.store.verify(file)
@@ -526,13 +545,13 @@ class BudgetWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(0.01):
+        while not self._over.wait(GLANCE_S):
             if self._path.exists():
                 with contextlib.suppress(sqlite3.OperationalError):  # not made yet
                     self._look()
 
     def _look(self) -> None:
-        billed = self._home.bill().nanos
+        billed = self._home.billed_nanos()
         with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True)) as ledger:
             for scope, cap, spent, held in ledger.execute(
                 "SELECT scope, cap_nanos, spent_nanos, held_nanos FROM limits"

@@ -1,25 +1,30 @@
-"""Several processes at once: on one job, on one budget, and one of them killed."""
+"""Several processes at once: on one job, on one budget, and some of them killed or frozen."""
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from campaign import Campaign
-from kit import DONE, BudgetWatch, Home, Scenario, Worker, audit
+from campaign import LEASE_S, Campaign, Case
+from kit import DONE, OVERTAKEN, PATIENT_S, BudgetWatch, Home, Scenario, Worker, audit
 
 from nightmill.types import JobState
 
 pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL"),
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(sys.platform == "win32", reason="there is neither SIGKILL nor SIGSTOP"),
 ]
 
 PROMPTS = ("Describe {{ text }}", "Name {{ text }}", "Sell {{ text }}")
 # Dollars: what one job is expected to cost fits, what three may cost at most does not by far.
 BUDGET = {"batch": 0.0013, "live": 0.0025}
+SEEDS = 12
+
+both_lanes = pytest.mark.parametrize("lane", ["batch", "live"])
 
 
 def scenario_of(lane: str, toml: str = "", **asked: Any) -> Scenario:
@@ -27,15 +32,88 @@ def scenario_of(lane: str, toml: str = "", **asked: Any) -> Scenario:
     return Scenario(f"together-{lane}", lane, rows=12, asked={"batch_size": 2, **concurrency, **asked}, toml=toml)
 
 
-def start(home: Home, kill_at: Mapping[int, str] | None = None, **asked: Any) -> list[Worker]:
-    return [home.start((kill_at or {}).get(i, ""), **asked) for i in range(3)]
+@dataclass(frozen=True)
+class Together(Case):
+    """Several processes, some of which are to be stopped at a point; at least one is not."""
+
+    processes: int = 3
+    points: Mapping[int, str] = field(default_factory=dict)  # where each is stopped, as NIGHTMILL_KILL_AT
+    how: str = "kill"
+
+    @property
+    def lease_s(self) -> float:
+        return PATIENT_S if self.how == "kill" else LEASE_S
+
+    def __str__(self) -> str:
+        return f"{self.scenario} {self.how} {dict(self.points)} of {self.processes}"
+
+    def start(self, home: Home, prompts: Sequence[str] = ()) -> list[Worker]:
+        """All of them: on one job, or each on the job of its own prompt."""
+        asked = [{"prompt": prompt} for prompt in prompts] or [{} for _ in range(self.processes)]
+        return [home.start(self.points.get(i, ""), how=self.how, **more) for i, more in enumerate(asked)]
+
+    def names(self, struck: Sequence[int]) -> list[str]:
+        return [self.points[i].partition(":")[0] for i in struck]
 
 
-@pytest.mark.parametrize("lane", ["batch", "live"])
+def on_one_job(campaign: Campaign, case: Together, home: Home) -> list[str]:
+    """Those that nobody stops see the job through; what was wrong."""
+    workers = case.start(home)
+    struck = [i for i in case.points if stopped(workers[i], case.how)]
+    frozen = [workers[i] for i in struck if case.how == "stop"]
+    if home.is_locked():  # one stands in a write transaction, and nobody can go on without it
+        wake(frozen)
+    codes = {w.wait() for i, w in enumerate(workers) if i not in case.points}
+    assert codes <= {0, OVERTAKEN}, "".join(w.text() for w in workers)
+    if OVERTAKEN in codes:
+        home.finish()
+    wake(frozen)
+    for worker in workers:
+        worker.wait()
+        assert "Traceback" not in worker.text(), worker.said("a stopped worker")
+    return campaign.judge(f"together, {case.how}", home, case.names(list(case.points)), case.names(struck))
+
+
+def stopped(worker: Worker, how: str) -> bool:
+    """Whether it was stopped; False: the others had left it nothing to do there."""
+    return worker.wait() == -9 if how == "kill" else worker.wait_stopped()
+
+
+def wake(workers: list[Worker]) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.wake()
+
+
+def on_one_budget(campaign: Campaign, case: Together, home: Home) -> list[str]:
+    """A job each, and a budget that fits only part of them; then money for all; what was wrong."""
+    cap_nanos = BUDGET[case.scenario.lane] * 1e9
+    with BudgetWatch(home) as watch:
+        workers = case.start(home, PROMPTS)
+        codes = [worker.wait() for worker in workers]
+        struck = [i for i, code in enumerate(codes) if code == -9 and i in case.points]
+        codes = [home.start(prompt=PROMPTS[i]).wait() if i in struck else code for i, code in enumerate(codes)]
+    assert set(codes) <= {0, 4}, "".join(w.text() for w in workers)
+    assert watch.passed == []
+    assert watch.most > 0.5 * cap_nanos  # it was tight, as far as samples can tell
+    with home.mill() as mill:
+        assert mill.ledger.jobs()
+        held = sum(limit.held_nanos for limit in mill.ledger.limits() if limit.scope == "total")
+        assert held == sum(mill.tally(job).held_nanos for job in mill.ledger.jobs())
+        mill.ledger.set_budget("total", 1_000_000_000)
+        for job in mill.ledger.jobs(states=[JobState.PAUSED]):
+            mill.resume(job)
+    for prompt in PROMPTS:
+        assert home.start(prompt=prompt).wait() in DONE
+    return campaign.judge("one budget, kill", home, case.names(list(case.points)), case.names(struck))
+
+
+@pytest.mark.crash
+@both_lanes
 def test_three_workers_on_one_job_share_its_work(campaign: Campaign, lane: str) -> None:
     """The same command three times at once: one job, each row run once, and every worker sees it through."""
     with campaign.home(scenario_of(lane)) as home, BudgetWatch(home) as watch:
-        workers = start(home)
+        workers = Together(home.scenario).start(home)
         assert [w.wait() for w in workers] == [0, 0, 0], "".join(w.text() for w in workers)
         found = audit(home)
         assert (found.defects, found.lost, found.twice, found.unproven_nanos) == ((), 0, 0, 0)
@@ -51,32 +129,55 @@ def test_three_workers_on_one_job_share_its_work(campaign: Campaign, lane: str) 
 )
 def test_others_go_on_where_one_is_killed(campaign: Campaign, lane: str, point: str) -> None:
     """Of three workers on one job one is killed in the middle of a step: the other two finish it."""
-    with campaign.home(scenario_of(lane)) as home:
-        workers = start(home, {0: point})
-        codes = [w.wait() for w in workers]
-        assert codes[1:] == [0, 0], "".join(w.text() for w in workers)
-        assert codes[0] in (-9, 0)  # 0: the others had left it nothing to do
-        assert audit(home).defects == ()
+    case = Together(scenario_of(lane), points={0: point})
+    assert campaign.each([case], lambda case, home: on_one_job(campaign, case, home)) == []
 
 
-@pytest.mark.parametrize("lane", ["batch", "live"])
+@both_lanes
 def test_three_jobs_share_a_budget_that_fits_only_part(campaign: Campaign, lane: str) -> None:
     """Whatever the processes do at once, spent + held never pass the limit; more money lets all of them finish."""
-    with campaign.home(scenario_of(lane, f"[budget]\ntotal = {BUDGET[lane]}\n", batch_size=1)) as home:
-        with BudgetWatch(home) as watch:
-            workers = [home.start(prompt=prompt) for prompt in PROMPTS]
-            codes = [worker.wait() for worker in workers]
-        assert set(codes) <= {0, 4}, "".join(w.text() for w in workers)
-        assert watch.passed == []
-        assert watch.most > 0.5 * BUDGET[lane] * 1e9  # it was tight, as far as samples can tell
-        with home.mill() as mill:
-            assert mill.ledger.jobs()
-            held = sum(limit.held_nanos for limit in mill.ledger.limits() if limit.scope == "total")
-            assert held == sum(mill.tally(job).held_nanos for job in mill.ledger.jobs())
-            mill.ledger.set_budget("total", 1_000_000_000)
-            for job in mill.ledger.jobs(states=[JobState.PAUSED]):
-                mill.resume(job)
-        for prompt in PROMPTS:
-            assert home.start(prompt=prompt).wait() in DONE
-        found = audit(home)
-        assert (found.defects, found.lost, found.twice) == ((), 0, 0)
+    case = Together(tight(lane))
+    assert campaign.each([case], lambda case, home: on_one_budget(campaign, case, home)) == []
+
+
+@pytest.mark.crash_full
+@pytest.mark.parametrize("how", ["kill", "stop"])
+@both_lanes
+def test_others_go_on_wherever_some_are_stopped(campaign: Campaign, lane: str, how: str) -> None:
+    """Of two or three workers on one job all but one are stopped, one of them at each point in turn."""
+    moments = Moments(campaign, scenario_of(lane))
+    cases = [
+        Together(moments.scenario, n, {0: moments.at(point), **{i: moments.any() for i in range(1, n - 1)}}, how)
+        for point in moments.points
+        for n in (2, 3)
+    ]
+    assert campaign.each(cases, lambda case, home: on_one_job(campaign, case, home)) == []
+
+
+@pytest.mark.crash_full
+@both_lanes
+def test_a_budget_holds_wherever_its_spenders_are_killed(campaign: Campaign, lane: str) -> None:
+    """Two of three jobs on one budget lose their process at some moment: it is never passed, and all can finish."""
+    moments = Moments(campaign, tight(lane))
+    cases = [Together(moments.scenario, 3, {0: moments.any(), 1: moments.any()}) for _ in range(SEEDS)]
+    assert campaign.each(cases, lambda case, home: on_one_budget(campaign, case, home)) == []
+
+
+def tight(lane: str) -> Scenario:
+    return scenario_of(lane, f"[budget]\ntotal = {BUDGET[lane]}\n", batch_size=1)
+
+
+class Moments:
+    """Points that a lone worker passes on its way, and passes of them chosen by lot, the same ones in every run."""
+
+    def __init__(self, campaign: Campaign, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self._lot = random.Random(scenario.name)
+        assert campaign.explore([scenario_of(scenario.lane)]) == []
+        self.points = campaign.reached[scenario.name]
+
+    def at(self, point: str) -> str:
+        return f"{point}:{self._lot.randint(1, self.points[point])}"
+
+    def any(self) -> str:
+        return self.at(self._lot.choice(list(self.points)))

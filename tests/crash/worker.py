@@ -3,6 +3,7 @@
     python worker.py FOLDER '{"lane": "batch", ...}'
 
 Exit 0: the job is finished; 3: the same, with failed rows; 4: stopped by a budget, or paused;
+2: another worker did the same job while this one still planned it;
 anything else is a defect.
 
     python worker.py --nest
@@ -203,7 +204,7 @@ def main(folder: Path, asked: dict[str, Any]) -> int:
         job = begin(mill, folder, asked)
     except OverBudget:
         return 4
-    except Conflict as overtaken:  # stopped while planning, until another worker had done the same job
+    except Conflict as overtaken:
         print(overtaken, file=sys.stderr)
         return 2
     asyncio.run(COMMANDS[asked.get("command", "run")](mill, job, asked))

@@ -355,8 +355,8 @@ def bookings(acc: Accounting, sheet: PriceSheet, sizes: BodySizes) -> tuple[Book
             doubtful = acc.unproven_rows if sub.n == shard.submission else []
         unproven = sheet.worst(sum(sizes[i] for i in doubtful), len(doubtful), cap * len(doubtful)) if doubtful else 0
         most = sub.hold_nanos
-        if sub.state is SubmissionState.BOOKED:  # the hold is gone; what was booked in its place bounds it as well
-            most = sub.spent_nanos - acc.repeated.get(sub.n, 0)
+        if sub.state is SubmissionState.BOOKED:  # its hold is gone: it was this
+            most = sheet.worst(shard.content_bytes, shard.count, shard.cap_tokens)
         room = most - proven
         if shard.lane is Lane.BATCH and most and room >= 0:
             unproven = min(unproven, room)

@@ -12,6 +12,7 @@ from faults_kit import House, exact, house, truth
 
 from nightmill.engine import Stop
 from nightmill.errors import NeverSent, NightmillError, UsageError
+from nightmill.lanes.live import _Sender
 from nightmill.providers import LiveReply
 from nightmill.providers.openai import OpenAI
 
@@ -61,6 +62,61 @@ def test_a_network_that_stays_away_pauses_the_job(tmp_path: Path, monkeypatch: p
         assert (tally.spent_nanos, tally.held_nanos, h.invoice()["total_nanos"]) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("fault", ["live_500", "live_timeout"])
+def test_a_row_that_rests_leaves_its_slot_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """With one call at a time, a row waits for its next try while the others are answered."""
+    real_send, real_rest, bodies = OpenAI.send, _Sender._rest, list[bytes]()
+    others_done = asyncio.Event()
+
+    async def send(self: OpenAI, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
+        bodies.append(body)
+        if len(bodies) == 8:
+            asyncio.get_running_loop().call_soon(others_done.set)
+        return await real_send(self, url, body, timeout_s=timeout_s)
+
+    async def rest(self: _Sender, row: Any) -> None:
+        await others_done.wait()
+        await real_rest(self, row)
+
+    monkeypatch.setattr(OpenAI, "send", send)
+    monkeypatch.setattr(_Sender, "_rest", rest)
+    with house(tmp_path, {"fault": fault, "times": 1, "delay_s": 0.0}) as h:
+        job = h.run(h.submit(8, "live", concurrency=1))
+        truth(h, job)
+        assert job.counts is not None
+        assert job.counts["succeeded"] == 8
+        assert len(set(bodies[:8])) == 8
+        assert bodies[8:] == bodies[:1]
+
+
+def test_a_server_that_always_fails_is_not_given_all_rows_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many rows of a shard are put aside as calls may be under way; the hands rest with the next ones."""
+    real_rest, resting, all_rest = _Sender._rest, list[int](), asyncio.Event()
+    now = 0
+
+    async def rest(self: _Sender, row: Any) -> None:
+        nonlocal now
+        now += 1
+        resting.append(now)
+        if now == 6:
+            asyncio.get_running_loop().call_soon(all_rest.set)
+        await all_rest.wait()
+        await real_rest(self, row)
+        now -= 1
+
+    monkeypatch.setattr(_Sender, "_rest", rest)
+    with house(tmp_path, {"fault": "live_500"}) as h:
+        job = h.run(h.submit(40, "live", concurrency=3))
+        exact(h, job)
+        assert job.counts is not None
+        assert job.counts["failed"] == 40
+        assert max(resting) == 6
+
+
 def test_a_model_that_does_not_load_takes_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that could not even be asked is told of, and is neither an attempt nor money in doubt."""
     failing_first(monkeypatch, lambda: UsageError("cannot load the model"), 4)
@@ -75,17 +131,17 @@ def test_a_model_that_does_not_load_takes_no_attempt(tmp_path: Path, monkeypatch
         assert attempts(h, job) == [1] * 4
 
 
-@pytest.mark.parametrize(("on_error", "calls"), [("stop", 3), ("threshold:2", 6), ("threshold:10%", 9)])
+@pytest.mark.parametrize(("on_error", "calls"), [("stop", 1), ("threshold:2", 2), ("threshold:10%", 3)])
 def test_too_many_failures_stop_within_a_shard(tmp_path: Path, on_error: str, calls: int) -> None:
     """The job stops with the failure that was one too many, not with the end of its shard."""
-    with house(tmp_path, {"fault": "live_500"}) as h:
+    with house(tmp_path, {"fault": "live_500", "status": 400}) as h:
         job = h.run(h.submit(30, "live", on_error=on_error, concurrency=1))
         assert h.fired() == {"live_500": calls}
         truth(h, job)
         exact(h, job)
         assert (job.state, job.stopped) == ("failed", "on_error")
         assert job.counts is not None
-        assert (job.counts["failed"], job.counts["cancelled"]) == (calls // 3, 30 - calls // 3)
+        assert (job.counts["failed"], job.counts["cancelled"]) == (calls, 30 - calls)
 
 
 def test_invalid_answers_count_as_failures_at_once(tmp_path: Path) -> None:
@@ -101,13 +157,13 @@ def test_invalid_answers_count_as_failures_at_once(tmp_path: Path) -> None:
 
 def test_failures_of_an_earlier_run_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that goes on within a shard remembers the rows of it that have failed."""
-    with house(tmp_path, {"fault": "live_500"}) as h:
+    with house(tmp_path, {"fault": "live_500", "status": 400}) as h:
         job = h.submit(12, "live", on_error="threshold:2", concurrency=1)
         real, calls = OpenAI.send, list[int]()
 
         async def send(self: OpenAI, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
             calls.append(1)
-            if len(calls) == 4:
+            if len(calls) == 2:
                 raise UsageError("no more for now")
             return await real(self, url, body, timeout_s=timeout_s)
 
@@ -116,7 +172,7 @@ def test_failures_of_an_earlier_run_count(tmp_path: Path, monkeypatch: pytest.Mo
             h.run(job)
         h.again()
         job = h.run(job)
-        assert h.fired() == {"live_500": 6}
+        assert h.fired() == {"live_500": 2}
         truth(h, job)
         assert job.stopped == "on_error"
 

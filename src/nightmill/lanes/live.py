@@ -47,6 +47,7 @@ class _Row:
     body: bytes
     attempts: int = 0  # completed exchanges so far
     done: bool = False
+    rest_s: float = 0.0  # before the next try
 
 
 @dataclass(slots=True)
@@ -238,6 +239,7 @@ class _Sender:
         self._renewing = asyncio.Lock()
         self._unreachable = 0
         self._quiet_until = 0.0  # after a round that reached nobody
+        self._aside = 0  # rows whose try failed, put aside for the next one
         self._trouble: _Pause | NightmillError | None = None  # the first; nothing more is sent then
 
     async def run(self, path: str) -> Shard | None:
@@ -318,17 +320,17 @@ class _Sender:
         hands = min(sum(not row.done for row in rows), self._throttle.most)
         async with asyncio.TaskGroup() as group:
             for _ in range(hands):
-                group.create_task(self._send_some(todo, journal))
+                group.create_task(self._send_some(todo, journal, group))
 
-    async def _send_some(self, todo: Iterator[_Row], journal: Journal) -> None:
+    async def _send_some(self, todo: Iterator[_Row], journal: Journal, group: asyncio.TaskGroup | None = None) -> None:
         """Send one row after the other. Trouble ends every hand, but never a call under way: that is paid for."""
         try:
-            await self._send_each(todo, journal)
+            await self._send_each(todo, journal, group)
             journal.flush()
         except (_Pause, NightmillError) as trouble:
             self._trouble = self._trouble or trouble
 
-    async def _send_each(self, todo: Iterator[_Row], journal: Journal) -> None:
+    async def _send_each(self, todo: Iterator[_Row], journal: Journal, group: asyncio.TaskGroup | None) -> None:
         throttle, tokens = self._throttle, self._tokens + self._cap
         for row in todo:
             while not row.done:
@@ -342,6 +344,22 @@ class _Sender:
                     answered = await self._exchange(row, journal)
                 finally:
                     throttle.give_back(answered=answered)
+                if row.rest_s:
+                    if group is not None and self._aside < throttle.window:
+                        self._aside += 1
+                        group.create_task(self._send_later(row, journal))
+                        break
+                    await self._rest(row)  # so many failed that others would fail as well
+
+    async def _send_later(self, row: _Row, journal: Journal) -> None:
+        """Send one row after its rest, while the hand that met its failure goes on with others."""
+        await self._rest(row)
+        await self._send_some(iter((row,)), journal)
+        self._aside -= 1
+
+    async def _rest(self, row: _Row) -> None:
+        rest_s, row.rest_s = row.rest_s, 0.0
+        await asyncio.sleep(rest_s)
 
     def _lease_is_long_enough(self, now: float) -> bool:
         return not self._lease.lost and self._lease.until - now > self._need_s
@@ -407,7 +425,7 @@ class _Sender:
                 await self._ended(self._provider.decode(line).outcome)
             return reply.status < 500
         journal.flush()
-        await asyncio.sleep(self._desk.backoff_s(row.attempts - 1))
+        row.rest_s = self._desk.backoff_s(row.attempts - 1)
         return False
 
     async def _cool(self, reply: LiveReply) -> None:
@@ -443,4 +461,4 @@ class _Sender:
                 await self._ended(None)
             return
         await self._book(self._worst(len(row.body)))
-        await asyncio.sleep(self._desk.backoff_s(row.attempts - 1))
+        row.rest_s = self._desk.backoff_s(row.attempts - 1)

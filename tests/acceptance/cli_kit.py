@@ -180,16 +180,18 @@ class Place:
 
     def invoice(self) -> dict[str, Any]:
         """What the simulated provider would bill."""
-        found: dict[str, Any] = self._ask("invoice")
+        found: dict[str, Any] = self.ask("invoice")
         return found
 
     def log(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._ask("log")
+        found: list[dict[str, Any]] = self.ask("log")
         return found
 
-    def _ask(self, what: str) -> Any:
+    def ask(self, what: str, method: str = "GET") -> Any:
+        """What the simulator itself says, or is told by another method."""
         assert self.url is not None
-        with urllib.request.urlopen(f"{self.url.removesuffix('/v1')}/simulator/{what}") as answer:
+        url = f"{self.url.removesuffix('/v1')}/simulator/{what}"
+        with urllib.request.urlopen(urllib.request.Request(url, method=method)) as answer:
             return json.load(answer)
 
 

@@ -43,7 +43,7 @@ def test_results_interrupted_are_those_so_far(place: Place) -> None:
     """Ctrl-C while `results` works ends with exit 130, what there is so far in the file, and the way to go on."""
     killed(place)
     working = place.start("results", "@last", "--out", "r.jsonl", "--json")
-    working.until(lambda event: event.get("in_hand", 0) or event["event"] == "progress")
+    working.until(lambda event: event["event"] == "progress")
     working.signal(signal.SIGINT)
     working.until(lambda event: event["event"] == "note")
     (place.folder / "gate").touch()

@@ -38,7 +38,7 @@ Examples:
   nightmill run words.txt --task define --dry-run
   nightmill run reviews.csv --prompt "Sentiment of: {{ text }}" --out answers.jsonl --budget 2
   nightmill resume
-  nightmill budget show
+  nightmill budget
 """
 
 

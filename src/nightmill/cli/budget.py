@@ -13,15 +13,21 @@ from nightmill.mill import Limit
 from nightmill.types import usd
 
 
-@click.group(short_help="Show or set what may be spent.")
-def budget() -> None:
-    """Show or set what may be spent."""
+@click.group(short_help="Show or set what may be spent.", invoke_without_command=True)
+@flags.common
+def budget(edge: Edge) -> int:
+    """Show or set what may be spent; alone it shows."""
+    return _show_all(edge) if click.get_current_context().invoked_subcommand is None else 0
 
 
 @budget.command()
 @flags.common
 def show(edge: Edge) -> int:
     """What is spent, held and free in every limit."""
+    return _show_all(edge)
+
+
+def _show_all(edge: Edge) -> int:
     with edge.mill(create=False) as mill:
         limits, calls = mill.budget(), mill.calls()
     total = next(limit for limit in limits if limit.scope == "total")

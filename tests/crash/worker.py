@@ -163,12 +163,12 @@ def _asked_about(mill: Mill, job: Job) -> list[Shard]:
 
 
 def _decision(shard: Shard, asked: dict[str, Any]) -> dict[str, Any]:
-    """What a person who sees the provider's own page says: what is not there cannot be adopted."""
-    if asked["decision"] != "adopt":
-        return {"resend": asked["decision"] == "resend"}
+    """What a person says who sees the provider's own page; what is not there is sent again."""
     creates = [e for e in _call(asked["simulator"] + "/log") if e["event"] == "create" and e["batch_id"]]
     there = [e["batch_id"] for e in creates if shard.current.name in e["metadata"].values()]
-    return {"adopt": there[0]} if there else {"resend": True}
+    if not there or asked["decision"] == "resend":
+        return {"resend": True}
+    return {"adopt": there[0]} if asked["decision"] == "adopt" else {}
 
 
 def _call(url: str, method: str = "GET", body: bytes | None = None) -> Any:

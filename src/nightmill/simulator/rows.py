@@ -112,8 +112,9 @@ def _run_row(
     _bill(job, tally, reply)
     if job.keep_keys:
         tally.keys.append(custom_id.rpartition("-")[2].encode()[:16] + reply.digest)
-    if plan.missing is None or row not in plan.missing:
-        out.write(line)
+    if plan.missing is not None and row in plan.missing:
+        return
+    out.write(line)
     if plan.duplicate is not None and row in plan.duplicate:
         if plan.differ:
             again = model.answer(job.endpoint, body, created=job.created, twists=twists, salt=1)

@@ -10,6 +10,7 @@ import pytest
 from faults_kit import House, exact, house, truth
 
 from nightmill.engine import _HANDS, Engine
+from nightmill.lanes.throttle import Rates
 from nightmill.ledger import Job, Ledger
 from nightmill.providers.openai import OpenAI
 from nightmill.types import Lane, ShardState
@@ -99,3 +100,14 @@ def test_a_key_refused_half_way_stops_every_shard(tmp_path: Path) -> None:
             assert h.mill.job(job.id).state == "paused"
             assert {shard.state for shard in h.shards(job)} == {ShardState.WAITING}
             assert h.tally(job).held_nanos > 0
+
+
+@pytest.mark.parametrize(("given", "fixed"), [({}, False), ({"concurrency": 7}, True)])
+def test_a_server_nearby_is_climbed_unless_the_user_named_a_number(
+    tmp_path: Path, given: dict[str, Any], fixed: bool
+) -> None:
+    """The throttle of a job learns from its provider that nobody's quota will say what is too much."""
+    with house(tmp_path) as h:
+        job = h.submit(4, "live", **given)
+        rates = h.mill.open_kit(job.id).rates
+        assert rates == Rates(in_flight=given.get("concurrency", 256), fixed=fixed, self_hosted=True)

@@ -32,7 +32,8 @@ PATIENCE_S = 40.0  # a run that takes longer hangs
 MODEL = "openai/gpt-4o-mini"
 SCHEMA = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
 UNDELIVERED = {"retention_404", "truncated_last_line"}  # hide answers that the simulator has on file
-HELD_BACK = {"late_output_file"}  # for a while
+# What the simulator has on file and may show only after the row was sent again: a missing row to everyone else.
+HELD_BACK = {"late_output_file": "answered", "late_error_file": "refused"}
 _OVER = ("completed", "failed", "expired", "cancelled")
 
 
@@ -204,7 +205,8 @@ def truth(house: House, job: Job, *, settled: bool = True, fired: Collection[str
     if job.lane == "batch":
         if not undelivered:
             _kept(house, job)
-        _sent_by_the_rules(house, job, undelivered or bool(HELD_BACK & happened))
+        hidden = {HELD_BACK[name] for name in HELD_BACK.keys() & happened} | ({"answered"} if undelivered else set())
+        _sent_by_the_rules(house, job, hidden)
 
 
 def _sums(house: House, job: Job, settled: bool) -> None:
@@ -258,12 +260,12 @@ def _kept(house: House, job: Job) -> None:
             assert (row["response"] or "") in texts, f"row {row['index']} lost its answer: {row}"
 
 
-def _sent_by_the_rules(house: House, job: Job, undelivered: bool) -> None:
+def _sent_by_the_rules(house: House, job: Job, hidden: Collection[str]) -> None:
     """No shard runs twice, and no row goes out again after an answer, nor more often than the rules say.
 
-    An answer that the provider had and did not deliver is a missing row to everyone else.
+    What the provider had and did not deliver (in time), ``hidden``, is a missing row to everyone else.
     """
-    rename = {"answered": "missing"} if undelivered else {}
+    rename = dict.fromkeys(hidden, "missing")
     ran: dict[str, int] = {}
     history: dict[int, list[str]] = {}
     revived = house.alerts(job).count("second_batch")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nightmill import wire
+from nightmill.errors import ProviderError
 from nightmill.killpoints import reach
 from nightmill.lanes import Desk
 from nightmill.lanes.batch import KEPT_S, facts, find_batches, has_answers, view_of
@@ -121,9 +122,14 @@ async def _fetched(desk: Desk, provider: BatchProvider, sub: Submission, kind: s
     """A late result file in the store; None: the provider does not have it (any more)."""
     job_id = sub.tag.rpartition("-")[0]
     path = f"{desk.store.job_folder(job_id)}/wire/{sub.name}.late.{secrets.token_hex(4)}.{kind}.jsonl"
-    desk.store.path(path).parent.mkdir(parents=True, exist_ok=True)
-    if not await provider.fetch(file_id, desk.store.path(path)):
-        return None
+    to = desk.store.path(path)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if not await provider.fetch(file_id, to):
+            return None
+    except ProviderError:  # the next look has a name of its own
+        to.unlink(missing_ok=True)
+        raise
     ref = await asyncio.to_thread(desk.store.seal, path)
     reach("late.fetched")
     return StoredFile(ref, kind, sub.tag, sub.n, CAME_LATE)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import warm
+
 COMMAND = [sys.executable, "-m", "nightmill"]
 SECONDS = 60  # most a process may take here
 MODEL = "openai/gpt-4o-mini"
@@ -130,9 +132,13 @@ class Place:
         return name
 
     def run(self, *arguments: str, seconds: float = SECONDS) -> Done:
+        return Done(*warm.run(arguments, self.folder, self.env, seconds))
+
+    def run_cold(self, *arguments: str) -> Done:
+        """In an interpreter of its own."""
         done = subprocess.run(
             [*COMMAND, *arguments], check=False, cwd=self.folder, env=self.env, capture_output=True, text=True,
-            timeout=seconds, stdin=subprocess.DEVNULL,
+            timeout=SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         return Done(done.returncode, done.stdout, done.stderr)
 

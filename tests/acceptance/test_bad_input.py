@@ -152,7 +152,7 @@ def test_what_cannot_run_is_refused_without_a_trace(place: Place, refusal: Refus
 
 def test_without_json_stdout_stays_empty(place: Place) -> None:
     """A refusal is narration: stdout, which is data, holds nothing."""
-    done = place.run("run", "nowhere.txt", *SAY, *UPPER)
+    done = place.run_cold("run", "nowhere.txt", *SAY, *UPPER)
     explained(done, 2, "nowhere.txt")
     assert done.out == ""
 
@@ -179,7 +179,8 @@ WRONG = {
     "run --tpm": "inf", "run --concurrency": "many", "run --progress": "loud", "jobs --limit": "0",
     "show --row": "-1", "watch --progress": "x", "resume --progress": "x", "cancel --progress": "x",
     "retry --max-output": "0", "retry --temperature": "-1", "retry --progress": "x", "results --format": "xml",
-    "results --rows": "5-3", "budget set amount": "1e-10", "budget set --day": "x", "budget set --month": "-2",
+    "results --rows": "5-3", "results --progress": "x",
+    "budget set amount": "1e-10", "budget set --day": "x", "budget set --month": "-2",
     "simulate --port": "70000", "simulate --speed": "0",
 }  # fmt: skip
 

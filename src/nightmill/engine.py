@@ -356,7 +356,7 @@ class Engine:
 
     async def _look_back(self, kit: JobKit, job: Job) -> bool:
         """Whether something came after its shard had settled; no job waits for a provider that cannot tell."""
-        if not isinstance(kit.provider, BatchProvider):
+        if job.lane is not Lane.BATCH or not isinstance(kit.provider, BatchProvider):
             return False
         try:
             return await late.reopen(self._desk, kit.provider, job, settled_for_s=self._desk.timing.reread_s)

@@ -16,6 +16,7 @@ from nightmill.providers.openai import OpenAI
 
 ROWS = 8
 NEVER = 1e5  # provider seconds: not before `House.forward`
+READINGS = "SELECT path FROM files WHERE kind IN ('output', 'superseded')"
 ACCEPTED = {"fault": "create_accepted_then_500", "times": 1}
 
 
@@ -50,6 +51,7 @@ def test_a_batch_that_the_fence_did_not_stop_and_that_lists_late_is_booked(tmp_p
         assert counts(job) == {"succeeded": ROWS}
         assert h.invoice()["executed_rows"] == 2 * ROWS
         assert h.tally(job).spent_nanos < h.invoice()["total_nanos"]
+        read = len(h.sql(READINGS))
         job = come_back(h, job)
         truth(h, job)
         exact(h, job)
@@ -57,6 +59,7 @@ def test_a_batch_that_the_fence_did_not_stop_and_that_lists_late_is_booked(tmp_p
         assert h.tally(job).extra_answers == ROWS
         assert [row["index"] for row in h.results(job)] == [row["index"] for row in before]
         assert h.alerts(job).count("second_batch") == 1
+        assert len(h.sql(READINGS)) == read + 1  # what was booked already is not fetched again
         assert not look_again(h, job)
 
 
@@ -150,6 +153,23 @@ def test_what_was_written_off_comes_back(tmp_path: Path) -> None:
         truth(h, job, fired={"create_accepted_then_500"})
         exact(h, job)
         assert (job.state, counts(job)) == ("completed", {"succeeded": ROWS})
+
+
+def test_a_late_batch_that_is_refused_whole_sends_nothing(tmp_path: Path) -> None:
+    """Written off, listed late, and failed before any row ran: nothing was spent, and nothing goes out again."""
+    faults = [ACCEPTED, {"fault": "list_page_500"}, {"fault": "batch_failed_unexplained"}]
+    with house(tmp_path, *faults, sim={"validating_s": 60_000.0}, timing={"doubt_alert_s": 0.01}) as h:
+        job = h.run(h.submit(ROWS), until=lambda h, job: "in_doubt" in h.alerts(job))
+        asyncio.run(h.mill.resolve(h.shards(job)[0]))
+        job = h.run(job)
+        h.faults()
+        assert look_again(h, job)
+        (batch,) = h.batches()
+        h.post(f"/v1/batches/{batch['id']}/cancel", {})  # ends its validation
+        job = h.run(job)
+        assert len(h.log("create")) == 1
+        assert counts(job) == {"missing": ROWS}
+        exact(h, job)
 
 
 def test_a_cancelled_job_takes_in_what_comes_late(tmp_path: Path) -> None:

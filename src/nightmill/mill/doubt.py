@@ -20,7 +20,8 @@ async def resolve(home: Home, shard: Shard, *, adopt: str | None = None, resend:
     if provider and adopt and view:
         if not claimed.current.account:
             await note_terms(home.desk, home.open_kit(shard.job_id).work, provider, claimed)
-        home.ledger.note_created(claimed, claimed.submission, adopt, status=view.status, due_in_s=0.0)
+        looks = claimed.looks + 1  # the person's counts: a second batch of it may still turn up
+        home.ledger.note_created(claimed, claimed.submission, adopt, status=view.status, due_in_s=0.0, looks=looks)
         return f"{shard.tag} waits for {adopt} now"
     if resend:
         reason = "sent again on the user's word"

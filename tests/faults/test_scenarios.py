@@ -411,8 +411,7 @@ def test_resolve_by_writing_off(tmp_path: Path) -> None:
         job = _in_doubt(h)
         held = h.tally(job).held_nanos
         asyncio.run(h.mill.resolve(h.shards(job)[0]))
-        h.faults()
-        job = h.run(job)
+        job = h.run(job)  # the list still fails, so that nothing is found as the job ends
         assert counts(job) == {"missing": ROWS}
         tally = h.tally(job)
         assert (tally.spent_nanos, tally.unproven_nanos, tally.held_nanos) == (held, held, 0)

@@ -187,7 +187,7 @@ def test_the_quote_says_everything_needed_to_decide(width: int) -> None:
         "words.txt", "10,000 rows, one a line", "12 duplicates", "9,988 to send", "regular cost $0.92",
         "batch cost $0.46", "saves ≈ $0.46 (50 %)", "tokens ≈ 1.2 M in, 600 k out", "$1.21", "◀ chosen",
         "done before 0", "remaining 9,988", "budget $5.00", "free $3.08 → $1.88 after the hold",
-        "prices price list 0.2.3, 2026-11-21",
+        "prices: price list 0.2.3, 2026-11-21",
     ):  # fmt: skip
         assert part in panel
     assert "waves" not in panel

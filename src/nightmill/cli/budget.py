@@ -70,8 +70,8 @@ def _show(edge: Edge, limits: list[Limit], calls: int) -> None:
         cap = "none" if limit.cap_nanos is None else present.money(limit.cap_nanos)
         free = "" if limit.free_nanos is None else present.money(limit.free_nanos, toward="down")
         table.append([limit.scope, cap, present.money(limit.spent_nanos), present.money(limit.held_nanos), free])
-    edge.put("\n".join(present.table(table, width=edge.width, unicode=edge.unicode, right=(1, 2, 3, 4))))
-    edge.put(f"{calls:,} calls costed")
+    edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode, right=(1, 2, 3, 4))))
+    edge.put(f"{present.some(calls, 'call')} costed")
 
 
 def _object(limit: Limit) -> dict[str, Any]:

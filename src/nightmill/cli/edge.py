@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nightmill.cli")
 _LOG_BYTES, _LOG_FILES = 5_000_000, 5
+_UNBOUNDED = 1_000_000  # cells
 
 
 @dataclass(slots=True)
@@ -58,7 +59,16 @@ class Edge:
 
     @property
     def width(self) -> int:
+        """Cells of the terminal, whichever stream shows on one; 80 where none does."""
+        for stream in (sys.stderr, sys.stdout):
+            if stream.isatty() and "COLUMNS" not in os.environ:
+                return os.get_terminal_size(stream.fileno()).columns or 80
         return shutil.get_terminal_size((80, 24)).columns
+
+    @property
+    def table_width(self) -> int:
+        """Cells for a table on stdout: nothing is cut off in what a program or a file takes."""
+        return self.width if sys.stdout.isatty() or "COLUMNS" in os.environ else _UNBOUNDED
 
     @property
     def unicode(self) -> bool:

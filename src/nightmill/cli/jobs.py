@@ -26,7 +26,7 @@ def jobs(edge: Edge, limit: int) -> int:
     with edge.mill(create=False) as mill:
         found = [(job, mill.standing(job)) for job in mill.jobs(limit=limit)]
     table = [views.job_row(job, now) for job, now in found]
-    edge.put(present.jobs_table(table, width=edge.width, unicode=edge.unicode))
+    edge.put(present.jobs_table(table, width=edge.table_width, unicode=edge.unicode))
     edge.answer({"jobs": [views.job_object(job, now) | {"name": job.name} for job, now in found]})
     return 0
 
@@ -58,7 +58,7 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     lines.append(present.end_report(view, width=edge.width, unicode=edge.unicode))
     if now.held_nanos:
         lines.append(f"  held {present.money(now.held_nanos)}")
-    lines += present.table(_shard_lines(shards), width=edge.width, unicode=edge.unicode)
+    lines += present.table(_shard_lines(shards), width=edge.table_width, unicode=edge.unicode)
     if len(shards) > _MOST_SHARDS:
         lines.append(f"  {len(shards) - _MOST_SHARDS:,} older shards are not shown; --json has all")
     lines += [present.fitted(f"  alert: {alert.text}", width=edge.width, unicode=edge.unicode) for alert in alerts]
@@ -120,7 +120,7 @@ def _show_row(edge: Edge, mill: Mill, job: Job, row: int) -> int:
     record["cost_usd"] = usd(record.pop("cost_nanos") or 0)
     for name, value in record.items():
         if value is not None:
-            text = present.show(str(value))
+            text = present.show(f"{value:.6g}" if isinstance(value, float) else str(value))
             edge.put(f"{name}:\n{text}" if "\n" in text else f"{name}: {text}")
     edge.answer(record)
     return 0
@@ -134,12 +134,22 @@ def _show_failures(edge: Edge, mill: Mill, job: Job) -> int:
         return 0
     some = list(islice(failed, _MOST_FAILURES))
     more = next(failed, None) is not None
-    table = [["ROW", "KEY", "KIND", "WHY"]]
-    table += [[str(r["index"]), r["key"] or "", r["error_kind"] or "", r["error"] or ""] for r in some]
-    edge.put("\n".join(present.table(table, width=edge.width, unicode=edge.unicode)) if some else "no row failed")
+    for record in some:
+        edge.put(_failure_text(edge, record))
+    if not some:
+        edge.put("no row failed")
     if more:
         edge.say(f"only the first {_MOST_FAILURES}; all: nightmill results {job.id} --failed")
     return 0
+
+
+def _failure_text(edge: Edge, record: dict[str, Any]) -> str:
+    """Which row failed, and under it the whole reason."""
+    kind = record["error_kind"] or "failed"
+    head = f"row {record['index']:,} · {record['key'] or ''} · {kind}"
+    why = (record["error"] or "").removeprefix(f"{kind}: ")
+    lines = [head, f"  {why}"] if why else [head]
+    return "\n".join(present.fitted(line, width=edge.width, unicode=edge.unicode) for line in lines)
 
 
 def _records(mill: Mill, job: Job, first: int, end: int) -> Iterator[dict[str, Any]]:

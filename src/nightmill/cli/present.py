@@ -92,6 +92,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def some(number: int, noun: str) -> str:
+    """``1 row``, ``9,988 rows``."""
+    return f"{count(number)} {noun}" + ("" if number == 1 else "s")
+
+
 def tokens(number: int) -> str:
     """``1.9 M``; exact below 100,000."""
     if number < 100_000:
@@ -256,13 +261,12 @@ def quote_panel(q: QuoteView, *, width: int = 80, unicode: bool = True) -> str:
 
 def question(q: QuoteView) -> str:
     """What is asked before money is spent; the default is no."""
-    noun = "request" if q.requests == 1 else "requests"
-    return f"Send {count(q.requests)} {noun}, at most {money(q.chosen.at_most_nanos, toward='up')}? [y/N] "
+    return f"Send {some(q.requests, 'request')}, at most {money(q.chosen.at_most_nanos, toward='up')}? [y/N] "
 
 
 def _input_pieces(q: QuoteView) -> list[str]:
-    pieces = [_line(q.name), _line(q.model), f"{count(q.rows)} rows" + (f", one a {q.row_mode}" if q.row_mode else "")]
-    return [*pieces, f"{count(q.duplicates)} duplicates", f"{count(q.cached)} cached", f"{count(q.requests)} to send"]
+    pieces = [_line(q.name), _line(q.model), some(q.rows, "row") + (f", one a {q.row_mode}" if q.row_mode else "")]
+    return [*pieces, some(q.duplicates, "duplicate"), f"{count(q.cached)} cached", f"{count(q.requests)} to send"]
 
 
 def _lane_lines(lanes: Sequence[LaneView], width: int) -> list[str]:
@@ -304,7 +308,7 @@ def _budget_pieces(q: QuoteView) -> list[str]:
 
 def _source_pieces(q: QuoteView) -> list[str]:
     done = f"done before {count(q.done)}{_SEP}remaining {count(q.requests)}"
-    return [done, f"prices {_line(q.price_source)}"]
+    return [done, f"prices: {_line(q.price_source)}"]
 
 
 def _frame(title: str, lines: Sequence[str], unicode: bool) -> list[str]:

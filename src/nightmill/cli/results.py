@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from nightmill.cli import flags, views
+from nightmill.cli import flags, present, views
 from nightmill.cli.edge import Edge, error_object
 from nightmill.cli.progress import Mode
 from nightmill.cli.session import Order, look_again, tell_end, work
@@ -54,7 +54,7 @@ def results(
         chosen: dict[str, Any] = {"span": span, "failed": failed}
         if targets:
             rows = mill.export(found, targets, csv_raw=csv_raw, **chosen)
-            edge.say(f"{rows:,} rows written")
+            edge.say(f"{present.some(rows, 'row')} written")
         else:
             batches = mill.selected(found, **chosen)
             rows = stream(sys.stdout.buffer, form, batches, schema=mill.schema(found), csv_raw=csv_raw)

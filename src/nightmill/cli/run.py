@@ -118,7 +118,8 @@ def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> i
     if refusal is not None:
         edge.say("it would be refused:\n" + present.error_text(refusal))
     sent = [shard for shard in prepared.plan.shards if shard.lane is prepared.lane]
-    edge.say(f"dry run: {len(sent)} shards, {prepared.quote.waves} waves; nothing was sent, spent or kept")
+    size = f"{present.some(len(sent), 'shard')}, {present.some(prepared.quote.waves, 'wave')}"
+    edge.say(f"dry run: {size}; nothing was sent, spent or kept")
     first = json.loads(prepared.plan.first_request) if prepared.plan.first_request else None
     if first is not None:
         text = json.dumps(first, indent=2, ensure_ascii=False)

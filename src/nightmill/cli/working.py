@@ -124,7 +124,7 @@ def retry(edge: Edge, job: str, max_output: int | None, temperature: float | Non
         try:
             if again.at_most_nanos and not yes:
                 most = present.money(again.at_most_nanos, toward="up")
-                if not edge.ask(f"Send {again.rows:,} rows again, at most {most}? [y/N] "):
+                if not edge.ask(f"Send {present.some(again.rows, 'row')} again, at most {most}? [y/N] "):
                     raise Declined("not sent", why="the answer was no; nothing was spent")
             mill.submit_retry(again)
         except BaseException:

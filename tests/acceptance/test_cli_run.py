@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -191,6 +192,7 @@ def test_money_needs_a_yes(tmp_path: Path) -> None:
         assert list((place.home / "jobs").iterdir()) == []
         agreed = place.typed("y\n", *command)
         assert agreed.code == 0, agreed.out
+        assert re.search(r"Ctrl-C finishes what is in hand and stops · back with: nightmill resume \w{14}", agreed.out)
         assert place.invoice()["executed_rows"] == 2
 
 

@@ -344,6 +344,7 @@ class ProgressView:
     eta_s: float | None = None
     item: str = ""  # the row that was answered last
     job_id: str = ""
+    leave: tuple[str, ...] = ()  # what Ctrl-C does now, and how to come back
 
     @property
     def processed(self) -> int:
@@ -397,7 +398,7 @@ def status_table(p: ProgressView, *, width: int = 80, unicode: bool = True) -> s
     cost = [f"{word} {money(nanos)}" for word, nanos in amounts]
     lines = [
         line
-        for pieces in (counts, pace, cost)
+        for pieces in (counts, pace, cost, p.leave)
         for line in _paragraph(pieces, min(width, _WIDEST), unicode=unicode, indent=" ")
     ]
     return "\n".join(lines)

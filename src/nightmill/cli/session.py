@@ -74,6 +74,7 @@ class _Session:
         self._began = time.monotonic()
         self._before: int | None = None
         self._looks: list[Look] = []
+        self._works = not order.aside
         self._main: asyncio.Task[None] | None = None
 
     @property
@@ -97,6 +98,7 @@ class _Session:
                 await asyncio.gather(ticker, return_exceptions=True)
 
     async def _work(self, ids: list[str]) -> None:
+        self._works = True
         await self._mill.run(ids, self._stop)
 
     async def _watch(self) -> None:
@@ -145,7 +147,8 @@ class _Session:
         done = sum(look.now.done for look in looks)
         self._before = done if self._before is None else self._before
         elapsed_s = time.monotonic() - self._began
-        self._progress.update(views.progress_view(looks, before=self._before, elapsed_s=elapsed_s))
+        view = views.progress_view(looks, before=self._before, elapsed_s=elapsed_s, works=self._works)
+        self._progress.update(view)
 
     def show_last(self) -> None:
         if self._progress.mode == "none":

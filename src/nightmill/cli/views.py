@@ -183,8 +183,25 @@ def phase(look: Look) -> str:
     return f"paused, {doing}" if job.state is JobState.PAUSED else doing
 
 
-def progress_view(looks: Sequence[Look], *, before: int, elapsed_s: float) -> ProgressView:
-    """Several jobs as one. ``before``: how many requests were done when this process began to look."""
+def _leave(looks: Sequence[Look], *, works: bool) -> tuple[str, ...]:
+    """What Ctrl-C does while these jobs run, and how to come back to them."""
+    still_open = [look for look in looks if look.job.state in UNFINISHED]
+    if not still_open:
+        return ()
+    waits = any(look.now.states.get(ShardState.WAITING) for look in still_open)
+    what = "stops here, batches go on at the provider" if waits else "finishes what is in hand and stops"
+    job = f" {still_open[0].job.id}" if len(looks) == 1 else ""
+    if not works:
+        return "Ctrl-C stops watching, another process works on", f"back with: nightmill watch{job}"
+    return f"Ctrl-C {what}", f"back with: nightmill resume{job}"
+
+
+def progress_view(looks: Sequence[Look], *, before: int, elapsed_s: float, works: bool) -> ProgressView:
+    """Several jobs as one.
+
+    ``before``: how many requests were done when this process began to look. ``works``: whether it
+    is this process that works on them.
+    """
     now = [look.now for look in looks]
     kinds: dict[str, int] = {}
     for standing in now:
@@ -214,4 +231,5 @@ def progress_view(looks: Sequence[Look], *, before: int, elapsed_s: float) -> Pr
         eta_s=(total - done) / pace if pace else None,
         item=next((look.item for look in looks if look.item), ""),
         job_id=looks[0].job.id if len(looks) == 1 else "",
+        leave=_leave(looks, works=works),
     )

@@ -23,6 +23,11 @@ _ONE_MORE_HANDED = (
 )
 
 
+def wall() -> float:
+    """Unix seconds by the wall clock, written down for people and providers; what waits goes by `Database.moment`."""
+    return time.time()
+
+
 class Database:
     """The ledger's connection to SQLite; every verb is built on `_write` and `_read`.
 
@@ -108,7 +113,7 @@ class Database:
             "revision": str(schema.REVISION),
             "incarnation": self._incarnation(),
             "boot": _sqlite.boot_id(),
-            "created_at": str(time.time()),
+            "created_at": str(wall()),
             "handed": str(_sqlite.handed(self._path)),
         }
         connection.execute(insert(meta), [{"key": k, "value": v} for k, v in facts.items()])

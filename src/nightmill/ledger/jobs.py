@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, upda
 from sqlalchemy.exc import IntegrityError
 
 from nightmill.errors import Conflict
-from nightmill.ledger._database import Database
+from nightmill.ledger._database import Database, wall
 from nightmill.ledger.records import Counts, Job, NewShard, StoredFile, SubmissionState, Tally
 from nightmill.ledger.schema import alerts, entries, files, jobs, limits, shards, submissions
 from nightmill.ledger.shards import insert_files, insert_shards, pause_job, stored_file, unless_cancelled
@@ -56,7 +55,7 @@ class JobVerbs(Database):
             connection.execute(delete(jobs).where(jobs.c.id.in_(dead)))
             connection.execute(
                 insert(jobs).values(id=job_id, state=JobState.PLANNING, model=model, lane=lane, spec="{}",
-                                    created_at=time.time(), owner=self.me)
+                                    created_at=wall(), owner=self.me)
             )  # fmt: skip
         return dead
 
@@ -348,7 +347,7 @@ class JobVerbs(Database):
             over = (
                 update(jobs)
                 .where(_claimed(job))
-                .values(state=state, counts=json.dumps(counts), finished_at=time.time(), owner=None, lease_until=0.0,
+                .values(state=state, counts=json.dumps(counts), finished_at=wall(), owner=None, lease_until=0.0,
                         reason=None)
                 .returning(jobs.c.id)
             )  # fmt: skip

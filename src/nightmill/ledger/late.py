@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from sqlalchemy import Connection, and_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from nightmill.errors import Conflict
+from nightmill.ledger._database import wall
 from nightmill.ledger.records import CAME_LATE, Job, Late, LateSettlement, Moved, Shard, SubmissionState
 from nightmill.ledger.schema import files, jobs, shards
 from nightmill.ledger.shards import ShardVerbs, insert_files, raise_alerts
@@ -74,7 +74,7 @@ class LateVerbs(ShardVerbs):
     def settle_late(self, shard: Shard, done: LateSettlement) -> None:
         """Book what came late, and count the rows that it answers."""
         with self._write("settle_late") as connection:
-            self._step(connection, shard, ShardState.SETTLED, settled_at=time.time(), reason=None)
+            self._step(connection, shard, ShardState.SETTLED, settled_at=wall(), reason=None)
             names = ("extra_answers", "unknown_ids", "tokens_in", "tokens_out", "tokens_cached", "list_nanos")
             more = {name: shards.c[name] + getattr(done, name) for name in names}
             connection.execute(update(shards).where(shards.c.tag == shard.tag).values(**more))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, bindparam, func, insert, or_, select, update
 
-from nightmill.ledger._database import Database
+from nightmill.ledger._database import Database, wall
 from nightmill.ledger.records import Denied, Limit
 from nightmill.ledger.schema import entries, limits, meta, submissions
 
@@ -83,7 +82,7 @@ def record(
     note: str | None = None,
 ) -> None:
     """One line of the audit trail."""
-    line = {"at": time.time(), "job_id": job_id, "tag": tag, "n": n, "kind": kind, "nanos": nanos}
+    line = {"at": wall(), "job_id": job_id, "tag": tag, "n": n, "kind": kind, "nanos": nanos}
     connection.execute(_RECORD, line | {"calls": calls, "note": note})
 
 

@@ -7,7 +7,6 @@ Every verb that ends a step also gives the lease back, so that a step and its en
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -32,7 +31,7 @@ from sqlalchemy import (
 
 from nightmill.errors import LeaseLost
 from nightmill.ledger import money
-from nightmill.ledger._database import Database
+from nightmill.ledger._database import Database, wall
 from nightmill.ledger.records import (
     EPOCHS_SINCE_A_BACKUP,
     Booking,
@@ -91,7 +90,7 @@ def insert_files(connection: Connection, job_id: str, stored: Iterable[StoredFil
 
 def raise_alerts(connection: Connection, job_id: str, tag: str | None, found: Iterable[tuple[str, str]]) -> None:
     for kind, text in found:
-        connection.execute(insert(alerts).values(at=time.time(), job_id=job_id, tag=tag, kind=kind, text=text))
+        connection.execute(insert(alerts).values(at=wall(), job_id=job_id, tag=tag, kind=kind, text=text))
 
 
 def doubt_after_restore(connection: Connection) -> None:
@@ -531,7 +530,7 @@ class ShardVerbs(Database):
 
     def _job_runs(self, connection: Connection, job_id: str) -> bool:
         """The job is under way now; False when it was paused or cancelled, and nothing more may be sent."""
-        return connection.execute(_RUN, {"job_id": job_id, "at": time.time()}).first() is not None
+        return connection.execute(_RUN, {"job_id": job_id, "at": wall()}).first() is not None
 
     def note_upload(self, shard: Shard, n: int, file_id: str, *, at: float) -> None:
         """Step 2a: the input file is there, since ``at`` (unix seconds, provider's clock).
@@ -633,7 +632,7 @@ class ShardVerbs(Database):
         connection.execute(
             insert(submissions).values(
                 tag=shard.tag, n=n, job_id=shard.job_id, state=SubmissionState.CREATED, account=account,
-                scopes=json.dumps(scopes), intent_at=time.time(), batch_id=batch_id, status=status,
+                scopes=json.dumps(scopes), intent_at=wall(), batch_id=batch_id, status=status,
             )
         )  # fmt: skip
 
@@ -662,7 +661,7 @@ class ShardVerbs(Database):
                 if sub.n == shard.submission or sub.state is SubmissionState.CREATED:
                     held = sub.hold_nanos or shard.current.hold_nanos  # a stray has none: it may cost as much
                     self._book(connection, shard, Booking(sub.n, held, held, 0))
-            self._step(connection, shard, ShardState.SETTLED, missing=shard.count, settled_at=time.time(),
+            self._step(connection, shard, ShardState.SETTLED, missing=shard.count, settled_at=wall(),
                        reason="written off by the user")  # fmt: skip
 
     # -- waiting and collecting ----------------------------------------------------------------
@@ -764,7 +763,7 @@ class ShardVerbs(Database):
                 resent_failed=r.failed, resent_missing=r.missing, resent_expired=r.expired,
                 extra_answers=done.extra_answers, unknown_ids=done.unknown_ids, tokens_in=done.tokens_in,
                 tokens_out=done.tokens_out, tokens_cached=done.tokens_cached, list_nanos=done.list_nanos,
-                failures=json.dumps(done.failures), settled_at=time.time(), reason=done.reason,
+                failures=json.dumps(done.failures), settled_at=wall(), reason=done.reason,
             )  # fmt: skip
             for booking in done.bookings:
                 self._book(connection, shard, booking)
@@ -804,7 +803,7 @@ class ShardVerbs(Database):
         )
         idle = and_(shards.c.job_id == job_id, shards.c.state == ShardState.PLANNED, ~lost.exists(),
                     shards.c.lane != Lane.CACHE, shards.c.lease_until <= self.moment())  # fmt: skip
-        done = {"state": ShardState.SETTLED, "cancelled": shards.c.count, "settled_at": time.time()}
+        done = {"state": ShardState.SETTLED, "cancelled": shards.c.count, "settled_at": wall()}
         with self._write("drop_planned") as connection:
             dropped = connection.execute(update(shards).where(idle).values(**done).returning(shards.c.tag)).all()
         return len(dropped)

@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from nightmill.errors import LeaseLost
 from nightmill.ledger import Ledger, Shard, StoredFile, schema
+from nightmill.ledger.shards import pause_job
 from nightmill.types import Lane, ShardState
 
 
@@ -270,7 +271,7 @@ def test_reading_waits_for_no_writer_and_stops_none(ledger: Ledger, other: Ledge
     """A look at the ledger is a snapshot: it sees all of a commit or nothing, and blocks nobody."""
     publish(ledger)
     with ledger._write("pause") as writing:
-        ledger._pause(writing, "job1", "not yet committed")
+        pause_job(writing, "job1", "not yet committed")
         assert [job.reason for job in other.jobs()] == [None]
     reason = select(schema.jobs.c.reason)
     with other._read() as reading:

@@ -209,6 +209,17 @@ def test_a_boot_frees_leases_and_begins_looks_anew(backend: Backend, monkeypatch
     booted.close()
 
 
+def test_a_ledger_that_another_is_just_beginning_is_waited_for(
+    path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that start together where there is no ledger yet: none of them is turned away."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as first:
+        first.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr(_sqlite.time, "sleep", lambda _: first.execute("COMMIT"))
+        with contextlib.closing(backend.open()) as ledger:
+            assert ledger.jobs() == []
+
+
 def test_a_ledger_from_a_newer_program_is_refused(backend: Backend) -> None:
     """An old program never writes into what it does not understand."""
     ledger = backend.open()

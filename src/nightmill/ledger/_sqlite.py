@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ except ImportError:  # Windows: the note may lag behind by what two processes ha
     fcntl = None  # type: ignore[assignment]
 
 BUSY_TIMEOUT_MS = 60_000
+_BUSY_S = 0.01  # between two tries where SQLite itself does not wait
 _OURS = frozenset({"meta", "jobs", "shards"})
 _BROKEN = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 READ_ONLY = "nightmill_read_only"  # execution option: a snapshot that neither waits for writers nor stops them
@@ -32,7 +34,7 @@ def engine(path: Path) -> Engine:
         dbapi.isolation_level = None  # SQLAlchemy says BEGIN itself, below
         dbapi.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         _refuse_foreign(dbapi, path)
-        dbapi.execute("PRAGMA journal_mode = WAL")
+        _use_wal(dbapi)
         dbapi.execute("PRAGMA synchronous = FULL")
 
     @event.listens_for(made, "begin")
@@ -41,6 +43,20 @@ def engine(path: Path) -> Engine:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return made
+
+
+def _use_wal(dbapi: Any) -> None:
+    """Where several processes begin a ledger at once, SQLite refuses all but one without waiting: ask again."""
+    until = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            dbapi.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > until:
+                raise
+            time.sleep(_BUSY_S)
+        else:
+            return
 
 
 def _refuse_foreign(dbapi: Any, path: Path) -> None:

@@ -166,7 +166,7 @@ def test_faults_that_meet(story: Story) -> None:
 
 @pytest.mark.crash_full
 @pytest.mark.timeout(3600)
-@settings(max_examples=200, deadline=None, database=None, suppress_health_check=QUIET)
+@settings(max_examples=400, deadline=None, database=None, suppress_health_check=QUIET)
 @given(stories())
 def test_many_faults_that_meet(story: Story) -> None:
     """The same over many more mixtures, other ones in every run."""

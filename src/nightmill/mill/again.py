@@ -13,10 +13,9 @@ from nightmill.errors import Conflict
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import OUTCOMES, Job, NewShard
 from nightmill.mill import reading
-from nightmill.mill.home import Home
+from nightmill.mill.home import Home, compiled_from
 from nightmill.mill.planning import quarter
-from nightmill.plan import Compiled, Cutter, Parameters, bounds
-from nightmill.tasks import Task, bind
+from nightmill.plan import Cutter, bounds
 from nightmill.wire import ROWS
 
 
@@ -85,13 +84,14 @@ def _cut_rows(home: Home, job: Job, spec: dict[str, Any], indexes: list[int]) ->
     if not indexes:
         return []
     provider = home.provider(job.model)
-    compiled = Compiled(
-        provider, bind(Task.from_dict(spec["task"]), spec["columns"], {}), Parameters.from_dict(spec["parameters"])
+    compiled, wanted = compiled_from(spec, provider), set(indexes)
+    limits = bounds(
+        job.lane,
+        provider.limits,
+        batch_size=spec["batch_size"],
+        hold_nanos=quarter(home.tightest()),
+        embeddings=compiled.is_embeddings,
     )
-    free, wanted = home.tightest(), set(indexes)
-    embeddings = compiled.is_embeddings
-    limits = bounds(job.lane, provider.limits, batch_size=spec["batch_size"], hold_nanos=quarter(free),
-                    embeddings=embeddings)  # fmt: skip
     cutter = Cutter(
         home.store, home.store.job_folder(job.id), job.lane, limits, home.sheet(job.model, job.lane),
         compiled.cap_tokens, provider.line_pieces(compiled.url),

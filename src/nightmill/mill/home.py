@@ -25,6 +25,12 @@ from nightmill.tasks import Task, bind, check_answer
 from nightmill.types import Lane
 
 
+def compiled_from(spec: Mapping[str, Any], provider: Provider) -> Compiled:
+    """A job's task, compiled anew from what its record says."""
+    bound = bind(Task.from_dict(spec["task"]), spec["columns"], {})
+    return Compiled(provider, bound, Parameters.from_dict(spec["parameters"]))
+
+
 class Home:
     """The settings, ledger, files and cache of one home, open.
 
@@ -86,9 +92,8 @@ class Home:
         job = self.job(job_id)
         spec = job.spec
         provider = self.provider(job.model)
-        bound = bind(Task.from_dict(spec["task"]), spec["columns"], {})
-        parameters = Parameters.from_dict(spec["parameters"])
-        compiled = Compiled(provider, bound, parameters)
+        compiled = compiled_from(spec, provider)
+        schema = Parameters.from_dict(spec["parameters"]).schema
         sheet = self.sheet(job.model, job.lane)
         confirmed = PriceSheet.from_json(spec["price"])
         scissors = Scissors(self.store, provider, compiled.url, sheet, partial(self.ledger.take_seqs, job_id))
@@ -100,7 +105,7 @@ class Home:
         return JobKit(
             job, provider, compiled,
             Work(job.id, provider, compiled.url, sheet, scissors, confirmed),
-            self.sheet(job.model, Lane.LIVE), check_answer(parameters.schema) if parameters.schema else None, rates,
+            self.sheet(job.model, Lane.LIVE), check_answer(schema) if schema else None, rates,
             salt(provider.name, provider.model, provider.account.host), self.cache if spec["cache"] else None,
             spec["on_error"],
         )  # fmt: skip

@@ -235,13 +235,12 @@ def _new_id() -> str:
 
 def _bounded(order: Order, options: RunOptions, free: Limit | None) -> Order:
     """Shards whose hold is at most a quarter of the tightest limit's free money."""
-    embeddings = order.compiled.is_embeddings
     limits = bounds(
         order.lane,
         order.provider.limits,
         batch_size=options.batch_size,
         hold_nanos=quarter(free),
-        embeddings=embeddings,
+        embeddings=order.compiled.is_embeddings,
     )
     return replace(order, bounds=limits)
 

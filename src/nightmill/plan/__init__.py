@@ -78,7 +78,6 @@ class Plan:
     rows: int
     duplicates: int
     cached: int
-    duplicate_keys: int
     shards: tuple[NewShard, ...]
     files: tuple[StoredFile, ...]
     quote: Quote
@@ -127,7 +126,7 @@ class _Planner:
         self._store.drop_folder(f"{self._folder}/folding")
         return Plan(
             self._job_id, self._rows, folding.duplicates, sum(s.count for s in shards if s.lane is Lane.CACHE),
-            self._keys.repeated, tuple(shards), tuple(files), self._quote(shards), self._fingerprint(),
+            tuple(shards), tuple(files), self._quote(shards), self._fingerprint(),
             self._first_request(shards),
         )  # fmt: skip
 

@@ -22,7 +22,8 @@ MOST_MODULE_LINES = 900
 HEAVY = {"sqlalchemy", "alembic", "pyarrow", "aiohttp", "pydantic", "rich", "jinja2", "genai_prices", "zstandard"}
 HEAVY |= {"jsonschema_rs", "dotenv", "asyncio", "xllamacpp"}
 PROVIDER_NAME = re.compile("openai|anthropic|gemini", re.IGNORECASE)
-NAMELESS = ("lanes", "engine", "plan", "collect", "cli")  # layers that must not know whom they talk to
+# Layers that must not know whom they talk to.
+NAMELESS = ("lanes", "engine", "plan", "collect", "ledger", "mill", "cli")
 BEHIND_THE_MILL = ("ledger", "store", "desk")
 
 

@@ -111,6 +111,7 @@ class _Session:
                 await self._work(alone)
                 left = [i for i in left if i not in alone]
             elif left:
+                self._works = False
                 try:
                     await asyncio.wait_for(self._stop.gently.wait(), _ASIDE_S)
                 except TimeoutError:

@@ -196,9 +196,9 @@ class Campaign:
         score.off_nanos += found.off_nanos
 
     def missed(self) -> list[str]:
-        """The points at which no worker was stopped in any scenario, though one was meant to be."""
-        kinds = [kind for kind in ("kill", "stop") if kind in self.scores]
-        return [f"{kind} {p}" for kind in kinds for p in sorted(self.scores[kind].meant - self.scores[kind].points)]
+        """The known points at which no worker was stopped in any scenario, though one was meant to be."""
+        known, scores = known_points(), {kind: self.scores.get(kind, Score()) for kind in ("kill", "stop")}
+        return [f"{kind} {p}" for kind, score in scores.items() for p in sorted(known & score.meant - score.points)]
 
     def points_of(self, scenarios: Iterable[Scenario]) -> dict[str, Scenario]:
         """Each point and the first of the scenarios that reaches it."""

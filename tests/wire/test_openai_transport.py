@@ -295,6 +295,52 @@ def test_a_connection_that_is_not_at_rest_is_not_used_again(how):
     assert reply.body == b'{"n": 2}'
 
 
+def test_an_answer_that_nobody_asked_for_is_nobodys():
+    """A server that answers twice spoils its connection, not the answers of all calls after that."""
+    connections = []
+
+    async def handler(reader, writer, again):
+        connections.append(1)
+        while True:
+            _, _, body = await read_request(reader)
+            writer.write(answer(200, body))
+            if len(connections) == 1:
+                await again.wait()
+                writer.write(answer(200, body))
+
+    async def run():
+        http, again = Http(), asyncio.Event()
+        async with serving(lambda reader, writer: handler(reader, writer, again)) as base:
+            await http.request("send", "POST", base, headers=HEADERS, body=b"1")
+            (kept,) = http._pooled.connector._conns.values()
+            again.set()
+            while not kept[0][0].should_close:
+                await asyncio.sleep(0)
+            said = [(await http.request("send", "POST", base, headers=HEADERS, body=b)).body for b in (b"2", b"3")]
+            await http.close()
+        return said
+
+    assert asyncio.run(run()) == [b"2", b"3"]
+    assert len(connections) == 2
+
+
+def test_an_answer_that_came_while_we_stood_still_counts():
+    """A process that was stopped past its limit reads first what lies in its sockets: that is paid for."""
+
+    async def handler(reader, writer):
+        loop = asyncio.get_running_loop()
+        await read_request(reader)
+        writer.write(answer(200, b'{"a": 1}'))
+        now = loop.time() + 1000.0
+        loop.time = lambda: now
+
+    async def run():
+        async with serving(handler) as base:
+            return await post(base + "/v1/x")
+
+    assert asyncio.run(run()).body == b'{"a": 1}'
+
+
 def test_a_header_with_a_line_break_is_not_sent():
     """A value that would begin another header, or another request, leaves nothing on the wire."""
     seen = []

@@ -82,17 +82,20 @@ class _Deadlines:
     def begin(self, task: asyncio.Task[Any]) -> None:
         due = self._due[task] = self._loop.time() + self._limit_s
         if self._timer is None:
-            self._timer = self._loop.call_at(due, self._cancel_late)
+            self._timer = self._loop.call_at(due, self._wake)
 
     def end(self, task: asyncio.Task[Any]) -> bool:
         """Whether ``task`` was cancelled for being late."""
         return self._due.pop(task, None) is None
 
+    def _wake(self) -> None:
+        self._loop.call_soon(self._cancel_late)  # after who has an answer: it may be we who stood still
+
     def _cancel_late(self) -> None:
         self._timer, now = None, self._loop.time()
         for task, due in list(self._due.items()):
             if due > now:
-                self._timer = self._loop.call_at(due, self._cancel_late)
+                self._timer = self._loop.call_at(due, self._wake)
                 return
             del self._due[task]
             task.cancel()
@@ -378,6 +381,12 @@ def _open(*, keep: bool) -> aiohttp.ClientSession:
             # tell the same, but send half a dozen signals for each request.
             _on_its_way.get().leave()
             return connection
+
+        async def _get(self, key: Any, traces: Any) -> Any:
+            """A kept connection, if one is at rest: with an answer in it that nobody asked for, all after it shift."""
+            while (kept := await super()._get(key, traces)) is not None and kept.protocol.should_close:
+                kept.close()
+            return kept
 
     session = aiohttp.ClientSession(
         connector=Connector(limit=0, force_close=not keep),

@@ -283,7 +283,10 @@ class Engine:
             await desk.book(desk.ledger.release, shard, due_in_s=desk.timing.poll_s, reason=reason)
             return
         settlement = await asyncio.to_thread(settle_late, context, shard, others)
-        await desk.book(desk.ledger.settle_late, shard, settlement)
+        if settlement is None:
+            await desk.book(desk.ledger.note_reread, shard, due_in_s=desk.timing.reread_s)
+        else:
+            await desk.book(desk.ledger.settle_late, shard, settlement)
 
     async def _count_failures(self, kit: JobKit, settled: str = "") -> None:
         """Look at how many rows of the job failed in shards that are settled, ``settled`` now among them."""

@@ -62,6 +62,35 @@ def test_coming_back_to_a_job_takes_in_what_came_late(tmp_path: Path, command: t
         assert place.run("show", "@last", "--json").json["status"] == "completed"
 
 
+def test_a_retry_looks_before_it_sends(tmp_path: Path) -> None:
+    """Rows whose answers came since are paid already: `retry` sends none of them, and says how to take them in."""
+    with in_thread(_simulator(_late("late_output_file"))) as url:
+        place = Place(tmp_path, url)
+        place.rows(ROWS)
+        job = place.run(*RUN, "--json").json["job_id"]
+        before = _creates(place)
+        _forward(place)
+        refused = place.run("retry", job, "--yes", "--json")
+        assert (refused.code, refused.json["error"]["code"]) == (2, "conflict"), refused.err
+        assert f"nightmill resume {job}" in refused.json["error"]["fix"]
+        done = place.run("resume", job, "--json")
+        assert (done.code, done.json["succeeded"]) == (0, ROWS), done.err
+        assert _creates(place) == before
+
+
+def test_watching_an_ended_job_of_which_nothing_came_says_how_it_ended(tmp_path: Path) -> None:
+    """Rows are missing and nothing came since: `watch` tells how the job stands and ends, sending nothing."""
+    with in_thread(_simulator(_late("late_output_file"))) as url:
+        place = Place(tmp_path, url)
+        place.rows(ROWS)
+        assert place.run(*RUN).code == 3
+        before = _creates(place)
+        done = place.run("watch", "@last", "--json")
+        assert done.code == 0, done.err
+        assert (done.json["status"], done.json["missing"]) == ("failed", ROWS)
+        assert _creates(place) == before
+
+
 def test_a_provider_that_cannot_tell_keeps_nobody_from_the_results(tmp_path: Path) -> None:
     """Where late answers cannot be looked for, one is told so, and what there is comes all the same."""
     with in_thread(_simulator(_late("late_output_file"))) as url:

@@ -69,7 +69,7 @@ def test_a_late_file_makes_the_job_run_and_is_booked_once(ledger: Ledger) -> Non
     moved = tuple(Moved(again.tag, "missing", to) for to in ("succeeded", "bad_request"))
     ledger.settle_late(again, LateSettlement((Booking(1, 55, 0, 2),), moved, extra_answers=1, tokens_in=7))
     settled = ledger.shards_of("job1")[0]
-    assert (settled.state, settled.missing, [f.read for f in settled.files]) == (ShardState.SETTLED, 0, [3])
+    assert (settled.state, settled.missing, [f.read for f in settled.files]) == (ShardState.SETTLED, 0, [2])
     tally = ledger.tally("job1")
     assert tally.counts == Counts(succeeded=ROWS - 1, failed=1)
     assert (tally.failures, tally.extra_answers, tally.tokens_in) == ({"bad_request": 1}, 1, 7)

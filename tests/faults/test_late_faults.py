@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from faults_kit import House, exact, house, truth
 
-from nightmill.errors import Uncertain
+from nightmill.errors import Refused, Uncertain
 from nightmill.ledger import Job
 from nightmill.providers import BatchView
 from nightmill.providers.openai import OpenAI
@@ -103,6 +103,28 @@ def test_a_late_answer_counts_where_its_row_was_sent_last(tmp_path: Path) -> Non
         first, second = h.shards(job)
         assert sum(s.unproven_nanos for s in first.submissions) == 0
         assert sum(s.unproven_nanos for s in second.submissions) > 0
+
+
+def test_a_batch_that_was_deleted_there_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch is unknown now, and what it cost stays unproven; what the others have is taken in all the same."""
+    poll = OpenAI.poll
+    with house(tmp_path, held_back("late_output_file")) as h:
+        job = h.run(h.submit(ROWS))
+        assert counts(job) == {"missing": ROWS}
+        first, _ = h.shards(job)
+
+        async def deleted(self: OpenAI, batch_id: str) -> BatchView:
+            if batch_id == first.submissions[0].batch_id:
+                raise Refused("no such batch", status=404)
+            return await poll(self, batch_id)
+
+        monkeypatch.setattr(OpenAI, "poll", deleted)
+        job = come_back(h, job)
+        assert (job.state, counts(job)) == ("completed", {"succeeded": ROWS})
+        first, second = h.shards(job)
+        assert first.submissions[0].unproven_nanos > 0
+        assert second.submissions[0].unproven_nanos == 0
+        assert h.tally(job).spent_nanos >= h.invoice()["total_nanos"]
 
 
 def test_a_late_error_file_says_why_rows_failed(tmp_path: Path) -> None:
@@ -246,3 +268,44 @@ def test_a_retry_between_an_answer_and_its_coming(tmp_path: Path) -> None:
         h.again()
         job = h.mill.job(job.id)
         assert sum(row["success"] for row in h.results(job)) == ROWS
+
+
+LOST = {"fault": "missing_lines", "fraction": 1.0, "after": 1}
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [(held_back("late_output_file", times=1), LOST), (ACCEPTED, held_back("late_listing", times=1), LOST)],
+    ids=["file", "batch"],
+)
+def test_a_late_file_that_is_cut_is_read_again(tmp_path: Path, faults: tuple[dict[str, Any], ...]) -> None:
+    """The download of what came late ends inside its last line: it is read once more, and no paid answer is lost."""
+    with house(tmp_path, *faults) as h:
+        job = h.run(h.submit(ROWS))
+        assert counts(job) == {"missing": ROWS}
+        h.faults({"fault": "truncated_last_line", "times": 1})
+        job = come_back(h, job)
+        assert h.fired() == {"truncated_last_line": 1}
+        truth(h, job)
+        assert counts(job) == {"succeeded": ROWS}
+        assert h.shards(job)[0].submissions[0].unproven_nanos == 0
+
+
+def test_totals_that_were_taken_back_are_no_news(tmp_path: Path) -> None:
+    """A cancelled batch says that fewer rows ran than it said before, and its file is late: the job stays ended."""
+
+    def ran(h: House, job: Job) -> bool:
+        if any(sub.completed for shard in h.shards(job) for sub in shard.submissions):
+            h.cancel(job)
+        return False
+
+    faults = ({"fault": "cancel_reverting_counts"}, held_back("late_error_file"))
+    with house(tmp_path, *faults, sim={"batch_s": 4000.0}) as h:
+        job = h.run(h.submit(ROWS), until=ran)
+        assert counts(job) == {"missing": ROWS}
+        assert h.tally(job).unproven_nanos > 0
+        assert not look_again(h, job)
+        assert h.mill.job(job.id).state == "cancelled"
+        job = come_back(h, job)
+        exact(h, job)
+        assert counts(job) == {"cancelled": ROWS}

@@ -30,7 +30,8 @@ def watch(edge: Edge, job: str | None, exit_status: bool, mode: Mode) -> int:
             edge.answer({"jobs": []})
             return 0
         order = Order(mode, aside=True)
-        interrupted = work(edge, mill, [j for j in jobs if j.state in UNFINISHED], order)
+        open_jobs = [j for j in jobs if j.state in UNFINISHED]
+        interrupted = bool(open_jobs) and work(edge, mill, open_jobs, order)
         code = conclude(edge, mill, jobs, order, interrupted=interrupted)
         return code if exit_status or interrupted else 0
 
@@ -119,7 +120,7 @@ def cancel(edge: Edge, job: str, yes: bool, mode: Mode) -> int:
 def retry(edge: Edge, job: str, max_output: int | None, temperature: float | None, yes: bool, mode: Mode) -> int:
     """Send the failed rows of a finished job again, with a fresh three attempts; the others stay."""
     with edge.mill() as mill:
-        found = mill.job(job)
+        found = look_again(edge, mill, mill.job(job))
         again = mill.prepare_retry(found, max_output=max_output, temperature=temperature)
         try:
             if again.at_most_nanos and not yes:

@@ -350,7 +350,7 @@ def bookings(acc: Accounting, sheet: PriceSheet, sizes: BodySizes) -> tuple[Book
             continue
         proven = acc.spent.get(sub.n, 0)
         if shard.lane is Lane.BATCH:
-            doubtful = _without_answer(acc, sub, sizes)
+            doubtful = without_answer(acc, sub, sizes)
         else:
             doubtful = acc.unproven_rows if sub.n == shard.submission else []
         unproven = sheet.worst(sum(sizes[i] for i in doubtful), len(doubtful), cap * len(doubtful)) if doubtful else 0
@@ -366,7 +366,7 @@ def bookings(acc: Accounting, sheet: PriceSheet, sizes: BodySizes) -> tuple[Book
     return tuple(made)
 
 
-def _without_answer(acc: Accounting, sub: Submission, sizes: BodySizes) -> list[int]:
+def without_answer(acc: Accounting, sub: Submission, sizes: BodySizes) -> list[int]:
     """Rows that a batch may have run though it brought no answer: no more than its own totals leave room for.
 
     Where nobody knows which rows they are, they are the largest.

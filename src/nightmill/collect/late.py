@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from nightmill.collect.accounting import SUCCEEDED, Accounting, BodySizes, account, alerts_of, bookings
+from nightmill.collect.accounting import SUCCEEDED, Accounting, BodySizes, account, alerts_of, bookings, without_answer
 from nightmill.collect.context import Context
 from nightmill.ledger import CAME_LATE, Booking, LateSettlement, Moved, Shard, SubmissionState
 from nightmill.types import Lane
 from nightmill.wire import shard_lines
 
 
-def settle_late(context: Context, shard: Shard, others: Sequence[Shard]) -> LateSettlement:
+def settle_late(context: Context, shard: Shard, others: Sequence[Shard]) -> LateSettlement | None:
     """What changes by the result files of ``shard`` that are not accounted for yet.
 
-    ``others`` are the job's other shards, each with what is accounted for and perhaps more.
+    ``others`` are the job's other shards, each with what is accounted for and perhaps more. None: lines
+    are wanting in what came, and it was read once only.
     """
     before, now = _account(context, _as_it_settled(shard)), _account(context, shard)
+    if shard.reads < 2 and _is_short(context, before, now):
+        return None
     changed = now.differing_from(before)
     moved, beside = _moves(before, now, changed, _holders(context, shard, others, set(changed)))
     return LateSettlement(
@@ -41,6 +44,14 @@ def _as_it_settled(shard: Shard) -> Shard:
     """The shard with those files only that were accounted for when it settled."""
     booked = {sub.n for sub in shard.submissions if sub.state is SubmissionState.BOOKED}
     return replace(shard, files=tuple(f for f in shard.files if f.n in booked and f.read != CAME_LATE))
+
+
+def _is_short(context: Context, before: Accounting, now: Accounting) -> bool:
+    """Whether what came late lacks lines that it should have."""
+    shard, sizes = now.shard, BodySizes(context.store, now.shard)
+    late = {file.n for file in shard.files if file.read == CAME_LATE}
+    came = [s for s in shard.submissions if s.n in late or s.state is SubmissionState.CREATED]
+    return now.garbled > before.garbled or any(without_answer(now, sub, sizes) for sub in came)
 
 
 def _account(context: Context, shard: Shard) -> Accounting:

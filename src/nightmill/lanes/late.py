@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from nightmill import wire
-from nightmill.errors import ProviderError
+from nightmill.errors import ProviderError, Refused
 from nightmill.killpoints import reach
 from nightmill.lanes import Desk
-from nightmill.lanes.batch import KEPT_S, facts, find_batches, has_answers, view_of
+from nightmill.lanes.batch import KEPT_S, facts, find_batches, has_answers, is_of, view_of
 from nightmill.ledger import CAME_LATE, Job, Late, LateBatch, Shard, StoredFile, Submission, SubmissionState
 from nightmill.providers import BatchProvider, BatchView
 from nightmill.types import Lane, ShardState
@@ -79,7 +79,7 @@ async def _listed(desk: Desk, provider: BatchProvider, shards: Sequence[Shard]) 
     found: dict[str, list[LateBatch]] = {}
     taken: set[str] = set()
     for view in await find_batches(provider, subs) if subs else []:
-        sub = next((s for s in subs if view.submission == s.name or view.input_file == s.file_id), None)
+        sub = next((s for s in subs if is_of(view, s)), None)
         known = await desk.book(desk.ledger.submission_of, view.id)
         if sub is None or known is not None or _ran_nothing(view):
             continue
@@ -101,7 +101,12 @@ async def _appeared(
     files: list[StoredFile] = []
     seen: list[tuple[int, dict[str, Any]]] = []
     for sub in _unread(shard):
-        view = await view_of(desk, provider, sub, sub.batch_id or "")
+        try:
+            view = await view_of(desk, provider, sub, sub.batch_id or "")
+        except Refused as error:
+            if error.status != 404:
+                raise
+            continue  # deleted there: what the other batches have is paid for all the same
         if view is None:
             continue
         here = {f.kind for f in shard.files if f.n == sub.n}
@@ -113,8 +118,9 @@ async def _appeared(
         ]
         came = [file for file in new if file is not None]
         files += came
-        if came or (sub.unproven_nanos and view.completed not in (None, sub.completed)):
-            seen.append((sub.n, facts(view, sub, over=True)))
+        told = facts(view, sub, over=True)
+        if came or (sub.unproven_nanos and told["completed"] != sub.completed):
+            seen.append((sub.n, told))
     return files, seen
 
 

@@ -17,7 +17,9 @@ from nightmill.ledger.shards import ShardVerbs, insert_files, raise_alerts
 from nightmill.types import UNFINISHED, JobState, ShardState
 
 _COLUMNS = ("succeeded", "missing", "expired", "cancelled")
-_INSTEAD = {"missing": "cancelled", "cancelled": "expired", "expired": "cancelled"}  # as it was counted otherwise
+# A dropped shard counts its rows as cancelled; whether a cancel was ours, then "cancelled", or somebody else's,
+# then "expired", may be seen otherwise now than when the shard settled.
+_INSTEAD = {"missing": "cancelled", "cancelled": "expired", "expired": "cancelled"}
 
 
 class LateVerbs(ShardVerbs):
@@ -54,8 +56,8 @@ class LateVerbs(ShardVerbs):
     def _reopen_shard(self, connection: Connection, late: Late) -> None:
         shard = late.shard
         to = ShardState.WAITING if late.batches else ShardState.COLLECTING
-        # Files that came late were read twice in effect: at first they were not there.
-        self._step(connection, shard, state=to, due=self.moment(), reads=max(2, shard.reads), reread=0)
+        reads = 1 if late.files else max(2, shard.reads)
+        self._step(connection, shard, state=to, due=self.moment(), reads=reads, reread=0)
         for batch in late.batches:
             if batch.n is None:
                 self._add_stray(connection, shard, batch.id, batch.status, batch.account)

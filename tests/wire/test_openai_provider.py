@@ -370,6 +370,14 @@ def test_deleting_a_file_twice_is_fine():
     assert len(api.seen) == 2
 
 
+@pytest.mark.parametrize("status", [405, 501])
+def test_a_server_that_deletes_nothing_is_no_trouble(status):
+    """A file that cannot be deleted is no fence, and no reason to wait for ever either."""
+    api = api_for("DELETE /v1/files/file-x", (status, b"method not allowed"))
+    with_api(api, lambda p: p.delete_file("file-x"))
+    assert len(api.seen) == 1
+
+
 def test_ids_cannot_lead_to_another_path():
     """An id from a strange server is one path segment, whatever is in it."""
     api = api_for("GET /v1/batches/..%2Ffiles%3Fx", STATES["validating"])

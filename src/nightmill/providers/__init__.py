@@ -206,7 +206,7 @@ class BatchProvider(Provider, Protocol):
         ...
 
     async def delete_file(self, file_id: str) -> None:
-        """Delete an uploaded file; one that is gone already is fine."""
+        """Delete an uploaded file; one that is gone already is fine, and so is a server that deletes none."""
         ...
 
     def clock_skew_s(self) -> float:

@@ -384,8 +384,10 @@ def _open(*, keep: bool) -> aiohttp.ClientSession:
 
         async def _get(self, key: Any, traces: Any) -> Any:
             """A kept connection, if one is at rest: with an answer in it that nobody asked for, all after it shift."""
-            while (kept := await super()._get(key, traces)) is not None and kept.protocol.should_close:
+            kept: Any = await super()._get(key, traces)
+            while kept is not None and kept.protocol.should_close:
                 kept.close()
+                kept = await super()._get(key, traces)
             return kept
 
     session = aiohttp.ClientSession(

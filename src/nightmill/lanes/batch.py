@@ -17,7 +17,17 @@ from typing import Any
 from nightmill import wire
 from nightmill.errors import LeaseLost, Limited, NeverSent, ProviderError, Refused
 from nightmill.lanes import Desk, Work, can_be_cut, halve, handle_denied, hold_nanos, price_rose
-from nightmill.ledger import Booking, Counts, Denied, Settlement, Shard, StoredFile, Submission, SubmissionState
+from nightmill.ledger import (
+    CAME_LATE,
+    Booking,
+    Counts,
+    Denied,
+    Settlement,
+    Shard,
+    StoredFile,
+    Submission,
+    SubmissionState,
+)
 from nightmill.providers import BatchProvider, BatchView, LiveReply
 from nightmill.types import FailureKind, ShardState
 
@@ -255,6 +265,11 @@ async def _fence(provider: BatchProvider, sub: Submission) -> None:
             await provider.delete_file(file_id)
 
 
+def is_of(view: BatchView, sub: Submission) -> bool:
+    """Whether a batch carries the name of the submission, or was made from its file."""
+    return view.submission == sub.name or (sub.file_id is not None and view.input_file == sub.file_id)
+
+
 async def find_batches(provider: BatchProvider, subs: Sequence[Submission]) -> list[BatchView]:
     names = frozenset(s.name for s in subs)
     files = frozenset(s.file_id for s in subs if s.file_id)
@@ -480,7 +495,7 @@ async def _revived(desk: Desk, provider: BatchProvider, shard: Shard, lost: list
         return False
     left = list(lost)
     for view in strays:
-        sub = next((s for s in left if view.submission == s.name or view.input_file == s.file_id), None)
+        sub = next((s for s in left if is_of(view, s)), None)
         if sub is None:  # the second batch of one submission
             account = provider.account.id
             await desk.book(desk.ledger.note_stray, shard, view.id, status=view.status, account=account)
@@ -498,7 +513,8 @@ async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard:
     stored: list[StoredFile] = []
     seen: list[tuple[int, dict[str, Any]]] = []
     for sub in shard.submissions:
-        if sub.batch_id is None or sub.state in (SubmissionState.GONE, SubmissionState.BOOKED):
+        wanted, read_as = _to_read(shard, sub, read)
+        if sub.batch_id is None or not wanted:
             continue
         files = {wire.OUTPUT: sub.output_file, wire.ERROR: sub.error_file}
         if shard.reread:  # an error file may come late
@@ -508,7 +524,16 @@ async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard:
                 seen.append((sub.n, facts(view, sub, over=True)))
         for kind, file_id in files.items():
             path = f"{folder}/{sub.name}.{shard.epoch}.{read}.{kind}.jsonl"
-            if file_id and await provider.fetch(file_id, desk.store.path(path)):
+            if kind in wanted and file_id and await provider.fetch(file_id, desk.store.path(path)):
                 ref = await asyncio.to_thread(desk.store.seal, path)
-                stored.append(StoredFile(ref, kind, shard.tag, sub.n, read))
+                stored.append(StoredFile(ref, kind, shard.tag, sub.n, read_as))
     return await desk.book(desk.ledger.note_fetched, shard, read, stored, seen)
+
+
+def _to_read(shard: Shard, sub: Submission, read: int) -> tuple[set[str], int]:
+    """Kinds of a submission's result files to fetch now, and as which reading. What is booked is read no more."""
+    if sub.state is SubmissionState.GONE:
+        return set(), read
+    if sub.state is SubmissionState.BOOKED:
+        return {f.kind for f in shard.files if f.n == sub.n and f.read == CAME_LATE}, CAME_LATE
+    return {wire.OUTPUT, wire.ERROR}, read

@@ -18,7 +18,7 @@ from typing import Any
 
 from nightmill import wire
 from nightmill.answers import AnswerCache
-from nightmill.collect import Check, Context, Results, RowCounts, Rules, settle_late, settle_shard
+from nightmill.collect import Check, Context, Results, RowCounts, settle_late, settle_shard
 from nightmill.collect.results import JobFiles
 from nightmill.errors import LeaseLost, ProviderError, StoreError
 from nightmill.killpoints import reach
@@ -261,7 +261,7 @@ class Engine:
                 return
             shard = fetched
         sheet = PriceSheet.from_json(shard.price) if shard.price else kit.work.sheet
-        context = Context(desk.store, kit.provider, sheet, kit.list_sheet, kit.check, kit.work.scissors, Rules())
+        context = Context(desk.store, kit.provider, sheet, kit.list_sheet, kit.check, kit.work.scissors)
         if shard.settled_before:
             await self._settle_late(context, shard)
             return

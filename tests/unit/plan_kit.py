@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nightmill.answers import AnswerCache
-from nightmill.collect import Context, Results, Rules
+from nightmill.collect import Context, Results
 from nightmill.collect.results import JobFiles
 from nightmill.ledger import NewShard, Shard, StoredFile, Submission, SubmissionState
 from nightmill.plan import Bounds, Compiled, Order, Parameters, Plan, Scissors, make_plan
@@ -107,7 +107,7 @@ def shard_of(
 def context_of(order: Order, store: Store, check: Any = None) -> Context:
     numbers = itertools.count(1000)
     scissors = Scissors(store, order.provider, order.compiled.url, order.sheet, lambda _: next(numbers))
-    return Context(store, order.provider, order.sheet, order.list_sheet, check, scissors, Rules())
+    return Context(store, order.provider, order.sheet, order.list_sheet, check, scissors)
 
 
 def results_of(order: Order, store: Store, plan: Plan, shards: Sequence[Shard], check: Any = None) -> Results:

@@ -13,7 +13,6 @@ from nightmill.collect.accounting import (
     Accounting,
     BodySizes,
     Check,
-    Rules,
     Verdict,
     account,
     alerts_of,
@@ -34,7 +33,6 @@ __all__ = [
     "Context",
     "Results",
     "RowCounts",
-    "Rules",
     "SoFar",
     "read_built",
     "settle_late",
@@ -58,7 +56,7 @@ def settle_shard(context: Context, shard: Shard, *, stopping: bool) -> Collected
     """
     sizes = BodySizes(context.store, shard)
     acc = account(context.store, shard, context.provider, context.sheet, context.list_sheet, context.check)
-    found = verdict(acc, context.rules, stopping=stopping)
+    found = verdict(acc, stopping=stopping)
     if shard.lane is Lane.BATCH and acc.open and shard.reads < 2 and not _explained(acc, shard):
         return Collected(Settlement(found.counts, ()), read_again=True)
     leftovers = _leftovers(context, shard, found)

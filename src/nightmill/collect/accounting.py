@@ -25,17 +25,10 @@ Check = Callable[[str], "tuple[object, str | None]"]
 SUCCEEDED = "succeeded"
 _UNEXPECTED, _OPEN, _SUCCEEDED = 0, 1, 2
 _KINDS = tuple(FailureKind)
+_EXPIRIES = 3  # a row that expired in so many submissions is final
+_MISSINGS = 1  # a row that is missing is sent so many times more
 _FEW = 16  # lines that are decoded in one go where one of a bunch is no plain answer
 _CODE = {kind: 3 + i for i, kind in enumerate(_KINDS)}
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How often a row is tried, and what is final."""
-
-    attempts: int = ATTEMPTS
-    expiries: int = 3  # a row expired in so many submissions is final
-    missings: int = 1  # sent once more only
 
 
 class BodySizes:
@@ -408,7 +401,7 @@ class Verdict:
     failures: dict[str, int]  # final failures by kind
 
 
-def verdict(acc: Accounting, rules: Rules, *, stopping: bool) -> Verdict:
+def verdict(acc: Accounting, *, stopping: bool) -> Verdict:
     """Decide what is final. ``stopping``: the job was cancelled or stopped, nothing goes out again."""
     shard = acc.shard
     kinds = acc.failed_kinds()
@@ -418,12 +411,12 @@ def verdict(acc: Accounting, rules: Rules, *, stopping: bool) -> Verdict:
         cancelled, missing = cancelled + acc.open, missing - acc.open
     resend: dict[str, list[int]] = {}
     if not stopping:
-        if shard.lane is Lane.BATCH and shard.attempt < rules.attempts:
+        if shard.lane is Lane.BATCH and shard.attempt < ATTEMPTS:
             again = [_CODE[kind] for kind in kinds if kind in RETRYABLE]
             resend["failed"] = list(acc.rows(*again)) if again else []
-        if shard.expiries + 1 < rules.expiries and expired + cancelled:
+        if shard.expiries + 1 < _EXPIRIES and expired + cancelled:
             resend["expired"] = list(acc.rows(_CODE[FailureKind.EXPIRED], _CODE[FailureKind.CANCELLED]))
-        if shard.missings < rules.missings and missing:
+        if shard.missings < _MISSINGS and missing:
             resend["missing"] = list(acc.rows(_OPEN, _CODE[FailureKind.MISSING]))
     if not stopping and shard.lane is Lane.BATCH:  # somebody cancelled the batch elsewhere: as good as expired
         expired, cancelled = expired + cancelled, 0

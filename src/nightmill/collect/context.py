@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nightmill.collect.accounting import Check, Rules
+from nightmill.collect.accounting import Check
 from nightmill.plan import Scissors
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
@@ -13,7 +13,7 @@ from nightmill.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where a shard's files lie, who can read them, at which prices and by which rules."""
+    """Where a shard's files lie, who can read them, and at which prices."""
 
     store: Store
     provider: Provider
@@ -21,4 +21,3 @@ class Context:
     list_sheet: PriceSheet  # the live standard price, for what was saved
     check: Check | None  # of the task's schema
     scissors: Scissors
-    rules: Rules

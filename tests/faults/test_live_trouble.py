@@ -13,6 +13,7 @@ from faults_kit import House, exact, house, truth
 from nightmill.engine import Stop
 from nightmill.errors import NeverSent, NightmillError, UsageError
 from nightmill.lanes.live import _Sender
+from nightmill.lanes.throttle import Throttle
 from nightmill.providers import LiveReply
 from nightmill.providers.openai import OpenAI
 
@@ -115,6 +116,25 @@ def test_a_server_that_always_fails_is_not_given_all_rows_at_once(
         assert job.counts is not None
         assert job.counts["failed"] == 40
         assert max(resting) == 6
+
+
+@pytest.mark.parametrize(("fault", "halved"), [("live_timeout", True), ("live_close_before", False)])
+def test_only_a_call_that_waited_past_its_time_says_that_others_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, halved: bool
+) -> None:
+    """Fewer calls go out after one that was not answered in time, and as many as before after one that was cut off."""
+    real, windows = Throttle.give_back, list[int]()
+
+    def give_back(self: Throttle, *, answered: bool) -> None:
+        real(self, answered=answered)
+        windows.append(self.window)
+
+    monkeypatch.setattr(Throttle, "give_back", give_back)
+    with house(tmp_path, {"fault": fault, "times": 1}, timing={"request_timeout_s": 0.5}) as h:
+        job = h.run(h.submit(8, "live"))
+        truth(h, job)
+        assert job.state == "completed"
+        assert windows[-1] == (8 if halved else 16)
 
 
 def test_a_model_that_does_not_load_takes_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

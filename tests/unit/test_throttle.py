@@ -73,6 +73,21 @@ def test_the_window_grows_with_answers_and_halves_with_a_complaint() -> None:
     assert made.window == 5
 
 
+def test_calls_that_wait_past_their_time_are_too_many() -> None:
+    """A server that refuses nothing gets half as many after a late call, once for all sent before; no other does."""
+    clock = Clock()
+    made, hosted = throttle(clock, in_flight=40, self_hosted=True), throttle(clock, in_flight=40)
+    clock.at = 1120.0
+    for _ in range(3):
+        made.late(1000.0)
+        hosted.late(1000.0)
+    assert (made.window, hosted.window) == (8, 16)
+    calls(made, 9, answered=True)
+    assert made.window == 9  # one more a windowful from now on
+    made.late(1120.0)
+    assert made.window == 4
+
+
 def test_a_window_never_closes_or_passes_its_limit() -> None:
     """One call at least, and never more than the limit, shared by the workers there are."""
     clock = Clock()

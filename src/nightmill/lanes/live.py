@@ -393,6 +393,8 @@ class _Sender:
             return False
         except Uncertain as error:
             journal.write(wire.lost_mark(custom_id))
+            if self._desk.ledger.moment() - began >= self._request_s:
+                self._throttle.late(began)
             await self._lost(row, error)
             return False
         except UsageError:  # of a model that cannot be loaded: nothing was asked

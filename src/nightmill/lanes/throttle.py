@@ -64,7 +64,7 @@ class Throttle:
 
     The window of calls in flight begins small and grows by one with each answer. It is halved when the
     provider says it is too much, and from the first time on grows by one for each windowful of answers.
-    Where nobody would say so, and nobody did, it climbs (`Climb`).
+    Where nobody would say so, and nobody did, it climbs (`Climb`), until calls wait past their time.
     """
 
     def __init__(self, rates: Rates, now: Callable[[], float]) -> None:
@@ -78,6 +78,7 @@ class Throttle:
         self._request_s, self._token_s = self._spacing()
         self._last, self._last_tokens = -math.inf, 0  # the last call that was spaced
         self._cool_until = 0.0
+        self._halved = -math.inf  # when the window was
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._call: asyncio.Handle | None = None  # to `_admit`, soon or when the rates allow
 
@@ -151,10 +152,16 @@ class Throttle:
         if now < self._cool_until:
             return None
         self._cool_until = now + seconds
-        self._complained, self._climb = True, None
-        if not self._rates.fixed:
-            self._window = max(1.0, self._window / 2)
+        self._halve(now)
         return self._cool_until
+
+    def late(self, began: float) -> None:
+        """A call sent at ``began`` was not answered in its time: so a server says it is too much that refuses nothing.
+
+        Of calls sent before the window was last halved it says nothing new.
+        """
+        if self._rates.self_hosted and began >= self._halved:
+            self._halve(self._now())
 
     def cool_until(self, moment: float) -> None:
         """Another worker was told to wait until ``moment``."""
@@ -175,6 +182,11 @@ class Throttle:
         self._request_s, self._token_s = now = self._spacing()
         if self._call is not None and now != before:  # whoever waits may not have to wait so long
             self._admit()
+
+    def _halve(self, now: float) -> None:
+        self._complained, self._climb, self._halved = True, None, now
+        if not self._rates.fixed:
+            self._window = max(1.0, self._window / 2)
 
     def _spacing(self) -> tuple[float, float]:
         """Seconds from one request, and from one token, to the next: what the user allows, or less."""

@@ -48,6 +48,28 @@ def test_ctrl_c_finishes_what_is_in_hand_and_the_same_command_goes_on(place: Pla
 
 
 @pytest.mark.req("C5")
+def test_resume_brings_files_up_to_date_that_nobody_changed(place: Place) -> None:
+    """What an interrupted run wrote in part is whole once `resume` is done; a file that a person
+    changed since stays."""
+    running = place.start(
+        "run", place.rows(30), *GATED, "--out", "r.jsonl", "--out", "r.csv", "--out", "mine.jsonl", "--csv-raw"
+    )
+    running.answered(10)
+    running.signal(signal.SIGINT)
+    running.until(lambda event: event["event"] == "note")
+    (place.folder / "gate").touch()
+    assert running.end().code == 130
+    assert len(place.results("r.jsonl")) == 12
+    (place.folder / "mine.jsonl").write_text('{"mine": true}\n', encoding="utf-8")
+    done = place.run("resume", "@last")
+    assert done.code == 0, done.err
+    assert [row["response"] for row in place.results("r.jsonl")] == [f"ROW {i}" for i in range(30)]
+    assert len((place.folder / "r.csv").read_text(encoding="utf-8").splitlines()) == 31
+    assert place.results("mine.jsonl") == [{"mine": True}]
+    assert [Path(line).name for line in done.out.splitlines()] == ["r.jsonl", "r.csv"]
+
+
+@pytest.mark.req("C5")
 def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(tmp_path: Path) -> None:
     """Stopped at once, only what was in flight is sent again, and what we booked covers the provider's bill."""
     with in_thread(SimulatorConfig(speed=1.0, latency_s=0.2, answer_sigma=0.0)) as url:

@@ -59,15 +59,18 @@ def test_a_local_model_defines_words(place: Place) -> None:
 
 @pytest.mark.req("C6")
 def test_failed_rows_stop_nothing_and_are_retried_alone(place: Place) -> None:
-    """Rows that fail are listed with their reason, and `retry` sends them, and only them, again."""
+    """Rows that fail are listed with their reason, and `retry` sends them, and only them, again; the file with all
+    results is then up to date, one with a part of them stays."""
     (place.folder / "in.txt").write_text("one\nbad two\nthree\nbad four\nbad two\n")
-    done = place.run("run", "in.txt", "--prompt", "{{ text }}", "--model", "python:funcs.picky", "--json")
+    done = place.run("run", "in.txt", "--prompt", "{{ text }}", "--model", "python:funcs.picky", "--json",
+                     "--out", "all.jsonl")  # fmt: skip
     assert done.code == 3
     assert (done.json["succeeded"], done.json["failed"], done.json["sent"]) == (2, 3, 4)
     job = done.json["job_id"]
     failures = place.run("show", job, "--failures", "--json").json["failures"]
     assert [(f["index"], f["error_kind"]) for f in failures] == [(i, "model_error") for i in (1, 3, 4)]
     assert "cannot do bad two" in failures[0]["error"]
+    place.run("results", job, "--failed", "--out", "failed.jsonl")
     (place.folder / "mended").touch()
     before = len(place.calls())
     again = place.run("retry", job, "--json")
@@ -76,6 +79,8 @@ def test_failed_rows_stop_nothing_and_are_retried_alone(place: Place) -> None:
     assert adds_up(again.json)
     assert sorted(place.calls()[before:]) == ["bad four", "bad two"]  # the duplicate shares its twin's answer
     assert place.run("results", job, "--rows", "4-4").out.count("BAD TWO") == 1
+    assert [row["success"] for row in place.results("all.jsonl")] == [True] * 5
+    assert [row["success"] for row in place.results("failed.jsonl")] == [False] * 3
 
 
 @pytest.mark.req("A5")

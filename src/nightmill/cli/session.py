@@ -172,21 +172,24 @@ def conclude(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order, *, inter
     return next((code for code in codes if code), 0)
 
 
-def _export(mill: Mill, job: Job, order: Order) -> None:
+def _export(mill: Mill, job: Job, order: Order) -> list[str]:
+    """Write the files that were asked for, else bring those up to date that an earlier command wrote; their paths."""
     try:
-        mill.export(job, order.targets, csv_raw=order.csv_raw)
+        if order.targets:
+            mill.export(job, order.targets, csv_raw=order.csv_raw)
+        elif not order.aside:
+            return [str(path) for path in mill.refresh(job)]
     except StoreError as error:  # what was paid for is safe: say so, and how to get at it
         fix = f"{error.fix}; the results are kept: nightmill results {job.id} --out PATH"
         raise StoreError(error.what, why=error.why, fix=fix) from error
+    return [str(target.path) for target in order.targets]
 
 
 def _conclude_one(edge: Edge, mill: Mill, job: Job, order: Order, *, interrupted: bool) -> tuple[int, dict[str, Any]]:
     now = mill.standing(job)
-    paths = [str(target.path) for target in order.targets]
     edge.known = views.job_object(job, now, interrupted=interrupted)
-    if order.targets:
-        _export(mill, job, order)
-    code, error = tell_end(edge, mill, job, now, interrupted=interrupted, wrote=bool(order.targets))
+    paths = _export(mill, job, order)
+    code, error = tell_end(edge, mill, job, now, interrupted=interrupted, wrote=bool(paths))
     found = views.job_object(job, now, out=paths, interrupted=interrupted)
     if error is not None:
         found["error"] = error_object(error)

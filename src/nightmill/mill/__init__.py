@@ -247,6 +247,10 @@ class Mill:
         """Write what results there are to every target, whole or not at all; how many rows. Raises StoreError."""
         return reading.export(self.home, job, targets, csv_raw=csv_raw, span=span, failed=failed)
 
+    def refresh(self, job: Job) -> list[Path]:
+        """Write again what earlier commands wrote for this job and nobody changed since. Raises StoreError."""
+        return reading.refresh(self.home, job)
+
     def schema(self, job: Job) -> Mapping[str, Any] | None:
         """The JSON Schema that the job's answers are held to, if there is one."""
         return reading.schema_of(job)

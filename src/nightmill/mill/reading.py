@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from nightmill.ledger import Job, StoredFile
 from nightmill.mill.home import Home
 from nightmill.plan import Parameters
 from nightmill.sinks import Target, write_all
-from nightmill.sinks.exports import note_written
+from nightmill.sinks.exports import note_written, unchanged
 from nightmill.wire import RESULTS, ROWS, TWINS
 
 
@@ -86,8 +87,18 @@ def export(
     """Write what results there are to every target, whole or not at all; how many rows. Raises StoreError."""
     batches = selected(home, job, span=span, failed=failed)
     rows = write_all(targets, batches, schema=schema_of(job), csv_raw=csv_raw)
-    note_written(targets, home.folder(job))
+    note_written(targets, home.folder(job), whole=span is None and not failed, csv_raw=csv_raw)
     return rows
+
+
+def refresh(home: Home, job: Job) -> list[Path]:
+    """Write again what earlier commands wrote for this job and nobody changed since; which files. Raises StoreError."""
+    known = unchanged(home.folder(job))
+    for raw in (False, True):
+        targets = [target for target, csv_raw in known if csv_raw is raw]
+        if targets:
+            export(home, job, targets, csv_raw=raw)
+    return [target.path for target, _ in known]
 
 
 def schema_of(job: Job) -> Mapping[str, Any] | None:

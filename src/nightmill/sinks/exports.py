@@ -1,7 +1,8 @@
 """Which files a job wrote: those it may write again, all others only when told to.
 
-The list lies in the job's folder. A file on it counts as the job's own only while it is, to the
-nanosecond and the byte, as the job left it.
+The list lies in the job's folder: for each file its size, its time, the format it was written in (null
+where it holds a part of the results only) and whether CSV was left raw. A file on it counts as the
+job's own only while it is, to the nanosecond and the byte, as the job left it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nightmill.errors import UsageError
 from nightmill.sinks import Target, check_distinct
@@ -41,7 +43,7 @@ def check_targets(
         if os.path.isdir(path):
             raise UsageError(f"{target.path} is a folder", why="results go into a file", fix="name a file in it")
         _check_writable(target, path)
-        if not force and _is_file(path) and ours.get(path) != _stamp(path):
+        if not force and _is_file(path) and ours.get(path, [])[:2] != _stamp(path):
             raise UsageError(
                 f"{target.path} exists",
                 why="it was not written by this job, or was changed since",
@@ -49,13 +51,26 @@ def check_targets(
             )
 
 
-def note_written(targets: Sequence[Target], folder: Path) -> None:
-    """Remember that the job of ``folder`` wrote these files."""
-    paths = [os.path.realpath(target.path) for target in targets]
-    ours = _read(folder) | {path: _stamp(path) for path in paths if _is_file(path)}
+def note_written(targets: Sequence[Target], folder: Path, *, whole: bool, csv_raw: bool) -> None:
+    """Remember that the job of ``folder`` wrote these files; ``whole``: with every result there was."""
+    ours = _read(folder)
+    for target in targets:
+        path = os.path.realpath(target.path)
+        if _is_file(path):
+            ours[path] = [*_stamp(path), target.format if whole else None, csv_raw]
     fresh = folder / f".{_NAME}.{os.getpid()}"
     fresh.write_text(json.dumps(ours), encoding="utf-8")
     fresh.replace(folder / _NAME)
+
+
+def unchanged(folder: Path) -> list[tuple[Target, bool]]:
+    """The files with whole results that the job of ``folder`` wrote and nobody has touched since, and whether CSV
+    was left raw."""
+    return [
+        (Target(format_, Path(path)), csv_raw)
+        for path, (*stamp, format_, csv_raw) in _read(folder).items()
+        if format_ and _is_file(path) and stamp == _stamp(path)
+    ]
 
 
 def _check_writable(target: Target, path: str) -> None:
@@ -86,9 +101,9 @@ def _stamp(path: str) -> list[int]:
     return [about.st_size, about.st_mtime_ns]
 
 
-def _read(folder: Path) -> dict[str, list[int]]:
+def _read(folder: Path) -> dict[str, list[Any]]:
     try:
-        known: dict[str, list[int]] = json.loads((folder / _NAME).read_text(encoding="utf-8"))
+        known: dict[str, list[Any]] = json.loads((folder / _NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet, or cut short by a crash: then nothing is ours
         return {}
     return known

@@ -6,6 +6,7 @@ prices are exact rationals, and the cost of a request is rounded half-up to nano
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -282,9 +283,14 @@ def _find(model_ref: str) -> tuple[Provider, ModelInfo]:
         # The catalogue takes any name that contains a provider's: "my-proxy-to-X" would be priced as X.
         if name.lower() not in _names(provider):
             raise _unknown(model_ref, f"the price catalogue does not know a provider named {name}")
-        return snapshot.find_provider_model(model_name, provider, None, None)
     except LookupError as error:
         raise _unknown(model_ref, "the price catalogue does not list it") from error
+    try:
+        return snapshot.find_provider_model(model_name, provider, None, None)
+    except LookupError as error:
+        near = difflib.get_close_matches(model_name, [model.id for model in provider.models], n=1)
+        hint = f"did you mean {name}/{near[0]}? If not, " if near else ""
+        raise _unknown(model_ref, "the price catalogue does not list it", hint) from error
 
 
 def _names(provider: Provider) -> set[str]:
@@ -300,8 +306,8 @@ def _names(provider: Provider) -> set[str]:
     return names
 
 
-def _unknown(model_ref: str, why: str) -> UnknownPrice:
-    return UnknownPrice(f"the price of {model_ref} is unknown", why=why, fix=_how_to_price(model_ref))
+def _unknown(model_ref: str, why: str, hint: str = "") -> UnknownPrice:
+    return UnknownPrice(f"the price of {model_ref} is unknown", why=why, fix=hint + _how_to_price(model_ref))
 
 
 def _moments(model: ModelInfo, at: datetime) -> list[datetime]:

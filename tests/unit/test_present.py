@@ -216,6 +216,8 @@ def test_the_question_names_requests_and_worst_case_and_defaults_to_no() -> None
     """What is asked is what can be spent, rounded up."""
     assert question(QUOTE) == "Send 9,988 requests, at most $1.21? [y/N] "
     assert question(replace(QUOTE, requests=1)).startswith("Send 1 request,")
+    tight = replace(QUOTE, budget_nanos=USD, free_nanos=USD)
+    assert question(tight) == "Send 9,988 requests, at most $1.00, what the budget has free? [y/N] "
 
 
 @WIDTHS

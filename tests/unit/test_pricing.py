@@ -185,6 +185,13 @@ def test_an_unknown_price_is_refused_with_the_lines_to_add(model: str) -> None:
     assert caught.value.fix.count(head) == 2
 
 
+def test_a_model_name_that_is_nearly_right_is_corrected() -> None:
+    """A typo in a model's name is told as a typo before anybody writes a price for it."""
+    with pytest.raises(UnknownPrice) as caught:
+        listed("openai/gpt-4.1-nanoo")
+    assert caught.value.fix.startswith("did you mean openai/gpt-4.1-nano? If not, put this into nightmill.toml")
+
+
 # -- what the user says
 
 

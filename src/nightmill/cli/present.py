@@ -261,7 +261,10 @@ def quote_panel(q: QuoteView, *, width: int = 80, unicode: bool = True) -> str:
 
 def question(q: QuoteView) -> str:
     """What is asked before money is spent; the default is no."""
-    return f"Send {some(q.requests, 'request')}, at most {money(q.chosen.at_most_nanos, toward='up')}? [y/N] "
+    most, whose = q.chosen.at_most_nanos, ""
+    if q.free_nanos is not None and q.free_nanos < most:  # no budget is ever crossed
+        most, whose = q.free_nanos, ", what the budget has free"
+    return f"Send {some(q.requests, 'request')}, at most {money(most, toward='up')}{whose}? [y/N] "
 
 
 def _input_pieces(q: QuoteView) -> list[str]:

@@ -81,7 +81,8 @@ def parse(source: str) -> Parsed:
         raise TaskError(
             f"the template has an error in line {error.lineno}",
             why=f"{error.message} (in {_line(source, error.lineno)!r})",
-            fix="write {{ column }}; a column whose name is no plain word is reached with --set word='its name'",
+            fix="correct it; a value is written {{ column }}, and a column whose name is no plain word is reached"
+            " with --set word='its name'",
         ) from error
     used = {node.name for node in tree.find_all(nodes.Name)} & _RESERVED
     if used:

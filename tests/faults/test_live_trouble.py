@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults_kit import House, exact, house, truth
+from faults_kit import PATIENCE_S, House, exact, house, truth
 
 from nightmill.engine import Stop
 from nightmill.errors import NeverSent, NightmillError, UsageError
@@ -149,6 +149,28 @@ def test_a_model_that_does_not_load_takes_no_attempt(tmp_path: Path, monkeypatch
         truth(h, job)
         exact(h, job)
         assert attempts(h, job) == [1] * 4
+
+
+def test_a_stop_waits_for_calls_and_not_for_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hands that wait for the rate to allow their next call go at once: one row is answered, four were never sent."""
+    stop, real = Stop(), OpenAI.send
+
+    async def send(self: OpenAI, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
+        reply = await real(self, url, body, timeout_s=timeout_s)
+        stop.gently.set()
+        return reply
+
+    monkeypatch.setattr(OpenAI, "send", send)
+    with house(tmp_path) as h:
+        job = h.submit(5, "live", rpm=60.0 / (3 * PATIENCE_S))  # the second call's turn comes when this has failed
+
+        async def work() -> None:
+            async with asyncio.timeout(PATIENCE_S):
+                await h.mill.run([job.id], stop)
+
+        asyncio.run(work())
+        now = h.mill.standing(h.mill.job(job.id))
+        assert (now.sent, now.succeeded, now.pending) == (1, 1, 4)
 
 
 @pytest.mark.parametrize(("on_error", "calls"), [("stop", 1), ("threshold:2", 2), ("threshold:10%", 3)])

@@ -28,12 +28,13 @@ class Answers:
     spent_nanos: int = 0
     list_nanos: int = 0
     in_hand: int = 0  # sent, and neither answered nor given up
+    unsent: int = 0  # rows that were never sent, in these shards or before
     last_row: int | None = None  # the row answered last
 
     def add(self, other: Answers) -> None:
         for kind, n in other.failures.items():
             self.failures[kind] = self.failures.get(kind, 0) + n
-        for name in ("succeeded", "tokens_in", "tokens_out", "spent_nanos", "list_nanos", "in_hand"):
+        for name in ("succeeded", "tokens_in", "tokens_out", "spent_nanos", "list_nanos", "in_hand", "unsent"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.last_row = self.last_row if other.last_row is None else other.last_row
 
@@ -48,6 +49,7 @@ class _Seen:
     offsets: dict[str, int] = field(default_factory=dict)
     pending: dict[str, set[str]] = field(default_factory=dict)  # by journal
     tries: dict[int, int] = field(default_factory=dict)
+    rows: set[str] = field(default_factory=set)  # by custom_id, that were answered or lost
     answers: Answers = field(default_factory=Answers)
 
 
@@ -75,6 +77,8 @@ class SoFar:
                 self._read_on(seen, path)
             # A journal has one writer ever: what an older one left open is in nobody's hand.
             seen.answers.in_hand = len(seen.pending.get(journals[-1], ())) if journals else 0
+            out = seen.rows.union(*seen.pending.values())
+            seen.answers.unsent = 0 if shard.is_part else shard.count - len(out)
             total.add(seen.answers)
         return total
 
@@ -92,6 +96,7 @@ class SoFar:
                 lost: list[str] = []
                 if not wire.read_mark(line, pending, lost):
                     self._take(seen, line, pending)
+                seen.rows.update(lost)
                 for custom_id in lost:
                     self._tried(seen, int(custom_id.rpartition("-")[2]), FailureKind.TIMEOUT)
 
@@ -101,6 +106,7 @@ class SoFar:
         except ValueError:
             return
         pending.discard(answer.custom_id)
+        seen.rows.add(answer.custom_id)
         index, outcome, answers = int(answer.custom_id.rpartition("-")[2]), answer.outcome, seen.answers
         usage = outcome.usage
         if is_unstated(outcome):

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from nightmill import wire
 from nightmill.errors import LeaseLost, NeverSent, NightmillError, ProviderError, StoreError, Uncertain, UsageError
@@ -28,6 +29,7 @@ from nightmill.types import ATTEMPTS, RETRYABLE, Failed, FileRef, Outcome, Shard
 log = logging.getLogger(__name__)
 
 UNREACHABLE_TRIES = 8  # rounds in a row, of all calls of a shard together, before the job pauses
+_LOOK_UP_S = 0.2  # between two looks whether to stop
 _RETRY_STATUSES = frozenset({0, 408, 409})
 
 Ended = Callable[[Outcome | None], Awaitable[None]]  # how a row ended; None: nobody answered it
@@ -241,6 +243,7 @@ class _Sender:
         self._quiet_until = 0.0  # after a round that reached nobody
         self._aside = 0  # rows whose try failed, put aside for the next one
         self._trouble: _Pause | NightmillError | None = None  # the first; nothing more is sent then
+        self._idle: set[asyncio.Task[None]] = set()  # hands that wait for their turn
 
     async def run(self, path: str) -> Shard | None:
         rows = await self._desk.aside(self._open_rows)
@@ -318,9 +321,30 @@ class _Sender:
     async def _send_all(self, rows: list[_Row], journal: Journal) -> None:
         todo = iter([row for row in rows if not row.done])
         hands = min(sum(not row.done for row in rows), self._throttle.most)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(hands):
-                group.create_task(self._send_some(todo, journal, group))
+        watch = asyncio.create_task(self._dismiss_idle())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(hands):
+                    group.create_task(self._send_some(todo, journal, group))
+        finally:
+            watch.cancel()
+
+    async def _dismiss_idle(self) -> None:
+        """Once nothing more may be sent, only calls under way are waited for."""
+        while True:
+            if self._stopping() or self._trouble is not None:
+                for task in self._idle:
+                    task.cancel()
+            await asyncio.sleep(_LOOK_UP_S)
+
+    @contextmanager
+    def _idling(self) -> Iterator[None]:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._idle.add(task)
+        try:
+            yield
+        finally:
+            self._idle.discard(task)
 
     async def _send_some(self, todo: Iterator[_Row], journal: Journal, group: asyncio.TaskGroup | None = None) -> None:
         """Send one row after the other. Trouble ends every hand, but never a call under way: that is paid for."""
@@ -336,7 +360,8 @@ class _Sender:
             while not row.done:
                 if not throttle.try_take(tokens):
                     journal.flush()
-                    await throttle.take(tokens)
+                    with self._idling():
+                        await throttle.take(tokens)
                 answered = False
                 try:
                     if self._stopping() or self._trouble is not None:
@@ -359,7 +384,8 @@ class _Sender:
 
     async def _rest(self, row: _Row) -> None:
         rest_s, row.rest_s = row.rest_s, 0.0
-        await asyncio.sleep(rest_s)
+        with self._idling():
+            await asyncio.sleep(rest_s)
 
     def _lease_is_long_enough(self, now: float) -> bool:
         return not self._lease.lost and self._lease.until - now > self._need_s
@@ -451,7 +477,8 @@ class _Sender:
             if self._unreachable >= UNREACHABLE_TRIES:
                 raise _Pause("; ".join(filter(None, (error.what, error.why, error.fix))))
             self._quiet_until = ledger.moment() + self._desk.backoff_s(self._unreachable - 1)
-        await asyncio.sleep(max(0.0, self._quiet_until - ledger.moment()))
+        with self._idling():
+            await asyncio.sleep(max(0.0, self._quiet_until - ledger.moment()))
 
     async def _lost(self, row: _Row, error: ProviderError) -> None:
         """Sent, and nobody knows whether it ran: it counts as an attempt and as money."""

@@ -118,8 +118,12 @@ class Shard:
     def was_sent(self) -> bool:
         """Whether its rows were handed over, as this shard or as part of an earlier one."""
         out = (SubmissionState.OPEN, SubmissionState.CREATED, SubmissionState.BOOKED)
-        is_part = self.attempt > 1 or self.expiries or self.missings or self.splits
-        return bool(is_part) or any(s.state in out for s in self.submissions)
+        return self.is_part or any(s.state in out for s in self.submissions)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether its rows are what an earlier shard left over."""
+        return bool(self.attempt > 1 or self.expiries or self.missings or self.splits)
 
     @property
     def current(self) -> Submission:

@@ -93,8 +93,9 @@ def with_answers(
     tokens_out: int,
     spent_nanos: int,
     list_nanos: int,
+    unsent: int,
 ) -> Standing:
-    """``now`` with answers that lie in journals and are not settled yet."""
+    """``now`` with answers that lie in journals and are not settled yet, and without rows of theirs not sent yet."""
     failed = sum(failures.values())
     both = {kind: now.failures.get(kind, 0) + failures.get(kind, 0) for kind in {*now.failures, *failures}}
     return replace(
@@ -102,6 +103,7 @@ def with_answers(
         succeeded=now.succeeded + succeeded,
         failed=now.failed + failed,
         failures=both,
+        sent=now.sent - unsent,
         tokens_in=now.tokens_in + tokens_in,
         tokens_out=now.tokens_out + tokens_out,
         spent_nanos=now.spent_nanos + spent_nanos,

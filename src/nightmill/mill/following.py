@@ -76,5 +76,5 @@ def _joined(now: Standing, found: Answers) -> Standing:
     spent = max(0, found.spent_nanos - now.unproven_nanos)  # what is booked as unproven is in both
     return with_answers(
         now, succeeded=found.succeeded, failures=found.failures, tokens_in=found.tokens_in,
-        tokens_out=found.tokens_out, spent_nanos=spent, list_nanos=found.list_nanos,
+        tokens_out=found.tokens_out, spent_nanos=spent, list_nanos=found.list_nanos, unsent=found.unsent,
     )  # fmt: skip

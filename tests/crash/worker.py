@@ -202,12 +202,12 @@ def main(folder: Path, asked: dict[str, Any]) -> int:
     mill = Mill(load_settings(folder, os.environ))
     try:
         job = begin(mill, folder, asked)
+        asyncio.run(COMMANDS[asked.get("command", "run")](mill, job, asked))
     except OverBudget:
         return 4
-    except Conflict as overtaken:
+    except Conflict as overtaken:  # another worker did it while this one stood still
         print(overtaken, file=sys.stderr)
         return 2
-    asyncio.run(COMMANDS[asked.get("command", "run")](mill, job, asked))
     state = mill.job(job.id).state
     mill.close()
     return 4 if state is JobState.PAUSED else int(state in UNFINISHED)

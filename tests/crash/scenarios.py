@@ -64,10 +64,11 @@ BATCH = (
     *(
         Scenario(
             f"batch-{decision}", "batch", faults=(_ACCEPTED, _NO_LIST), failed=failed, unproven=bool(failed),
-            twice=0 if decision == "adopt" else 3,
+            twice=0 if decision == "adopt" else 6,
             asked={"command": "resolve", "decision": decision, "once": True, **_TWO_SHARDS},
         )
-        for decision, failed in (("adopt", 0), ("resend", 0), ("write-off", 3))
+        # killed between a create and its record, both shards come to be in doubt
+        for decision, failed in (("adopt", 0), ("resend", 0), ("write-off", 6))
     ),
 )  # fmt: skip
 

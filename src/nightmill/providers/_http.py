@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import time
@@ -284,7 +285,7 @@ class Http:
         if route is None or route.headers is not headers:
             if self._proxy(url) is not None or not _is_plain(url):
                 return None
-            route = self._routes[key] = _prepared(session, method, url, headers, timeout_s, self._timeout(timeout_s))
+            route = self._routes[key] = _prepared(session, method, url, headers, self._timeout(timeout_s))
         return route
 
     def _failure(self, exchange: _Exchange, url: str, exc: Exception, timeout_s: float) -> NeverSent | Uncertain:
@@ -405,12 +406,7 @@ def _is_plain(url: str) -> bool:
 
 
 def _prepared(
-    session: aiohttp.ClientSession,
-    method: str,
-    url: str,
-    headers: Mapping[str, str],
-    timeout_s: float,
-    timeout: aiohttp.ClientTimeout,
+    session: aiohttp.ClientSession, method: str, url: str, headers: Mapping[str, str], timeout: aiohttp.ClientTimeout
 ) -> _Route:
     """Raises ValueError for a URL or headers that cannot be sent."""
     import aiohttp
@@ -424,7 +420,7 @@ def _prepared(
     if any(character in line for line in lines for character in "\r\n\0"):
         raise ValueError("a line break in a header")
     head = "\r\n".join([*lines, "Content-Length: "]).encode()
-    return _Route(headers, pattern, head, timeout, _Deadlines(timeout_s, pattern.loop))
+    return _Route(headers, pattern, head, timeout, _Deadlines(timeout.total or math.inf, pattern.loop))
 
 
 async def _post(connector: Any, route: _Route, body: bytes, exchange: _Exchange) -> Reply:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Literal, Protocol, Self, TextIO
@@ -175,7 +176,7 @@ class _Bar:
         self._drawn_at = self._clock()
 
 
-class _Lines:
+class _Lines(ABC):
     """What is shown line by line: a view when it is due, and the last one at the end."""
 
     def __init__(self, out: _Out, clock: Callable[[], float]) -> None:
@@ -201,14 +202,14 @@ class _Lines:
         self._shown, self._shown_at = view, self._clock()
         self._out.write(self._line(view) + "\n")
 
-    def _is_due(self, view: ProgressView, shown: ProgressView, silent_s: float) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _is_due(self, view: ProgressView, shown: ProgressView, silent_s: float) -> bool: ...
 
-    def _line(self, view: ProgressView) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _line(self, view: ProgressView) -> str: ...
 
-    def _note_line(self, text: str) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _note_line(self, text: str) -> str: ...
 
 
 class _Plain(_Lines):

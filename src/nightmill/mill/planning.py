@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -57,6 +56,16 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class _Draft:
+    """What is to be planned."""
+
+    order: Order
+    spec: dict[str, Any]
+    model: str
+    free: Limit | None  # the tightest limit
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A plan that promises nothing yet, or the unfinished job that the same command began."""
 
@@ -95,20 +104,15 @@ def prepare(home: Home, options: RunOptions) -> Prepared:
 
 
 def _prepare(home: Home, options: RunOptions, whole: bool) -> Prepared:
-    order, spec, source, model = _order(home, options, whole)
-    free = home.tightest(options.budget_nanos)
-    order = _bounded(order, options, free)
+    draft = _draft(home, options, whole)
     job_id = _new_id()
-    for dead in home.ledger.begin_plan(job_id, model=model, lane=order.lane):
+    for dead in home.ledger.begin_plan(job_id, model=draft.model, lane=draft.order.lane):
         home.store.drop_folder(home.store.job_folder(dead))
     try:
-        plan = make_plan(order, home.store, job_id)
-        plan = replace(plan, quote=with_waves(plan.quote, free.free_nanos if free else None))
-        unfinished = None if options.new else _unfinished_like(home, plan, spec, options)
+        return _planned(home, options, draft, home.store, job_id)
     except BaseException:
         drop(home, job_id)
         raise
-    return Prepared(plan, spec, options, source, model, order.lane, order.compiled.digest, free, unfinished)
 
 
 def rehearse(home: Home, options: RunOptions) -> Prepared:
@@ -117,17 +121,19 @@ def rehearse(home: Home, options: RunOptions) -> Prepared:
 
 
 def _rehearse(home: Home, options: RunOptions, whole: bool) -> Prepared:
-    order, spec, source, model = _order(home, options, whole)
-    free = home.tightest(options.budget_nanos)
-    order = _bounded(order, options, free)
-    folder = Path(tempfile.mkdtemp(prefix="nightmill-dry-"))
-    try:
-        plan = make_plan(order, Store(folder), _new_id())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    draft = _draft(home, options, whole)
+    with tempfile.TemporaryDirectory(prefix="nightmill-dry-", ignore_cleanup_errors=True) as folder:
+        return _planned(home, options, draft, Store(Path(folder)), _new_id())
+
+
+def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_id: str) -> Prepared:
+    """The plan with its price, its files in ``store``."""
+    order, free = draft.order, draft.free
+    plan = make_plan(order, store, job_id)
     plan = replace(plan, quote=with_waves(plan.quote, free.free_nanos if free else None))
-    unfinished = None if options.new else _unfinished_like(home, plan, spec, options)
-    return Prepared(plan, spec, options, source, model, order.lane, order.compiled.digest, free, unfinished)
+    unfinished = None if options.new else _unfinished_like(home, plan, draft.spec, options)
+    digest = order.compiled.digest
+    return Prepared(plan, draft.spec, options, order.source, draft.model, order.lane, digest, free, unfinished)
 
 
 def lane_costs(home: Home, prepared: Prepared) -> list[LaneCost]:
@@ -153,7 +159,7 @@ def drop(home: Home, job_id: str) -> None:
         home.ledger.abandon_plan(job_id)
 
 
-def _order(home: Home, options: RunOptions, whole: bool) -> tuple[Order, dict[str, Any], Source, str]:
+def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     settings = home.settings
     model = options.model or settings.default_model
     if not model:
@@ -181,7 +187,8 @@ def _order(home: Home, options: RunOptions, whole: bool) -> tuple[Order, dict[st
         (f"limit={options.limit}", f"key={options.key}"),
     )  # fmt: skip
     spec = _spec(options, bound, parameters, model, lane, source) | {"price": order.sheet.to_json()}
-    return order, spec, source, model
+    free = home.tightest(options.budget_nanos)
+    return _Draft(_bounded(order, options, free), spec, model, free)
 
 
 def _expected_tokens(home: Home, model: str, task: Task, compiled: Compiled) -> int:

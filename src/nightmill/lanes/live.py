@@ -62,7 +62,7 @@ class _Past:
 
 
 class Journal:
-    """Appends lines with one system call each, so that what was written survives the process.
+    """Appends lines, past every buffer of ours: what was written survives the process.
 
     Raises:
         StoreError: the disk does not take it. Then nothing of it is in the file, and what was kept for it still is.

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from test_fault_mixtures import QUIET, Story, _came_late, stories
+from test_fault_mixtures import QUIET, Story, came_late, stories
 
 _OVER = ("completed", "failed", "cancelled")
 
@@ -76,7 +76,7 @@ class Troubles(RuleBasedStateMachine):
     @precondition(lambda self: self.job.state in _OVER)
     @rule()
     def come_back(self) -> None:
-        if _came_late(self.h, self.h.mill.job(self.job.id)):
+        if came_late(self.h, self.h.mill.job(self.job.id)):
             self.job = self.h.run(self.job)
 
     @invariant()
@@ -97,7 +97,7 @@ class Troubles(RuleBasedStateMachine):
             h.mill.resume(self.job)
             self.job = h.run(self.job)
         h.forward()
-        if _came_late(h, self.job):
+        if came_late(h, self.job):
             self.job = h.run(self.job)
         self._note()
         truth(h, self.job, fired=self._fired)

@@ -108,7 +108,7 @@ def _is_under_way(h: House, job: Job) -> bool:
     return any(shard.state in (ShardState.WAITING, ShardState.SENDING) for shard in h.shards(job))
 
 
-def _came_late(h: House, job: Job) -> bool:
+def came_late(h: House, job: Job) -> bool:
     """Whether something did; faults that keep one from looking come a few times only."""
     for _ in range(12):
         with contextlib.suppress(ProviderError):
@@ -135,7 +135,7 @@ def live_through(story: Story) -> None:
             h.mill.resume(job)
             job = h.run(job)
         h.forward()
-        if _came_late(h, job):
+        if came_late(h, job):
             job = h.run(job)
         truth(h, job, fired=fired | {name for name, n in h.fired().items() if n})
         assert job.state == ("cancelled" if story.cancelled and job.cancel_requested else job.state)

@@ -52,7 +52,7 @@ class Behind:
             try:
                 if self._error is None:
                     call(*args)
-            except BaseException as error:
+            except BaseException as error:  # raised where the next call is given, or waited for
                 self._error = error
             finally:
                 del given, call, args

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -549,10 +550,16 @@ def test_a_client_belongs_to_one_loop_until_it_is_closed():
             await http.close()
         return reply.status
 
+    def in_a_thread():
+        with pytest.raises(RuntimeError, match="another event loop"):
+            asyncio.run(once(close=False))
+
     async def elsewhere():
         await once(close=False)
-        with pytest.raises(RuntimeError, match="another event loop"):
-            await asyncio.to_thread(lambda: asyncio.run(once(close=False)))
+        await asyncio.to_thread(in_a_thread)
+        thread = threading.Thread(target=in_a_thread)
+        thread.start()
+        thread.join()  # the loop stands in a task of its own meanwhile
         await http.close()
 
     assert asyncio.run(once(close=True)) == 200

@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import ContextVar
@@ -122,6 +123,7 @@ class Http:
         self._connect_s = connect_s
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._pooled: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
         self._proxies: dict[str, str | None] = {}
@@ -304,8 +306,9 @@ class Http:
 
     def _session(self, *, fresh: bool) -> aiohttp.ClientSession:
         if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        elif asyncio.current_task(self._loop) is None:
+            self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        elif threading.get_ident() != self._thread or asyncio.current_task(self._loop) is None:
+            # As exact as asking for the running loop, which costs a system call each time.
             raise RuntimeError("this client belongs to another event loop: close it there first")
         if fresh:
             if self._fresh is None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,17 +89,19 @@ class Edge:
         if self.json:
             _write(sys.stdout, json.dumps(data))
 
-    def ask(self, question: str, *, flag: str = "--yes") -> bool:
+    def ask(self, question: str) -> bool:
         """A y/N question; no is the default.
 
         Raises:
             UsageError: there is nobody to ask.
         """
         if not sys.stdin.isatty():
-            raise UsageError("nobody can be asked here", why="stdin is no terminal", fix=f"add {flag}")
-        sys.stderr.write(question)
-        sys.stderr.flush()
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+            raise UsageError("nobody can be asked here", why="stdin is no terminal", fix="add --yes")
+        with _signals_heard() as heard:
+            sys.stderr.write(question)
+            sys.stderr.flush()
+            heard()
+            return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def restore_signals(self) -> None:
         """SIGTERM is like Ctrl-C where no work is under way."""
@@ -166,6 +169,23 @@ def start_log(home: Path, level: str) -> Path:
     root.propagate = False
     logging.raiseExceptions = False  # on a full disk the log is what one can do without
     return file
+
+
+@contextmanager
+def _signals_heard() -> Iterator[Callable[[], object]]:
+    """A wait for stdin that any signal ends: one that came just before a plain read would wait for the next key."""
+    if sys.platform == "win32":
+        yield lambda: None
+        return
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    before = signal.set_wakeup_fd(tell)
+    try:
+        yield lambda: select.select([sys.stdin, told], [], [])
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(told)
+        os.close(tell)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

@@ -45,11 +45,12 @@ def work(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order) -> bool:
     log.info("working on %s", ", ".join(job.id for job in jobs))
     with Progress(order.mode, sys.stderr, os.environ) as progress:
         session = _Session(mill, [job.id for job in jobs], progress, order)
+        session.show()  # before a cent is spent: how to stop, and how to come back
         try:
             asyncio.run(session.run())
         finally:
             edge.restore_signals()
-            session.show_last()
+            session.show()
     return session.interrupted
 
 
@@ -151,7 +152,8 @@ class _Session:
         view = views.progress_view(looks, before=self._before, elapsed_s=elapsed_s, works=self._works)
         self._progress.update(view)
 
-    def show_last(self) -> None:
+    def show(self) -> None:
+        """Show where the jobs stand now."""
         if self._progress.mode == "none":
             return
         try:

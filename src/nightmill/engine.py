@@ -24,7 +24,7 @@ from nightmill.errors import LeaseLost, ProviderError, StoreError
 from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, batch, late, live
 from nightmill.lanes.throttle import Rates, Throttle, tightest
-from nightmill.ledger import Job, Shard, StoredFile
+from nightmill.ledger import Job, Shard, StoredFile, standing_of
 from nightmill.plan import Compiled
 from nightmill.pricing import PriceSheet
 from nightmill.providers import BatchProvider, LiveProvider, Provider
@@ -228,6 +228,8 @@ class Engine:
         elif shard.lane is Lane.LIVE:
             await self._send(kit, lease)
         else:
+            if shard.state is ShardState.PLANNED:
+                await self._count_failures(kit)
             await batch.step(desk, kit.work, self._batch_provider(kit), shard)
 
     async def _send(self, kit: JobKit, lease: Lease) -> None:
@@ -272,7 +274,6 @@ class Engine:
             return
         await desk.book(desk.ledger.settle, shard, collected.settlement)
         await self._count_failures(kit, shard.tag)
-        await self._mind_errors(kit)
 
     async def _settle_late(self, context: Context, shard: Shard) -> None:
         """Book what came late of a shard. Those of one job one by one, in order: each counts rows of the others."""
@@ -289,14 +290,19 @@ class Engine:
             await desk.book(desk.ledger.settle_late, shard, settlement)
 
     async def _count_failures(self, kit: JobKit, settled: str = "") -> None:
-        """Look at how many rows of the job failed in shards that are settled, ``settled`` now among them."""
+        """Look at how many rows failed in shards that are settled, ``settled`` now among them; stop where too many.
+
+        Whoever settled the last of them may not have lived to stop the job. What a retry sent again counts anew.
+        """
         if kit.on_error == "continue":
             return
-        c = (await self._desk.book(self._desk.ledger.tally, kit.job.id)).counts
+        book, ledger = self._desk.book, self._desk.ledger
+        now = standing_of(await book(ledger.find_job, kit.job.id), await book(ledger.tally, kit.job.id))
         most = allowed_failures(kit.on_error, kit.job.rows)
         failures = self._failures.setdefault(kit.job.id, _Failures(most))
-        failures.settled = c.failed + c.missing + c.expired
+        failures.settled = now.failed + now.missing + now.expired
         failures.under_way.pop(settled, None)
+        await self._mind_errors(kit)
 
     async def _note_end(self, kit: JobKit, failures: _Failures, tag: str, outcome: Outcome | None) -> None:
         """A row of a live shard under way has ended."""

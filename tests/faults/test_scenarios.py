@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from faults_kit import House, exact, house, truth
 
-from nightmill.errors import Conflict
-from nightmill.ledger import Job, Submission
+from nightmill.errors import Conflict, StoreError
+from nightmill.ledger import Job, Ledger, Submission
 from nightmill.providers import BatchProvider, BatchView
 from nightmill.simulator import faults as simulator_faults
 from nightmill.types import ShardState
@@ -183,6 +183,44 @@ def test_too_many_failures_stop_the_job(tmp_path: Path, on_error: str, stops: bo
         exact(h, job)
         assert counts(job)["failed"] == 2
         assert (job.stopped == "on_error") is stops
+
+
+@pytest.mark.parametrize("lane", ["batch", "live"])
+def test_rows_that_stopped_a_job_can_be_retried(tmp_path: Path, lane: str) -> None:
+    """What failed before a retry does not stop it: rows that go out again count anew."""
+    refused = fault("row_errors", status=400) if lane == "batch" else fault("live_500", status=400)
+    with house(tmp_path, refused) as h:
+        job = h.run(h.submit(ROWS, lane, batch_size=4, on_error="stop"))
+        assert job.stopped == "on_error"
+        h.faults()
+        assert h.mill.retry(job) == ROWS
+        job = h.run(job)
+        exact(h, job)
+        assert (job.state, job.stopped, counts(job)) == ("completed", None, {"succeeded": ROWS})
+
+
+@pytest.mark.parametrize("lane", ["batch", "live"])
+def test_who_comes_after_stops_the_job_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lane: str) -> None:
+    """A worker that ends between the row that was one too many and the stop leaves the stop to the next one."""
+    refused = fault("row_errors", count=1, status=400) if lane == "batch" else fault("live_500", status=400)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise StoreError("the disk is full")
+
+    short = {"lease_s": 2.0, "create_timeout_s": 1.0, "request_timeout_s": 1.0, "margin_s": 0.2}
+    with house(tmp_path, refused, timing=short) as h:
+        job = h.submit(60, lane, batch_size=4, on_error="stop", concurrency=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "request_cancel", fails)
+            with pytest.raises(StoreError):
+                h.run(job)
+        h.again()
+        h.faults()
+        sent = len(h.log("create"))
+        job = h.run(job)
+        truth(h, job, fired=("row_errors", "live_500"))
+        assert job.stopped == "on_error"
+        assert len(h.log("create")) == sent
 
 
 # -- budgets ---------------------------------------------------------------------------------------

@@ -279,6 +279,21 @@ def test_cached_rows_are_not_sent_and_their_answers_are_the_jobs_own(tmp_path: P
     assert plan.quote.requests == 2
 
 
+def test_a_cached_answer_may_name_its_request_in_escapes(tmp_path: Path) -> None:
+    """JSON may write any letter as an escape, and an answer is taken from the cache all the same."""
+    order, _, _ = plan_of(tmp_path, ["a"], "first")
+    key = salt(order.provider.name, order.provider.model, order.provider.account.host)
+    cache = cache_at(tmp_path)
+    kept = answer("x-0-0", "said").strip().replace(b'"x-0-0"', rb'"x\u002d0-0"')
+    cache.put_many([(digest(key, body_of_text(order, "a")), kept)])
+    _, store, plan = plan_of(tmp_path, ["a"], "second", cache=cache)
+    (cached,) = plan.shards
+    with store.open(cached.file) as stream:
+        (line,) = stream
+    decoded = order.provider.decode(line)
+    assert (decoded.custom_id, decoded.outcome.text) == (f"{cached.tag}-0", "said")
+
+
 def body_of_text(order: Order, text: str) -> bytes:
     return order.compiled.bodies(pa.record_batch({"key": ["k"], "text": [text]}), 0)[0]
 

@@ -61,6 +61,17 @@ def test_results_are_in_input_order_with_twins_across_groups_and_ranges(tmp_path
     assert (results.counts.succeeded, results.counts.pending) == (len(rows), 0)
 
 
+def test_a_line_may_name_its_request_in_escapes(tmp_path: Path) -> None:
+    """JSON may write any letter as an escape: what the accounting counts as answered, the results show."""
+    order, store, plan = plan_of(tmp_path, ["a", "b"])
+    (new,) = plan.shards
+    tag = new.tag.encode()
+    lines = [answer(f"{new.tag}-{i}", f"to {i}").replace(tag + b"-", tag + rb"\u002d") for i in (1, 0)]
+    shard = shard_of(new, files=[store_lines(store, "wire/o", lines, OUTPUT, new.tag)], state=ShardState.SETTLED)
+    (batch,) = results_of(order, store, plan, [shard]).batches(0, 2)
+    assert batch.column("response").to_pylist() == ["to 0", "to 1"]
+
+
 def test_open_rows_are_left_out(tmp_path: Path) -> None:
     """While a shard is open, its answers are shown and its other rows, with their twins, are not."""
     order, store, plan = plan_of(tmp_path, ["a", "b", "c", "d", "b", "a"], bounds=Bounds(2, 0, None))

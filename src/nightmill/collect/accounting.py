@@ -146,7 +146,7 @@ def account(
             for some in bunches(store, file):
                 reader.read(some)
         for custom_id in (*pending, *lost):
-            if (index := _index_of(custom_id, shard)) is not None:
+            if (index := index_of(custom_id, shard)) is not None:
                 acc.unproven_rows.append(index)
                 _note_lost(acc, index - shard.first)
     return acc
@@ -167,9 +167,10 @@ def _expected(store: Store, shard: Shard) -> bytearray:
     return seen
 
 
-def _index_of(custom_id: str, shard: Shard) -> int | None:
+def index_of(custom_id: str, shard: Shard) -> int | None:
+    """The row whose request has that name; None for a name that is not of ``shard``."""
     tag, _, index = custom_id.rpartition("-")
-    return int(index) if tag == shard.tag and index.isdigit() else None
+    return int(index) if tag == shard.tag and index.isdecimal() else None
 
 
 class _Reader:

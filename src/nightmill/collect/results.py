@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from nightmill import wire
 from nightmill.answers import AnswerCache, digests
-from nightmill.collect.accounting import BodySizes, Check, estimated, is_unstated
+from nightmill.collect.accounting import BodySizes, Check, estimated, index_of, is_unstated
 from nightmill.errors import StoreError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Shard, StoredFile, SubmissionState
@@ -83,9 +83,9 @@ class JobFiles:
 
 @dataclass(frozen=True, slots=True)
 class _WireFile:
-    """An open file of result lines, with what its lines have in common."""
+    """A file of result lines, with what its lines have in common."""
 
-    raw: FileIO
+    stored: StoredFile
     number: int  # of the shard
     shard: Shard
     attempt: int
@@ -312,6 +312,7 @@ class _Sent:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._streams: dict[str, Iterator[tuple[int, bytes]]] = {}
+        self._last: dict[str, int] = {}  # the last row of a shard that is open
 
     def bodies(self, shard: Shard, rows: range) -> list[bytes]:
         """What those rows were asked; fewer when that is not known. Rows of a shard come by rising index."""
@@ -330,11 +331,41 @@ class _Sent:
         return found
 
 
+class _Streams:
+    """Wire files to read anywhere in. The last used are kept open; there may be more than a process may open."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._open: dict[str, BufferedReader[FileIO]] = {}  # by path, the last used last
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self._open.values():
+            stream.close()
+
+    def open(self, file: StoredFile) -> BufferedReader[FileIO]:
+        """The file, open until some others were used."""
+        stream = self._open.pop(file.ref.path, None) or wire.open_wire(self._store, file)
+        self._open[file.ref.path] = stream
+        if len(self._open) > _MOST_OPEN:
+            self._open.pop(next(iter(self._open))).close()
+        return stream
+
+    def read(self, file: StoredFile, offset: int, length: int) -> bytes:
+        """Unbuffered: what is wanted next lies elsewhere."""
+        raw = self.open(file).raw
+        raw.seek(offset)
+        return raw.read(length)
+
+
 class _RangeReader:
     """Outcomes of the rows of one range (and of the rows elsewhere that share theirs)."""
 
     def __init__(self, results: Results, stack: ExitStack, first: int, end: int, twins: Mapping[int, int]) -> None:
         self._results, self._first, self._end, self._twins = results, first, end, twins
+        self._streams = stack.enter_context(_Streams(results._store))
         self._others = others = {twin for twin in twins.values() if not first <= twin < end}
         # Where the one line of a row of the range lies; `_more` has the rows with several, and the others.
         self._files: list[_WireFile] = []
@@ -352,21 +383,21 @@ class _RangeReader:
             if shard.last < self._lowest or shard.first > self._highest:
                 continue
             for file in files:
-                self._note_places(stack, number, file)
+                self._note_places(number, file)
             if shard.state is not ShardState.SETTLED:
                 self._open_rows.update(i for i, _ in wire.shard_lines(results._store, shard) if self._wants(i))
 
     def _wants(self, index: int) -> bool:
         return self._first <= index < self._end or index in self._others
 
-    def _note_places(self, stack: ExitStack, number: int, file: StoredFile) -> None:
+    def _note_places(self, number: int, file: StoredFile) -> None:
         """Remember where the lines of the rows we want lie in one file."""
         results, shard = self._results, self._shards[number]
-        stream = stack.enter_context(wire.open_wire(results._store, file))
+        stream = self._streams.open(file)
         batch_id = next((s.batch_id for s in shard.submissions if s.n == file.n), None)
         attempt = 1 if shard.lane is Lane.LIVE else shard.attempt
         sheet = results._files.sheets.get(shard.tag)
-        self._files.append(_WireFile(stream.raw, number, shard, attempt, batch_id, sheet))
+        self._files.append(_WireFile(file, number, shard, attempt, batch_id, sheet))
         mark, offset, is_journal = b'"' + shard.tag.encode() + b"-", 0, file.kind == wire.JOURNAL
         skip, first, end, others, numbers = len(mark), self._first, self._end, self._others, self._numbers
         here, offsets, lengths = len(self._files) - 1, self._offsets, self._lengths
@@ -380,15 +411,23 @@ class _RangeReader:
             if is_journal and 0 <= at < 12:
                 if line.endswith(b"\n"):
                     wire.read_mark(line, pending, lost)
-            elif at >= 0 and not (is_journal and not line.endswith(b"\n")):
-                digits = line[at + skip : line.find(b'"', at + skip)]
-                index = int(digits) if digits.isdigit() else -1
+            elif not (is_journal and not line.endswith(b"\n")):
+                digits = line[at + skip : line.find(b'"', at + skip)] if at >= 0 else b""
+                index = int(digits) if digits.isdigit() else self._decoded_index(line, shard)
                 if first <= index < end and numbers[index - first] == _NO_LINE:
                     numbers[index - first], offsets[index - first], lengths[index - first] = here, offset, length
                 elif first <= index < end or index in others:
                     self._note_another(index, (self._files[here], offset, length))
             offset += length
         self._unanswered.update(int(custom_id.rpartition("-")[2]) for custom_id in (*pending, *lost))
+
+    def _decoded_index(self, line: bytes, shard: Shard) -> int:
+        """The row of a line in which the request's name is not spelled out: JSON may write any letter as an escape."""
+        try:
+            index = index_of(self._results._provider.decode(line).custom_id, shard)
+        except ValueError:
+            return -1
+        return -1 if index is None else index
 
     def _note_another(self, index: int, place: _Place) -> None:
         if index not in self._more:
@@ -454,9 +493,9 @@ class _RangeReader:
         file, offsets, lengths = self._files[self._numbers[few.start]], self._offsets[few], self._lengths[few]
         low, high = min(offsets), max(map(add, offsets, lengths))
         if high - low <= 2 * sum(lengths):
-            data = _read_at(file.raw, low, high - low)
+            data = self._streams.read(file.stored, low, high - low)
             return file, [data[at - low : at - low + n] for at, n in zip(offsets, lengths, strict=True)]
-        return file, [_read_at(file.raw, at, n) for at, n in zip(offsets, lengths, strict=True)]
+        return file, [self._streams.read(file.stored, at, n) for at, n in zip(offsets, lengths, strict=True)]
 
     def _row(self, index: int) -> _Row:
         """One row; one that shares another's answer has that row's."""
@@ -489,7 +528,7 @@ class _RangeReader:
     def _read(self, index: int, place: _Place) -> _Row | None:
         file, offset, length = place
         results, shard = self._results, file.shard
-        line = _read_at(file.raw, offset, length)
+        line = self._streams.read(file.stored, offset, length)
         try:
             answer = results._provider.decode(line)
         except ValueError:
@@ -518,12 +557,6 @@ class _RangeReader:
         if newest is None or newest.lane is Lane.LIVE or not any(s.state in _WENT_OUT for s in newest.submissions):
             return _Row(index, Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), newest)
         return _Row(index, Failed(FailureKind.MISSING, "the provider ended the batch without a line for it"), newest)
-
-
-def _read_at(raw: FileIO, offset: int, length: int) -> bytes:
-    """Unbuffered: what is wanted next lies elsewhere."""
-    raw.seek(offset)
-    return raw.read(length)
 
 
 def _wins(row: _Row, best: _Row) -> bool:

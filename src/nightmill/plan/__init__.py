@@ -235,11 +235,12 @@ class _Planner:
         with self._store.create(f"{self._folder}/wire/cached.{tag}.jsonl") as out:
             for row, hit in folding.cached_hits():
                 line = cache.read(hit)
+                if line is not None:
+                    line = _renamed(line, decode(line).custom_id, f"{tag}-{row}")
                 if line is None:
                     lost.add(row)
                     continue
-                old = decode(line).custom_id
-                out.write(line.replace(b'"%b"' % old.encode(), b'"%b-%d"' % (tag.encode(), row), 1) + b"\n")
+                out.write(line + b"\n")
                 first = row if first < 0 else first
                 last, count = row, count + 1
         if not count:
@@ -325,6 +326,17 @@ def _chunks(lines: Iterator[tuple[int, bytes]], size: int = GROUP_ROWS) -> Itera
             chunk = []
     if chunk:
         yield chunk
+
+
+def _renamed(line: bytes, old: str, new: str) -> bytes | None:
+    """A result line under another custom_id; None where its own cannot be found in it."""
+    name = b'"%b"' % old.encode()
+    if name not in line:
+        try:
+            line = msgspec.json.encode(msgspec.json.decode(line))  # it was written in escapes
+        except msgspec.DecodeError:
+            return None
+    return line.replace(name, b'"%b"' % new.encode(), 1) if name in line else None
 
 
 def _digest_batch(into: hashlib._Hash, batch: pa.RecordBatch) -> None:

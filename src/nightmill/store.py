@@ -142,11 +142,14 @@ class Store:
         try:
             file = BufferedReader(FileIO(target), 1 << 18)
         except FileNotFoundError as error:
-            raise StoreError(
-                f"a file of this job is gone: {ref.path}",
-                why=f"{target} does not exist, though the ledger counts on it",
-                fix="put the home folder back from a backup; nothing was sent or spent",
-            ) from error
+            packed = self.open_packed(ref.path)
+            if packed is None:
+                raise StoreError(
+                    f"a file of this job is gone: {ref.path}",
+                    why=f"{target} does not exist, though the ledger counts on it",
+                    fix="put the home folder back from a backup; nothing was sent or spent",
+                ) from error
+            file = packed
         if (size := os.fstat(file.fileno()).st_size) != ref.size_bytes:
             file.close()
             raise StoreError(
@@ -170,6 +173,19 @@ class Store:
                 out.write(compressor.compress(chunk))
             out.write(compressor.flush())
         return out.ref
+
+    def open_packed(self, path: str) -> BufferedReader[FileIO] | None:
+        """The plain bytes of a file that was packed since the ledger was asked where it lies; None: it was not.
+
+        Of several copies the newest: the plain file goes when the ledger names a copy, and none is made after that.
+        """
+        target = self.path(path)
+        copies = target.parent.glob(f"{target.name}.*{PACKED}")
+        marks = [copy.name.removeprefix(f"{target.name}.").removesuffix(PACKED) for copy in copies]
+        newest = max(map(int, filter(str.isdecimal, marks)), default=None)
+        if newest is None:
+            return None
+        return _unpacked(BufferedReader(FileIO(f"{target}.{newest}{PACKED}")), self.home)
 
     def verify(self, ref: FileRef) -> None:
         """Raise StoreError unless the file has exactly the bytes that were written."""

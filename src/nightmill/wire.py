@@ -103,7 +103,7 @@ def open_wire(store: Store, file: StoredFile) -> BufferedReader[FileIO]:
     try:
         return BufferedReader(FileIO(store.path(file.ref.path)), 1 << 18)
     except FileNotFoundError:
-        return BufferedReader(FileIO(os.devnull), 1)
+        return store.open_packed(file.ref.path) or BufferedReader(FileIO(os.devnull), 1)
 
 
 def shard_lines(store: Store, shard: Shard) -> Iterator[tuple[int, bytes]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from nightmill.collect import results as collected
 from nightmill.ledger import SubmissionState
 from nightmill.plan import Bounds, Compiled, Parameters
 from nightmill.types import Lane, ShardState, Usage
-from nightmill.wire import OUTPUT, ROWS
+from nightmill.wire import JOURNAL, OUTPUT, ROWS
 
 CENT = sheet_of().cost(Usage(10, 5))
 
@@ -70,6 +72,38 @@ def test_a_line_may_name_its_request_in_escapes(tmp_path: Path) -> None:
     shard = shard_of(new, files=[store_lines(store, "wire/o", lines, OUTPUT, new.tag)], state=ShardState.SETTLED)
     (batch,) = results_of(order, store, plan, [shard]).batches(0, 2)
     assert batch.column("response").to_pylist() == ["to 0", "to 1"]
+
+
+@pytest.mark.parametrize("lane", [Lane.BATCH, Lane.LIVE])
+def test_a_job_that_ends_while_it_is_read_keeps_its_answers(tmp_path: Path, lane: Lane) -> None:
+    """Another worker compresses what came back after we asked where it lies: it is read all the same."""
+    order, store, plan = plan_of(tmp_path, ["a", "b"])
+    new = replace(plan.shards[0], lane=lane)
+    kind = OUTPUT if lane is Lane.BATCH else JOURNAL
+    lines = [answer(f"{new.tag}-{i}", f"to {i}") for i in range(2)]
+    file = store_lines(store, f"wire/{new.tag}", lines, kind, new.tag)
+    results = results_of(order, store, plan, [shard_of(new, files=[file], state=ShardState.SETTLED)])
+    store.path(f"{file.ref.path}.1.zst").write_bytes(b"torn: its worker died")
+    store.pack(file.ref.path, mark=".2")
+    store.path(file.ref.path).unlink()
+    (batch,) = results.batches(0, 2)
+    assert batch.column("response").to_pylist() == ["to 0", "to 1"]
+
+
+def test_a_range_may_rest_on_more_files_than_a_process_may_open(tmp_path: Path) -> None:
+    """Thousands of small shards give results like a few large ones."""
+    order, store, plan = plan_of(tmp_path, [f"row {i}" for i in range(300)], bounds=Bounds(1, 0, None))
+    shards = [answered(store, new, [new.first]) for new in plan.shards]
+    results = results_of(order, store, plan, shards)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as lowest:
+        free = lowest.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 100, hard))
+    try:
+        (batch,) = results.batches(0, 300, keep=cache_at(tmp_path), salt=b"s" * 32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert batch.column("response").to_pylist() == [f"to {i}" for i in range(300)]
 
 
 def test_open_rows_are_left_out(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from io import FileIO
+from io import BufferedReader, FileIO
 from operator import add
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import pyarrow as pa
@@ -41,6 +41,7 @@ RANGE_ROWS = 50_000
 _KEPT_BYTES = 24 << 20
 _TOGETHER, _FEW = 256, 16  # rows that are decoded in one go, at first and when one of those is no plain answer
 _TOGETHER_BYTES = 4 << 20
+_MOST_OPEN = 64  # wire files of a range
 _NO_LINE, _SEVERAL = -1, -2  # instead of a file's number
 _TWIN = struct.Struct("<qq")
 _WENT_OUT = (SubmissionState.CREATED, SubmissionState.BOOKED)
@@ -311,17 +312,16 @@ class _Sent:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._streams: dict[str, Iterator[tuple[int, bytes]]] = {}
-        self._last: dict[str, int] = {}  # the last row of a shard that is open
+        self._streams: dict[str, tuple[int, Iterator[tuple[int, bytes]]]] = {}  # by shard, with its last row
 
     def bodies(self, shard: Shard, rows: range) -> list[bytes]:
         """What those rows were asked; fewer when that is not known. Rows of a shard come by rising index."""
-        stream = self._streams.get(shard.tag)
-        if stream is None:
-            stream = self._streams[shard.tag] = wire.shard_lines(self._store, shard)
+        if shard.tag not in self._streams:  # shards that end before these rows are not asked for any more
+            self._streams = {tag: kept for tag, kept in self._streams.items() if kept[0] >= rows.start}
+            self._streams[shard.tag] = shard.last, wire.shard_lines(self._store, shard)
         found: list[bytes] = []
         try:
-            for row, line in stream:
+            for row, line in self._streams[shard.tag][1]:
                 if row in rows:
                     found.append(wire.body_of(line))
                 if row >= rows[-1]:

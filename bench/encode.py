@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from itertools import count
 from pathlib import Path
 
 from _kit import Figure, arguments, order_for, per_row, race, report, speedup, write_rows
@@ -32,9 +33,10 @@ def measure(folder: Path, rows: int, rounds: int) -> Figure:
     store, pieces = Store(folder), order.provider.line_pieces(order.compiled.url)
 
     def encode() -> None:
+        numbers = count()
         cutter = Cutter(
             store, "ours", order.lane, order.bounds, order.sheet, order.compiled.cap_tokens, pieces,
-            lambda number: f"0123456789abcd-{number}", lambda size: size // 4,
+            lambda: f"0123456789abcd-{next(numbers)}", lambda size: size // 4,
         )  # fmt: skip
         first = 0
         for batch in batches:

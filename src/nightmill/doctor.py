@@ -43,7 +43,7 @@ class Finding:
 
 def diagnose(settings: Settings) -> list[Finding]:
     """Every check in turn. A check that fails is a finding, never an exception."""
-    found = [_settings(settings), *_providers(settings), _local_model(settings)]
+    found = [_settings(settings), *_providers(settings), _local_model()]
     checks: tuple[Callable[[Settings], Finding], ...] = (_price, _home, _disk, _ledger)
     return found + [_safely(check, settings) for check in checks]
 
@@ -119,7 +119,7 @@ def _clock(date: str, began: dt.datetime) -> Finding:
     return Finding("clock", "bad", f"{abs(skew_s):.0f} s {way} the provider's", fix)
 
 
-def _local_model(settings: Settings) -> Finding:
+def _local_model() -> Finding:
     text = local.availability()
     return Finding("local model", "ok" if local.is_available() else "note", text)
 

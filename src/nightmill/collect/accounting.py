@@ -422,9 +422,9 @@ def verdict(acc: Accounting, *, stopping: bool) -> Verdict:
     if not stopping and shard.lane is Lane.BATCH:  # somebody cancelled the batch elsewhere: as good as expired
         expired, cancelled = expired + cancelled, 0
     counts = Counts(acc.succeeded, sum(kinds.values()), missing, expired, cancelled)
-    return Verdict(counts, {k: v for k, v in resend.items() if v}, _final_failures(acc, kinds, resend))
+    return Verdict(counts, {k: v for k, v in resend.items() if v}, _final_failures(kinds, resend))
 
 
-def _final_failures(acc: Accounting, kinds: dict[FailureKind, int], resend: dict[str, list[int]]) -> dict[str, int]:
+def _final_failures(kinds: dict[FailureKind, int], resend: dict[str, list[int]]) -> dict[str, int]:
     again = len(resend.get("failed", ())) > 0
     return {kind.value: n for kind, n in kinds.items() if not (again and kind in RETRYABLE)}

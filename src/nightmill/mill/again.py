@@ -95,7 +95,7 @@ def _cut_rows(home: Home, job: Job, spec: dict[str, Any], indexes: list[int]) ->
     cutter = Cutter(
         home.store, home.store.job_folder(job.id), job.lane, limits, home.sheet(job.model, job.lane),
         compiled.cap_tokens, provider.line_pieces(compiled.url),
-        lambda _: f"{job.id}-{home.ledger.take_seqs(job.id, 1)}", lambda size: -(-size // 4),
+        lambda: f"{job.id}-{home.ledger.take_seqs(job.id, 1)}", lambda size: -(-size // 4),
     )  # fmt: skip
     rows = home.ledger.files_of(job.id, ROWS)[0]
     with home.store.open(rows.ref) as stream:

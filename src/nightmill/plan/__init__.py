@@ -182,17 +182,16 @@ class _Planner:
         bodies = compiled.bodies(batch, first, texts)
         if first == 0 and compiled.is_spliced:
             compiled.check(batch, first, bodies)
-        self._sample(batch, bodies, first)
+        self._sample(bodies)
         deduper.add_many(first, digests(self._salt, bodies))
         cutter.add(range(first, first + len(bodies)), bodies)
         self._rows += len(bodies)
 
-    def _sample(self, batch: pa.RecordBatch, bodies: Sequence[bytes], first: int) -> None:
+    def _sample(self, bodies: Sequence[bytes]) -> None:
         """Learn how many tokens a byte of body has from a few rows of each batch."""
-        step = max(1, batch.num_rows // _SAMPLED_ROWS)
-        for i in range(0, batch.num_rows, step):
-            self._sampled_tokens += estimate_tokens(_content(bodies[i]))
-            self._sampled_bytes += len(bodies[i])
+        for body in bodies[:: max(1, len(bodies) // _SAMPLED_ROWS)]:
+            self._sampled_tokens += estimate_tokens(_content(body))
+            self._sampled_bytes += len(body)
 
     def _tokens(self, body_bytes: int) -> int:
         return -(-body_bytes * self._sampled_tokens // max(1, self._sampled_bytes))
@@ -254,7 +253,7 @@ class _Planner:
         order = self._order
         return Cutter(
             self._store, self._folder, order.lane, order.bounds, order.sheet, order.compiled.cap_tokens,
-            order.provider.line_pieces(order.compiled.url), lambda _: self._next_tag(), self._tokens, do,
+            order.provider.line_pieces(order.compiled.url), self._next_tag, self._tokens, do,
         )  # fmt: skip
 
     def _next_tag(self) -> str:
@@ -272,7 +271,8 @@ class _Planner:
         if not order.sheet.batch_known:
             notes.append("the batch price is not known: counted at the standard price")
         if self._keys.repeated:
-            notes.append(f"{self._keys.repeated:,} keys occur more than once; all rows are kept")
+            keys = "key occurs" if self._keys.repeated == 1 else "keys occur"
+            notes.append(f"{self._keys.repeated:,} {keys} more than once; all rows are kept")
         source = f"{order.sheet.source}, {order.sheet.date}"
         return Quote(order.lane, requests, tokens_in, order.expect_tokens * requests, order.sheet.cost(each) * requests,
                      at_most, order.list_sheet.cost(each) * requests, 1, source, tuple(notes))  # fmt: skip
@@ -300,7 +300,7 @@ def _snapshot(out: Writer, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 class _KeyWatch:
-    """Counts keys that come up again, exactly within a batch and roughly across batches, in flat memory."""
+    """Counts keys that come up again within a batch: all there are in a small input, in flat memory in any."""
 
     def __init__(self) -> None:
         self.repeated = 0
@@ -371,7 +371,7 @@ class Scissors:
         def tokens(body_bytes: int) -> int:
             return -(-body_bytes * shard.input_tokens // max(1, shard.content_bytes))
 
-        def tag(_: int) -> str:
+        def tag() -> str:
             return f"{shard.job_id}-{self.take_seqs(1)}"
 
         cutter = Cutter(
@@ -389,4 +389,4 @@ def with_waves(quote: Quote, free_nanos: int | None) -> Quote:
     """The quote with the rounds of holding and settling that ``free_nanos`` forces."""
     if free_nanos is None or quote.at_most_nanos <= max(free_nanos, 0) or free_nanos <= 0:
         return quote
-    return replace(quote, waves=-(-quote.at_most_nanos // free_nanos))
+    return replace(quote, waves=min(quote.requests, -(-quote.at_most_nanos // free_nanos)))

@@ -42,13 +42,13 @@ def bounds(lane: Lane, limits: Limits, *, batch_size: int | None, hold_nanos: in
 class Cutter:
     """Takes request bodies in row order, writes shard files, says what became of them.
 
-    ``tag`` names a shard from its number; ``tokens`` turns body bytes into expected input tokens;
+    ``tag`` names the next shard; ``tokens`` turns body bytes into expected input tokens;
     ``do`` makes the calls that write, in order, at once or later: then before `close`.
     """
 
     def __init__(
         self, store: Store, folder: str, lane: Lane, bounds: Bounds, sheet: PriceSheet, cap_tokens: int,
-        pieces: tuple[bytes, bytes, bytes], tag: Callable[[int], str], tokens: Callable[[int], int],
+        pieces: tuple[bytes, bytes, bytes], tag: Callable[[], str], tokens: Callable[[int], int],
         do: Callable[..., None] = at_once,
     ) -> None:  # fmt: skip
         self._store, self._folder, self._lane, self._bounds, self._sheet = store, folder, lane, bounds, sheet
@@ -119,7 +119,7 @@ class Cutter:
         return self._sheet.worst(shard.content_bytes + more_bytes, count, count * self._cap)
 
     def _begin(self) -> _Open:
-        tag = self._tag(len(self._done))
+        tag = self._tag()
         before, between, after = self._pieces
         head = before + b'"' + tag.encode() + b"-"
         path = f"{self._folder}/shards/{tag}.jsonl"

@@ -190,10 +190,10 @@ def parse_usd(text: str) -> int:
 
 
 def exact_usd(nanos: int) -> str:
-    """Nano-dollars, 0 or more, as dollars to read: exact, and no longer than that takes."""
-    dollars, rest = divmod(nanos, 1_000_000_000)
+    """Nano-dollars as dollars to read: exact, and no longer than that takes."""
+    dollars, rest = divmod(abs(nanos), 1_000_000_000)
     fraction = f"{rest:09d}".rstrip("0")
-    return f"${dollars:,}.{fraction:0<2}"
+    return f"{'-' if nanos < 0 else ''}${dollars:,}.{fraction:0<2}"
 
 
 def _refuse_usd(text: str, why: str) -> NoReturn:

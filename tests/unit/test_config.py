@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nightmill.config import Environment, Settings, Timing, find_file, load_settings, parse_usd
+from nightmill.config import Environment, Settings, Timing, exact_usd, find_file, load_settings, parse_usd
 from nightmill.errors import UsageError
 from nightmill.providers import Limits
 
@@ -317,6 +317,14 @@ def test_an_environment_reads_like_a_mapping() -> None:
 def test_dollars_become_nanos_exactly(text: str, nanos: int) -> None:
     """No binary fraction comes between what was typed and what is booked."""
     assert parse_usd(text) == nanos
+
+
+@pytest.mark.parametrize(
+    ("nanos", "text"), [(0, "$0.00"), (1_500_000_000, "$1.50"), (-832_375, "-$0.000832375"), (-2_000_000_000, "-$2.00")]
+)
+def test_nanos_are_said_exactly(nanos: int, text: str) -> None:
+    """A limit that was set below what is spent has less than nothing free, and as much less as is said."""
+    assert exact_usd(nanos) == text
 
 
 @pytest.mark.parametrize(

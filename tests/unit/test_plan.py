@@ -383,6 +383,7 @@ def test_a_quote_is_the_sum_of_its_shards(tmp_path: Path) -> None:
     assert with_waves(quote, quote.at_most_nanos).waves == 1
     assert with_waves(quote, quote.at_most_nanos // 3).waves in (3, 4)
     assert with_waves(quote, None).waves == 1
+    assert with_waves(quote, 1).waves == 20  # a wave has one request at least
 
 
 def test_what_is_free_is_not_cut_by_money(tmp_path: Path) -> None:

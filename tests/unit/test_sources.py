@@ -141,6 +141,27 @@ def test_a_row_without_a_key_gets_its_index(tmp_path: Path) -> None:
     assert [row["key"] for row in rows(open_source([path]))] == ["0", "1.5", "2.0"]
 
 
+def test_a_key_among_other_types_is_the_text_it_was(tmp_path: Path) -> None:
+    """A column of numbers and texts gives the texts as keys without JSON's quotes, to the key and to a prompt."""
+    for name in ("id", "key"):
+        path = write(
+            tmp_path / f"{name}.jsonl", "".join(f'{{"{name}": {v}}}\n' for v in ("7", '"A\u00e9"', "null", "[1]"))
+        )
+        assert [row["key"] for row in rows(open_source([path]))] == ["7", "Aé", "2", "[1]"]
+
+
+def test_json_values_and_plain_text_are_unlike(tmp_path: Path) -> None:
+    """A column of mixed JSON is no column of text: one would be read as the other."""
+    mixed = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": [1]}\n')
+    plain = write(tmp_path / "b.csv", "text\nb\n")
+    for inputs in ([mixed, plain], [plain, mixed]):
+        with pytest.raises(InputError, match="other columns") as caught:
+            open_source(inputs)
+        assert "another type: text" in caught.value.why
+    more = write(tmp_path / "c.jsonl", '{"text": "c"}\n')
+    assert values(open_source([more, mixed]), "text") == ["c", "a", [1]]
+
+
 def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
     """What is missing, a folder, empty or of no known kind says so and says what to do."""
     write(tmp_path / "words.txt", "a\n")

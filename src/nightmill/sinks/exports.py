@@ -46,7 +46,9 @@ def check_targets(
         if not force and _is_file(path) and ours.get(path, [])[:2] != _stamp(path):
             raise UsageError(
                 f"{target.path} exists",
-                why="it was not written by this job, or was changed since",
+                why="it was not written by this job, or was changed since"
+                if folder
+                else "this run begins a new job, and a job replaces only files that it wrote itself",
                 fix="name another --out, or replace it with --force",
             )
 

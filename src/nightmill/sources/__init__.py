@@ -97,7 +97,7 @@ class Source:
 
     def _with_key(self, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
         column = self.key_column or {"line": "text", "file": "path"}.get(self.kind)
-        keys = _numbers(first, batch) if column is None else _as_text(batch.column(column))
+        keys = _numbers(first, batch) if column is None else self._texts(batch.column(column), column)
         if keys.null_count:
             keys = pc.coalesce(keys, _numbers(first, batch))  # so that no row is without a key
         data = self.schema.names
@@ -105,6 +105,13 @@ class Source:
             data = data[1:]
         fields = [pa.field(KEY, pa.string()), *(self.schema.field(name) for name in data)]
         return pa.record_batch([keys, *(batch.column(name) for name in data)], schema=pa.schema(fields))
+
+    def _texts(self, values: pa.Array, column: str) -> pa.Array:
+        field = self.parts[0].schema.field(column)
+        if is_json(field):  # a text among other values is itself, without the quotes of its JSON
+            decoded = zip(decode_row_values(values, field), values.to_pylist(), strict=True)
+            return pa.array([value if isinstance(value, str) else text for value, text in decoded], pa.string())
+        return _as_text(values)
 
 
 def open_source(
@@ -210,9 +217,9 @@ def _kind(parts: Sequence[_Part]) -> Kind:
 
 
 def _check_alike(parts: Sequence[_Part]) -> None:
-    first = {field.name: field.type for field in parts[0].schema}
+    first = _types(parts[0])
     for part in parts[1:]:
-        other = {field.name: field.type for field in part.schema}
+        other = _types(part)
         if other == first:
             continue
         missing = [name for name in first if name not in other]
@@ -231,6 +238,10 @@ def _check_alike(parts: Sequence[_Part]) -> None:
             why=why,
             fix="run them one by one, or give them the same columns",
         )
+
+
+def _types(part: _Part) -> dict[str, tuple[pa.DataType, bool]]:
+    return {field.name: (field.type, is_json(field)) for field in part.schema}
 
 
 def _choose_key(columns: Sequence[str], key: str | None, *, plain_text: bool) -> str | None:

@@ -471,11 +471,34 @@ def test_a_download_appears_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_download_follows_to_where_the_file_lies(tmp_path, status):
+    """A file may lie at another host, which is not given the key."""
+    asked = []
+
+    async def elsewhere(reader, writer):
+        asked.append(await read_request(reader))
+        writer.write(answer(200, b"{}"))
+        await writer.drain()
+
+    async def run():
+        async with serving(elsewhere) as there:
+            moved = answer(status, b"", {"Location": there + "/blob"})
+            async with serving(server_that_says(moved)) as base:
+                return await download(base + "/f", tmp_path / "out.jsonl")
+
+    assert asyncio.run(run()).status == 200
+    assert (tmp_path / "out.jsonl").read_bytes() == b"{}"
+    assert KEY not in str(asked)
+    assert "/blob" in str(asked)
+
+
 BROKEN_DOWNLOADS = {
     "short": server_that_says(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"),
     "reset": server_that_says(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc", then_reset=True),
     "cut chunks": server_that_says(CHUNKED + b"3\r\nabc\r\n"),
     "no end": server_that_says(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nabc"),
+    "in circles": server_that_says(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: /f\r\n\r\n"),
 }
 
 

@@ -202,7 +202,8 @@ class Http:
     ) -> Reply:
         """GET ``url`` into the file ``to``, which appears only whole and synced to disk.
 
-        An answer other than 200 is returned with its body, and ``to`` is left alone.
+        An answer other than 200 is returned with its body, and ``to`` is left alone. Redirects are
+        followed, to another host without the key: files may lie elsewhere.
 
         Raises:
             NeverSent, Uncertain: as `request`; a body that ends early, or that does not say
@@ -250,8 +251,8 @@ class Http:
                 _on_its_way.set(exchange)
                 # One session stands for all requests of a kind; entering a request, not the session.
                 async with session.request(
-                    method, url, headers=headers, data=data, allow_redirects=False, proxy=self._proxy(url),
-                    timeout=self._timeout(timeout_s),
+                    method, url, headers=headers, data=data, proxy=self._proxy(url),
+                    allow_redirects=to is not None, timeout=self._timeout(timeout_s),
                 ) as response:  # fmt: skip
                     reply = await self._read(response, to)
         except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError, ValueError) as exc:

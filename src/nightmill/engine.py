@@ -272,8 +272,10 @@ class Engine:
         if collected.read_again:
             await desk.book(desk.ledger.note_reread, shard, due_in_s=desk.timing.reread_s)
             return
+        if failures := self._failures.get(kit.job.id):  # first: what is settled counts in the ledger, and only there
+            failures.under_way.pop(shard.tag, None)
         await desk.book(desk.ledger.settle, shard, collected.settlement)
-        await self._count_failures(kit, shard.tag)
+        await self._count_failures(kit)
 
     async def _settle_late(self, context: Context, shard: Shard) -> None:
         """Book what came late of a shard. Those of one job one by one, in order: each counts rows of the others."""
@@ -289,8 +291,8 @@ class Engine:
         else:
             await desk.book(desk.ledger.settle_late, shard, settlement)
 
-    async def _count_failures(self, kit: JobKit, settled: str = "") -> None:
-        """Look at how many rows failed in shards that are settled, ``settled`` now among them; stop where too many.
+    async def _count_failures(self, kit: JobKit) -> None:
+        """Look at how many rows failed in shards that are settled; stop where too many.
 
         Whoever settled the last of them may not have lived to stop the job. What a retry sent again counts anew.
         """
@@ -301,7 +303,6 @@ class Engine:
         most = allowed_failures(kit.on_error, kit.job.rows)
         failures = self._failures.setdefault(kit.job.id, _Failures(most))
         failures.settled = now.failed + now.missing + now.expired
-        failures.under_way.pop(settled, None)
         await self._mind_errors(kit)
 
     async def _note_end(self, kit: JobKit, failures: _Failures, tag: str, outcome: Outcome | None) -> None:

@@ -186,6 +186,21 @@ def test_too_many_failures_stop_within_a_shard(tmp_path: Path, on_error: str, ca
         assert (job.counts["failed"], job.counts["cancelled"]) == (calls, 30 - calls)
 
 
+def test_rows_that_a_stop_left_unsent_are_not_counted_as_sent(tmp_path: Path) -> None:
+    """``sent`` is what went out, also of a shard that was sent in part, and each row once however often retried."""
+    with house(tmp_path, {"fault": "live_500", "status": 400}) as h:
+        job = h.run(h.submit(30, "live", on_error="threshold:3", concurrency=1))
+        assert h.mill.standing(job).sent == 3
+        h.mill.retry(job)
+        job = h.run(job)
+        assert h.mill.standing(job).sent <= sum(h.fired().values())
+        h.faults()
+        h.mill.retry(job)
+        job = h.run(job)
+        assert (h.mill.standing(job).sent, h.mill.standing(job).succeeded) == (30, 30)
+        exact(h, job)
+
+
 def test_invalid_answers_count_as_failures_at_once(tmp_path: Path) -> None:
     """An answer that does not fit the schema is a failed row, and stops a job that is to stop."""
     schema = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from nightmill.errors import Conflict
@@ -391,8 +391,9 @@ class JobVerbs(Database):
                 )
             ).one()
             went_out = select(submissions.c.tag).where(submissions.c.tag == shards.c.tag, submissions.c.state.in_(_OUT))
+            unsent = case((shards.c.lane == Lane.LIVE, shards.c.cancelled), else_=0)  # a batch goes out whole
             handed = connection.execute(
-                select(func.coalesce(func.sum(shards.c["count"]), 0)).where(
+                select(func.coalesce(func.sum(shards.c["count"] - unsent), 0)).where(
                     mine, shards.c.attempt == 1, shards.c.expiries == 0, shards.c.missings == 0, shards.c.splits == 0,
                     went_out.exists())
             ).scalar_one()  # fmt: skip

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 
 from nightmill.errors import Conflict
 from nightmill.files import GROUP_ROWS
-from nightmill.ledger import OUTCOMES, Job, NewShard
+from nightmill.ledger import OUTCOMES, Job, NewShard, Shard
 from nightmill.mill import reading
 from nightmill.mill.home import Home, compiled_from
 from nightmill.mill.planning import quarter
 from nightmill.plan import Cutter, bounds
+from nightmill.types import FailureKind, Lane
 from nightmill.wire import ROWS
 
 
@@ -46,9 +47,9 @@ def prepare(home: Home, job: Job, *, max_output: int | None = None, temperature:
     spec = job.spec | {"price": sheet.to_json(), "again": _counted_again(job.spec.get("again", {}), kinds)}
     given = {"max_output": max_output, "temperature": temperature}
     spec["parameters"] = spec["parameters"] | {k: v for k, v in given.items() if v is not None}
-    sent = {shard.tag for shard in home.ledger.shards_of(job.id) if shard.was_sent}
-    before = [index for index, (_, tag) in failed.items() if tag in sent]
-    never = [index for index, (_, tag) in failed.items() if tag not in sent]
+    shards_before = {shard.tag: shard for shard in home.ledger.shards_of(job.id)}
+    before = [index for index, (kind, tag) in failed.items() if _was_sent(kind, shards_before.get(tag or ""))]
+    never = sorted(failed.keys() - set(before))
     # Those that went out before are counted as sent already: their shards are parts of the earlier ones.
     shards = (*(replace(s, splits=1) for s in _cut_rows(home, job, spec, before)), *_cut_rows(home, job, spec, never))
     at_most = sum(sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in shards)
@@ -77,6 +78,13 @@ def _failed_rows(home: Home, job: Job) -> dict[int, tuple[str, str | None]]:
             rows = zip(*(bad.column(name).to_pylist() for name in ("index", "error_kind", "shard")), strict=True)
             failed.update((index, (kind or "failed", tag)) for index, kind, tag in rows if index not in twins)
     return failed
+
+
+def _was_sent(kind: str, shard: Shard | None) -> bool:
+    """Whether a row that failed so in its newest shard ever went out; one shard of a live job may be sent in part."""
+    if shard is None or (shard.lane is Lane.LIVE and kind == FailureKind.CANCELLED and not shard.is_part):
+        return False
+    return shard.was_sent
 
 
 def _cut_rows(home: Home, job: Job, spec: dict[str, Any], indexes: list[int]) -> list[NewShard]:

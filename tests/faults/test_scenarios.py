@@ -243,6 +243,21 @@ def test_a_budget_that_fits_a_part_at_a_time_does_all(tmp_path: Path, lane: str)
         assert own.spent_nanos <= worst // 3
 
 
+def test_a_lost_call_is_sent_again_from_what_answers_left_of_the_hold(tmp_path: Path) -> None:
+    """A hold fills the budget and calls are lost: the shard's answers, cheaper than held for, pay for the next."""
+    with house(tmp_path, {"fault": "live_timeout", "count": 2, "delay_s": 0}) as h:
+        job = h.submit(ROWS, "live", max_output=2000)
+        most = h.mill.rehearse(_options(h, "live")).quote.at_most_nanos
+        h.mill.ledger.set_budget("total", most)
+        job = h.run(job)
+        assert h.fired()["live_timeout"] == 2
+        truth(h, job)
+        assert counts(job) == {"succeeded": ROWS}
+        total = next(limit for limit in h.mill.ledger.limits() if limit.scope == "total")
+        assert h.invoice()["total_nanos"] <= total.spent_nanos <= most
+        assert h.tally(job).unproven_nanos > most // ROWS
+
+
 def _options(h: House, lane: str) -> Any:
     from nightmill.mill import RunOptions
 

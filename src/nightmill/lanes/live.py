@@ -22,6 +22,7 @@ from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, over_budget, price_rose
 from nightmill.lanes.throttle import Throttle
 from nightmill.ledger import Denied, Shard, StoredFile
+from nightmill.pricing import PriceSheet
 from nightmill.providers import LiveProvider, LiveReply
 from nightmill.store import PACKED
 from nightmill.types import ATTEMPTS, RETRYABLE, Failed, FileRef, Outcome, ShardState
@@ -239,6 +240,10 @@ class _Sender:
         self._request_s = desk.timing.request_timeout_s
         self._need_s = desk.timing.request_timeout_s + desk.timing.margin_s
         self._renewing = asyncio.Lock()
+        current = self._shard.current
+        self._covered = current.hold_nanos + current.unproven_nanos  # so much of what the shard may cost
+        self._rows: list[_Row] = []  # all of the shard
+        self._under_way = 0  # calls
         self._unreachable = 0
         self._quiet_until = 0.0  # after a round that reached nobody
         self._aside = 0  # rows whose try failed, put aside for the next one
@@ -246,7 +251,7 @@ class _Sender:
         self._idle: set[asyncio.Task[None]] = set()  # hands that wait for their turn
 
     async def run(self, path: str) -> Shard | None:
-        rows = await self._desk.aside(self._open_rows)
+        rows = self._rows = await self._desk.aside(self._open_rows)
         journal = Journal(self._desk.store.path(path))
         try:
             await self._book_past()
@@ -311,9 +316,42 @@ class _Sender:
     async def _book(self, nanos: int) -> None:
         if nanos <= 0:
             return
-        denied = await self._desk.book(self._desk.ledger.book_resend, self._shard, nanos)
-        if denied is not None:
-            raise _Pause(over_budget(denied), "budget")
+        while denied := await self._desk.book(self._desk.ledger.book_resend, self._shard, nanos):
+            others = self._under_way  # before looking at what was answered, not after
+            if await self._desk.aside(self._needed, [row for row in self._rows if not row.done]) <= self._covered:
+                return
+            if not others:
+                raise _Pause(over_budget(denied), "budget")
+            with self._idling():
+                await asyncio.sleep(_LOOK_UP_S)
+        self._covered += nanos
+
+    def _needed(self, still_open: list[_Row]) -> int:
+        """The most this shard costs if each open row is sent once more: answers mostly cost less than was held."""
+        shard, worst = self._shard, 0
+        sheet = PriceSheet.from_json(shard.price) if shard.price else self._work.sheet
+        sizes = {index: len(wire.body_of(line)) for index, line in wire.shard_lines(self._desk.store, shard)}
+        files = wire.chosen(shard.files)
+        doubtful: list[str] = []
+        for file in files:
+            pending: set[str] = set()
+            for line in wire.lines(self._desk.store, file):
+                if wire.read_mark(line, pending, doubtful):
+                    continue
+                try:
+                    answer = self._provider.decode(line)
+                except ValueError:
+                    continue
+                pending.discard(answer.custom_id)
+                usage = answer.outcome.usage
+                if usage is None or usage.estimated:
+                    doubtful.append(answer.custom_id)
+                else:
+                    worst += sheet.cost(usage)
+            if file is not files[-1]:  # what is under way now are open rows
+                doubtful.extend(pending)
+        indexes = [*(int(name.rpartition("-")[2]) for name in doubtful), *(row.index for row in still_open)]
+        return worst + sum(sheet.worst(sizes[index], 1, self._cap) for index in indexes if index in sizes)
 
     def _worst(self, body_bytes: int) -> int:
         return self._work.sheet.worst(body_bytes, 1, self._cap)
@@ -412,7 +450,7 @@ class _Sender:
             await self._keep_lease()
             return False
         try:
-            reply = await self._provider.send(self._work.url, row.body, timeout_s=self._request_s)
+            reply = await self._call(row.body)
         except NeverSent as error:
             journal.write(wire.unsent_mark(custom_id))
             await self._not_reached(error, began)
@@ -427,6 +465,13 @@ class _Sender:
             journal.write(wire.unsent_mark(custom_id))
             raise
         return await self._answered(row, custom_id, reply, self._desk.ledger.moment() - began, journal)
+
+    async def _call(self, body: bytes) -> LiveReply:
+        self._under_way += 1
+        try:
+            return await self._provider.send(self._work.url, body, timeout_s=self._request_s)
+        finally:
+            self._under_way -= 1
 
     async def _answered(self, row: _Row, custom_id: str, reply: LiveReply, took_s: float, journal: Journal) -> bool:
         self._unreachable = 0

@@ -27,8 +27,10 @@ from plan_kit import (
 
 from nightmill import wire
 from nightmill.collect import Collected, accounting, settle_shard
+from nightmill.lanes.batch import facts
 from nightmill.ledger import Counts, Shard
 from nightmill.plan import Order
+from nightmill.providers._openai_shape import batch_view
 from nightmill.store import Store
 from nightmill.types import Lane, ShardState, Usage
 from nightmill.wire import ERROR, JOURNAL, OUTPUT, lost_mark, sent_mark, unsent_mark
@@ -184,6 +186,18 @@ def test_a_missing_row_stays_booked_until_totals_prove_otherwise(house: tuple[Or
     assert (tight.spent_nanos, tight.unproven_nanos) == (proven + 7, 7)
     (told,) = settled(house, came, subs=[submission("job-0", completed=ROWS - 1)]).settlement.bookings
     assert (told.spent_nanos, told.unproven_nanos) == (proven, 0)
+
+
+def test_a_count_of_a_batch_under_way_proves_nothing_of_its_end(house: tuple[Order, Store, Any]) -> None:
+    """Of a batch that ends without totals nobody knows how many rows it answered: a lost one stays unproven."""
+    came = [answer(f"job-0-{i}", "yes") for i in range(ROWS - 1)]
+    under_way = submission("job-0", completed=2)
+    ended = batch_view({"id": "b", "status": "completed", "request_counts": None})
+    told = facts(ended, under_way, over=True)["completed"]
+    (booking,) = settled(house, came, subs=[replace(under_way, completed=told)]).settlement.bookings
+    assert booking.unproven_nanos > 0
+    known = replace(under_way, completed=ROWS - 1, ended=True)
+    assert facts(ended, known, over=True)["completed"] == ROWS - 1
 
 
 def test_what_goes_out_again_keeps_its_history(house: tuple[Order, Store, Any]) -> None:

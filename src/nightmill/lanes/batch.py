@@ -391,8 +391,15 @@ def has_answers(view: BatchView) -> bool:
 
 
 def facts(view: BatchView, sub: Submission, over: bool) -> dict[str, Any]:
-    """What the ledger keeps of a batch; its highest count of answered rows, since a cancel may take some back."""
-    completed = view.completed if sub.completed is None else max(sub.completed, view.completed or 0)
+    """What the ledger keeps of a batch; its highest count of answered rows, since a cancel may take some back.
+
+    A count from before the end is no total: of a batch that ends without one nobody knows how many were answered.
+    """
+    completed = view.completed
+    if completed is None:
+        completed = sub.completed if sub.ended or not over else None
+    elif sub.completed is not None:
+        completed = max(sub.completed, completed)
     return {
         "status": view.status, "ended": int(over), "total": view.total, "completed": completed, "failed": view.failed,
         "output_file": view.output_file, "error_file": view.error_file,

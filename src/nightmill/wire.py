@@ -103,6 +103,8 @@ def open_wire(store: Store, file: StoredFile) -> BufferedReader[FileIO]:
     try:
         return BufferedReader(FileIO(store.path(file.ref.path)), 1 << 18)
     except FileNotFoundError:
+        if file.ref.digest:  # it was sealed, so that it was there
+            return store.open(file.ref)
         return store.open_packed(file.ref.path) or BufferedReader(FileIO(os.devnull), 1)
 
 

@@ -29,9 +29,10 @@ from plan_kit import (
 
 from nightmill.answers import PARTITIONS, AnswerCache, digest
 from nightmill.collect import results as collected
+from nightmill.errors import StoreError
 from nightmill.ledger import SubmissionState
 from nightmill.plan import Bounds, Compiled, Parameters
-from nightmill.types import Lane, ShardState, Usage
+from nightmill.types import FileRef, Lane, ShardState, Usage
 from nightmill.wire import JOURNAL, OUTPUT, ROWS
 
 CENT = sheet_of().cost(Usage(10, 5))
@@ -74,20 +75,32 @@ def test_a_line_may_name_its_request_in_escapes(tmp_path: Path) -> None:
     assert batch.column("response").to_pylist() == ["to 0", "to 1"]
 
 
-@pytest.mark.parametrize("lane", [Lane.BATCH, Lane.LIVE])
-def test_a_job_that_ends_while_it_is_read_keeps_its_answers(tmp_path: Path, lane: Lane) -> None:
+@pytest.mark.parametrize(("lane", "sealed"), [(Lane.BATCH, True), (Lane.LIVE, True), (Lane.LIVE, False)])
+def test_a_job_that_ends_while_it_is_read_keeps_its_answers(tmp_path: Path, lane: Lane, sealed: bool) -> None:
     """Another worker compresses what came back after we asked where it lies: it is read all the same."""
     order, store, plan = plan_of(tmp_path, ["a", "b"])
     new = replace(plan.shards[0], lane=lane)
     kind = OUTPUT if lane is Lane.BATCH else JOURNAL
     lines = [answer(f"{new.tag}-{i}", f"to {i}") for i in range(2)]
     file = store_lines(store, f"wire/{new.tag}", lines, kind, new.tag)
-    results = results_of(order, store, plan, [shard_of(new, files=[file], state=ShardState.SETTLED)])
+    seen = file if sealed else replace(file, ref=FileRef(file.ref.path, 0, ""))
+    results = results_of(order, store, plan, [shard_of(new, files=[seen], state=ShardState.SETTLED)])
     store.path(f"{file.ref.path}.1.zst").write_bytes(b"torn: its worker died")
     store.pack(file.ref.path, mark=".2")
     store.path(file.ref.path).unlink()
     (batch,) = results.batches(0, 2)
     assert batch.column("response").to_pylist() == ["to 0", "to 1"]
+
+
+def test_a_sealed_journal_that_is_gone_is_said(tmp_path: Path) -> None:
+    """Its answers were paid for: their rows are never shown, or counted, as rows that were not sent."""
+    order, store, plan = plan_of(tmp_path, ["a"])
+    new = replace(plan.shards[0], lane=Lane.LIVE)
+    file = store_lines(store, "wire/j", [answer(f"{new.tag}-0", "said")], JOURNAL, new.tag)
+    results = results_of(order, store, plan, [shard_of(new, files=[file], state=ShardState.SETTLED)])
+    store.path(file.ref.path).unlink()
+    with pytest.raises(StoreError, match="gone"):
+        list(results.batches(0, 1))
 
 
 def test_a_range_may_rest_on_more_files_than_a_process_may_open(tmp_path: Path) -> None:
@@ -148,6 +161,16 @@ def test_a_row_without_a_line_was_lost_or_never_sent(tmp_path: Path, state: Subm
     shard = shard_of(plan.shards[0], subs=[sub], state=ShardState.SETTLED)
     (batch,) = results_of(order, store, plan, [shard]).batches(0, 1)
     assert batch.column("error_kind").to_pylist() == [kind]
+
+
+@pytest.mark.parametrize(("batch_id", "why"), [("batch_1", "without a line"), (None, "written off")])
+def test_why_a_row_is_missing(tmp_path: Path, batch_id: str | None, why: str) -> None:
+    """What a person wrote off is not said to be the provider's doing."""
+    order, store, plan = plan_of(tmp_path, ["a"])
+    sub = replace(submission("job-0", hold_nanos=0), state=SubmissionState.BOOKED, batch_id=batch_id)
+    shard = shard_of(plan.shards[0], subs=[sub], state=ShardState.SETTLED)
+    (batch,) = results_of(order, store, plan, [shard]).batches(0, 1)
+    assert why in batch.column("error")[0].as_py()
 
 
 def test_an_answer_that_does_not_fit_the_schema_is_a_paid_failure(tmp_path: Path) -> None:

@@ -229,6 +229,15 @@ def test_the_simulator_says_what_to_export(place: Place) -> None:
     assert "sk-simulated" not in broken.out
 
 
+@pytest.mark.parametrize("faults", ['{"fault": "upload_500"}', '["upload_500"]', "3"])
+def test_a_faults_file_that_holds_no_list_of_faults_is_refused(place: Place, faults: str) -> None:
+    """What a faults file has to hold is said, by example."""
+    (place.folder / "faults.json").write_text(faults)
+    done = place.run("simulate", "--faults", "faults.json")
+    assert done.code == 2
+    assert 'for example [{"fault": "upload_500", "times": 1}]' in done.err
+
+
 def test_logs_and_screens_hold_no_key_and_no_prompt(place: Place) -> None:
     """The log tells what was worked on, with neither prompts nor keys, in a home only its owner reads."""
     place.env["OPENAI_API_KEY"] = "sk-very-secret"

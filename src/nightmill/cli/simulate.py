@@ -60,9 +60,13 @@ async def _serve(edge: Edge, config: SimulatorConfig, port: int) -> None:
 
 def _faults(file: str) -> Any:
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         why = error.strerror or str(error)
         raise UsageError(f"cannot read {file}", why=why, fix="name a file that is there") from error
     except ValueError as error:
         raise UsageError(f"{file} is not JSON", why=str(error), fix="it holds a list of faults") from error
+    if not isinstance(found, list) or not all(isinstance(fault, dict) for fault in found):
+        fix = 'for example [{"fault": "upload_500", "times": 1}]'
+        raise UsageError(f"{file} holds no list of faults", why="each fault is a JSON object in a list", fix=fix)
+    return found

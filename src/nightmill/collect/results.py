@@ -556,6 +556,8 @@ class _RangeReader:
             return _Row(index, Failed(FailureKind.TIMEOUT, "sent, and no answer came that could be trusted"), newest)
         if newest is None or newest.lane is Lane.LIVE or not any(s.state in _WENT_OUT for s in newest.submissions):
             return _Row(index, Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), newest)
+        if not any(s.batch_id for s in newest.submissions):
+            return _Row(index, Failed(FailureKind.MISSING, "written off: nobody knows whether it ran"), newest)
         return _Row(index, Failed(FailureKind.MISSING, "the provider ended the batch without a line for it"), newest)
 
 

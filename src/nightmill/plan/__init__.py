@@ -105,7 +105,7 @@ class _Planner:
         self._rows = 0
         self._rows_digest = new_digest()
         self._seqs = 0
-        self._keys = _KeyWatch()
+        self._keys_repeat = False  # looked for in every batch, not across them: that takes no memory
 
     def run(self) -> Plan:
         try:
@@ -173,7 +173,8 @@ class _Planner:
     def _keep(self, writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
         writer.write_batch(batch)
         _digest_batch(self._rows_digest, batch)
-        self._keys.add(batch.column("key"))
+        keys = batch.column("key")
+        self._keys_repeat = self._keys_repeat or len(keys.unique()) < len(keys)
 
     def _take(
         self, batch: pa.RecordBatch, texts: Mapping[str, Sequence[str | None]], cutter: Cutter, deduper: Deduper
@@ -270,9 +271,8 @@ class _Planner:
         notes = list(order.compiled.notes)
         if not order.sheet.batch_known:
             notes.append("the batch price is not known: counted at the standard price")
-        if self._keys.repeated:
-            keys = "key occurs" if self._keys.repeated == 1 else "keys occur"
-            notes.append(f"{self._keys.repeated:,} {keys} more than once; all rows are kept")
+        if self._keys_repeat:
+            notes.append("some keys occur more than once; all rows are kept")
         source = f"{order.sheet.source}, {order.sheet.date}"
         return Quote(order.lane, requests, tokens_in, order.expect_tokens * requests, order.sheet.cost(each) * requests,
                      at_most, order.list_sheet.cost(each) * requests, 1, source, tuple(notes))  # fmt: skip
@@ -297,16 +297,6 @@ def _snapshot(out: Writer, schema: pa.Schema) -> pq.ParquetWriter:
     """Values of rows hardly repeat and are never searched: no dictionaries, no statistics; a quick compression."""
     file = pa.PythonFile(out, mode="w")
     return pq.ParquetWriter(file, schema, compression="snappy", use_dictionary=False, write_statistics=False)
-
-
-class _KeyWatch:
-    """Counts keys that come up again within a batch: all there are in a small input, in flat memory in any."""
-
-    def __init__(self) -> None:
-        self.repeated = 0
-
-    def add(self, keys: pa.Array) -> None:
-        self.repeated += len(keys) - len(keys.unique())
 
 
 def _content(body: bytes) -> str:

@@ -53,9 +53,10 @@ def test_own_rows_on_the_local_model(tmp_path: Path) -> None:
 
 
 def test_the_same_with_a_hosted_model(tmp_path: Path) -> None:
-    """The second example runs as written, against a provider on this machine; it only has to be said yes to."""
+    """The second example runs as written after the first, against a provider here; it only has to be said yes to."""
     (make_rows, *_), (_, ask) = blocks()[1], blocks()[2]
     run(make_rows, tmp_path)
+    (tmp_path / "answers.csv").write_text("what the first example left")
     with in_thread(SimulatorConfig(speed=1000)) as url:
         env = {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": url}
         unanswered = run(ask, tmp_path, **env)
@@ -63,7 +64,7 @@ def test_the_same_with_a_hosted_model(tmp_path: Path) -> None:
         assert "--yes" in unanswered.stderr
         done = run(ask + " --yes", tmp_path, **env)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "answers.csv"
+    assert done.stdout.strip() == "hosted.csv"
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)h][^)]*)\)", (ROOT / "README.md").read_text()))

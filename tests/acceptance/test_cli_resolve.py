@@ -62,6 +62,16 @@ def test_a_doubt_ends_with_a_decision_and_no_other_word(unsure: Place) -> None:
     assert doubtful(unsure) == tag
 
 
+def test_a_batch_that_is_not_there_cannot_be_adopted(unsure: Place) -> None:
+    """A mistyped id is told as such, with what to do, and the shard stays in doubt."""
+    tag = doubtful(unsure)
+    done = unsure.run("resolve", tag, "--adopt", "batch_none")
+    assert done.code == 2
+    assert "batch_none cannot be adopted" in done.err
+    assert "--write-off" in done.err
+    assert doubtful(unsure) == tag
+
+
 @pytest.mark.req("X1")
 def test_an_adopted_batch_is_collected(unsure: Place) -> None:
     """--adopt: the batch that a person found is the shard's; every row once, spent as billed."""

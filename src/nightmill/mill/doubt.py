@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nightmill.errors import Conflict, UsageError
-from nightmill.lanes.batch import note_terms
+from nightmill.errors import Conflict, Refused, UsageError
+from nightmill.lanes.batch import is_shut_out, note_terms, said
 from nightmill.ledger import Shard
 from nightmill.mill.home import Home
 from nightmill.providers import BatchProvider, BatchView
@@ -61,5 +61,10 @@ def _batch_provider(home: Home, shard: Shard) -> BatchProvider:
 async def _poll_once(provider: BatchProvider, batch_id: str) -> BatchView:
     try:
         return await provider.poll(batch_id)
+    except Refused as error:
+        if is_shut_out(error):
+            raise
+        fix = "give the id of a batch that the provider lists, or --resend or --write-off"
+        raise UsageError(f"{batch_id} cannot be adopted", why=said(error), fix=fix) from error
     finally:
         await provider.close()

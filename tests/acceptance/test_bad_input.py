@@ -367,7 +367,7 @@ def test_odd_rows_run_and_come_back_as_they_were(place: Place) -> None:
     (place.folder / "odd.csv").write_text(text, encoding="utf-8")
     done = place.run("run", "odd.csv", *SAY, *UPPER, "--out", "o.jsonl")
     assert done.code == 0, done.err
-    assert "some keys occur more than once; all rows are kept" in done.err
+    assert "rows with the key of an earlier row: 1; all are kept" in done.err
     results = place.results("o.jsonl")
     assert [row["key"] for row in results] == ["1", "1", "2"]
     assert [row["response"] for row in results] == ["A", "N\0UL", long.upper()]

@@ -220,6 +220,9 @@ def test_files_of_others_are_not_replaced(place: Place) -> None:
     forced = place.run(*command, "--out", "mine.jsonl", "--force")
     assert forced.code == 0, forced.err
     assert len(place.results("mine.jsonl")) == 2
+    assert place.run(*command, "--out", "mine.jsonl").code == 0  # what the same command wrote is nobody else's
+    (place.folder / "mine.jsonl").write_text("edited since")
+    assert place.run(*command, "--out", "mine.jsonl").code == 2
 
 
 @pytest.mark.req("D5")

@@ -121,8 +121,12 @@ class Mill:
         planning.drop(self.home, prepared.plan.job_id)
 
     def check_outputs(self, targets: Sequence[Target], prepared: Prepared, *, force: bool) -> None:
-        """Refuse outputs that could not or must not be written. Raises UsageError."""
-        folder = self.folder(prepared.resumes) if prepared.resumes else None
+        """Refuse outputs that could not or must not be written; what the same command wrote before is fine.
+
+        Raises UsageError.
+        """
+        before = prepared.resumes or self.ended_like(prepared)
+        folder = self.folder(before) if before else None
         check_targets(targets, inputs=prepared.options.inputs, folder=folder, force=force)
 
     def check_files(self, targets: Sequence[Target], job: Job, *, force: bool) -> None:

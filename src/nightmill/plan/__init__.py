@@ -29,9 +29,10 @@ from nightmill.ledger import NewShard, Shard, StoredFile
 from nightmill.plan._behind import Behind, at_once
 from nightmill.plan.compiling import Compiled, Parameters
 from nightmill.plan.cutting import Bounds, Cutter, bounds
+from nightmill.plan.keys import KeyWatch
 from nightmill.pricing import PriceSheet, estimate_tokens
 from nightmill.providers import Provider
-from nightmill.sources import Source, Taken
+from nightmill.sources import KEY, Source, Taken
 from nightmill.store import Store, Writer, digest_text, new_digest
 from nightmill.types import Lane, Quote, Usage
 
@@ -105,7 +106,7 @@ class _Planner:
         self._rows = 0
         self._rows_digest = new_digest()
         self._seqs = 0
-        self._keys_repeat = False  # looked for in every batch, not across them: that takes no memory
+        self._keys = KeyWatch()
 
     def run(self) -> Plan:
         try:
@@ -173,13 +174,13 @@ class _Planner:
     def _keep(self, writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
         writer.write_batch(batch)
         _digest_batch(self._rows_digest, batch)
-        keys = batch.column("key")
-        self._keys_repeat = self._keys_repeat or len(keys.unique()) < len(keys)
 
     def _take(
         self, batch: pa.RecordBatch, texts: Mapping[str, Sequence[str | None]], cutter: Cutter, deduper: Deduper
     ) -> None:
         first, compiled = self._rows, self._order.compiled
+        if self._order.source.has_keys:
+            self._keys.add(texts.get(KEY) or batch.column(KEY).to_pylist())
         bodies = compiled.bodies(batch, first, texts)
         if first == 0 and compiled.is_spliced:
             compiled.check(batch, first, bodies)
@@ -271,8 +272,8 @@ class _Planner:
         notes = list(order.compiled.notes)
         if not order.sheet.batch_known:
             notes.append("the batch price is not known: counted at the standard price")
-        if self._keys_repeat:
-            notes.append("some keys occur more than once; all rows are kept")
+        if repeated := self._keys.repeated():
+            notes.append(f"rows with the key of an earlier row: {repeated:,}; all are kept")
         source = f"{order.sheet.source}, {order.sheet.date}"
         return Quote(order.lane, requests, tokens_in, order.expect_tokens * requests, order.sheet.cost(each) * requests,
                      at_most, order.list_sheet.cost(each) * requests, 1, source, tuple(notes))  # fmt: skip

@@ -27,7 +27,7 @@ def check_targets(
 ) -> None:
     """Refuse, before anything is spent, what could not or must not be written at the end.
 
-    ``folder`` is that of the job which goes on, if one does: its own earlier exports are fine.
+    ``folder`` is that of the job which goes on, or which the same command began before: its exports are fine.
 
     Raises:
         UsageError: a target is a folder, an input, named twice, in a folder nobody may write to,

@@ -9,7 +9,7 @@ been spent by then, since planning reads every row before anything is sent.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from nightmill.files import GROUP_ROWS
 from nightmill.sources import delimited, jsonlines, plain
 from nightmill.sources.jsonlines import Taken, is_json
 
-__all__ = ["BATCH_ROWS", "Source", "Taken", "decode_row_values", "is_json", "open_source"]
+__all__ = ["BATCH_ROWS", "KEY", "Source", "Taken", "decode_row_values", "is_json", "open_source"]
 
 BATCH_ROWS = GROUP_ROWS
 KEY = "key"
@@ -55,6 +55,15 @@ class Source:
     limit: int | None  # most rows that are read
     parts: tuple[_Part, ...]
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether keys come from the input; else they are the rows' indexes."""
+        return self._key_from is not None
+
+    @property
+    def _key_from(self) -> str | None:
+        return self.key_column or {"line": "text", "file": "path"}.get(self.kind)
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows from the beginning, ``key`` column first.
 
@@ -67,7 +76,7 @@ class Source:
         """`batches`, and with each those of its text columns whose values are at hand."""
         first = 0
         for batch, texts in _rechunk(_cut(self._data(), self.limit), BATCH_ROWS):
-            yield self._with_key(batch, first), texts
+            yield self._with_key(batch, first), self._with_key_texts(batch, texts)
             first += batch.num_rows
         if first == 0:
             raise InputError(
@@ -96,7 +105,7 @@ class Source:
                 ) from error
 
     def _with_key(self, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
-        column = self.key_column or {"line": "text", "file": "path"}.get(self.kind)
+        column = self._key_from
         keys = _numbers(first, batch) if column is None else self._texts(batch.column(column), column)
         if keys.null_count:
             keys = pc.coalesce(keys, _numbers(first, batch))  # so that no row is without a key
@@ -105,6 +114,14 @@ class Source:
             data = data[1:]
         fields = [pa.field(KEY, pa.string()), *(self.schema.field(name) for name in data)]
         return pa.record_batch([keys, *(batch.column(name) for name in data)], schema=pa.schema(fields))
+
+    def _with_key_texts(
+        self, batch: pa.RecordBatch, texts: Mapping[str, Sequence[str | None]]
+    ) -> Mapping[str, Sequence[str | None]]:
+        given = self._key_from
+        if given is None or given not in texts or batch.column(given).null_count:
+            return texts
+        return {**texts, KEY: texts[given]}
 
     def _texts(self, values: pa.Array, column: str) -> pa.Array:
         field = self.parts[0].schema.field(column)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -110,12 +111,14 @@ class Engine:
         """
         ids = list(job_ids)
         heart = asyncio.create_task(self._beat())
+        gc.freeze()  # a look through all that is loaded takes as long as hundreds of live calls
         try:
             while not self._stop() and self._failure is None:
                 if not await self._round(ids):
                     break
             await self._drain()
         finally:
+            gc.unfreeze()
             heart.cancel()
             await self._abandon()
             with contextlib.suppress(StoreError):  # a courtesy: our part of the limits runs out by itself

@@ -74,6 +74,9 @@ class Writer:
     def flush(self) -> None:
         self._file.flush()
 
+    def close(self) -> None:
+        """The store does that, when the block ends."""
+
     def tell(self) -> int:
         return self._size_bytes
 

@@ -37,6 +37,11 @@ def lost_mark(custom_id: str) -> bytes:
     return _LOST + custom_id.encode() + b'"}\n'
 
 
+def sent_id(line: bytes) -> str | None:
+    """The custom_id of a mark that goes in before a request leaves; None for any other line."""
+    return line[9:-3].decode() if line.startswith(_SENT) else None
+
+
 def read_mark(line: bytes, pending: set[str], lost: list[str]) -> bool:
     """Take note of a mark; False when it is a result line, which ends its mark too."""
     if line.startswith(_SENT):

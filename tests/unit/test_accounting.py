@@ -113,6 +113,52 @@ def test_lines_read_together_add_up_like_lines_read_one_by_one(
     assert together.succeeded >= plain
 
 
+events = st.tuples(st.integers(0, ROWS - 1), st.sampled_from(["sent", "unsent", "lost", "yes", "no", "500", "nothing"]))
+
+
+@quick
+@given(plain=st.integers(0, ROWS), came=st.lists(events, max_size=2 * ROWS), unanswered=st.booleans())
+def test_a_journal_read_at_once_adds_up_like_one_read_line_by_line(
+    fixed: tuple[Order, Store, Any], plain: int, came: list[tuple[int, str]], unanswered: bool
+) -> None:
+    """Whatever stands between plain answers, in whichever order: the same counts, money and calls in doubt."""
+    order, store, plan = fixed
+    (new,) = plan.shards
+    names = [f"{new.tag}-{row}" for row in range(ROWS)]
+    journal = [line for name in names[:plain] for line in (sent_mark(name), answer(name, f"text {name}", (7, 2)))]
+    marks = {"sent": sent_mark, "unsent": unsent_mark, "lost": lost_mark}
+    for row, what in came:
+        if what in marks:
+            journal.append(marks[what](names[row]))
+        elif what != "nothing":
+            line = refusal(names[row], 500) if what == "500" else answer(names[row], what, (3, 1))
+            journal += [sent_mark(names[row]), line]
+    journal += [sent_mark(names[-1])] if unanswered else []
+    file = store_lines(store, "wire/journal", journal, JOURNAL, new.tag)
+    shard = replace(shard_of(new, files=[file]), lane=Lane.LIVE)
+    slow = copy(order.provider)
+    slow.decode_plain = lambda _: None  # type: ignore[method-assign]
+    at_once, one_by_one = (
+        accounting.account(store, shard, provider, order.sheet, order.list_sheet, None)
+        for provider in (order.provider, slow)
+    )
+    assert at_once == one_by_one
+    assert sorted(at_once.unproven_rows) == sorted(in_doubt(journal, new.tag))
+
+
+def in_doubt(journal: list[bytes], tag: str) -> list[int]:
+    """Rows of calls that may have been billed, told anew and slowly."""
+    rows: list[int] = []
+    for row in range(ROWS):
+        is_open = False
+        for line in journal:
+            if f'"{tag}-{row}"'.encode() in line:
+                is_open = line.startswith(b'{"sent"')
+                rows += [row] if line.startswith(b'{"lost"') else []
+        rows += [row] if is_open else []
+    return rows
+
+
 @pytest.fixture(scope="module")
 def fixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Order, Store, Any]:
     """One plan for every example."""

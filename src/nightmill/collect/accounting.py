@@ -16,7 +16,7 @@ from nightmill.pricing import PriceSheet
 from nightmill.providers import PlainAnswers, Provider
 from nightmill.store import Store
 from nightmill.types import ATTEMPTS, RETRYABLE, FailureKind, Lane, Outcome, Succeeded, Usage
-from nightmill.wire import JOURNAL, body_of, bunches, chosen, lines, read_mark, shard_lines
+from nightmill.wire import JOURNAL, body_of, bunches, chosen, lines, read_mark, sent_id, shard_lines
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def account(
             n, earlier = file.n, b"" if n < 0 else bytes(acc.seen)
         reader = _Reader(acc, provider, sheet, list_sheet, check, sizes, hashes, n, earlier)
         if file.kind == JOURNAL:
-            reader.read_each((line for line in lines(store, file) if not read_mark(line, pending, lost)), pending)
+            reader.read_journal(lines(store, file), pending, lost)
         else:
             for some in bunches(store, file):
                 reader.read(some)
@@ -230,6 +230,18 @@ class _Reader:
             acc.spent[n] = acc.spent.get(n, 0) + self._sheet.sum_of_costs(*tokens)
             acc.list_nanos += self._list_sheet.sum_of_costs(*tokens)
         return True
+
+    def read_journal(self, stream: Iterable[bytes], pending: set[str], lost: list[str]) -> None:
+        """Add the answers of a live journal and note its marks: all at once if every row went out once, and plainly."""
+        every = list(stream)
+        sent = {mark for line in every if (mark := sent_id(line)) is not None}
+        answers = [line for line in every if sent_id(line) is None]
+        if self._check is None and len(sent) + len(answers) == len(every):
+            plain = self._provider.decode_plain(answers)
+            if plain is not None and self._take_all(plain):
+                pending.update(sent.difference(plain.custom_ids))
+                return
+        self.read_each((line for line in every if not read_mark(line, pending, lost)), pending)
 
     def read_each(self, stream: Iterable[bytes], pending: set[str] | None = None) -> None:
         """Add lines one by one. ``pending``: the marks of a live journal that answers end."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, NoReturn
@@ -51,6 +52,7 @@ __all__ = [
 
 _SAMPLED_ROWS = 20  # of every 5,000, for the token estimate
 _SHOWN = 5  # bad rows named in an error
+_SNAPSHOT_BYTES = 4 << 20
 _TWIN = struct.Struct("<qq")
 
 
@@ -294,10 +296,22 @@ class _Planner:
         return b""
 
 
-def _snapshot(out: Writer, schema: pa.Schema) -> pq.ParquetWriter:
-    """Values of rows hardly repeat and are never searched: no dictionaries, no statistics; a quick compression."""
-    file = pa.PythonFile(out, mode="w")
-    return pq.ParquetWriter(file, schema, compression="snappy", use_dictionary=False, write_statistics=False)
+@contextmanager
+def _snapshot(out: Writer, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Values of rows hardly repeat and are never searched: no dictionaries, no statistics; a quick compression.
+
+    It is written a few megabytes at a time: the thread that writes has to wait for the interpreter each time.
+    """
+    file = pa.BufferedOutputStream(pa.PythonFile(out, mode="w"), _SNAPSHOT_BYTES)
+    try:
+        with pq.ParquetWriter(
+            file, schema, compression="snappy", use_dictionary=False, write_statistics=False
+        ) as writer:
+            yield writer
+        file.flush()
+    finally:
+        with suppress(OSError):  # it writes what is left, and the disk may be the trouble
+            file.close()
 
 
 def _content(body: bytes) -> str:

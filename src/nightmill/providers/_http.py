@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -135,7 +135,7 @@ class Http:
         """The server's clock minus ours, from the last ``Date`` header; 0.0 before any answer."""
         return self._skew_s
 
-    async def request(
+    def request(
         self,
         op: str,
         method: str,
@@ -145,7 +145,7 @@ class Http:
         body: bytes | None = None,
         timeout_s: float = 60.0,
         fresh: bool = False,
-    ) -> Reply:
+    ) -> Coroutine[Any, Any, Reply]:
         """Send one request and read its whole answer.
 
         Args:
@@ -158,7 +158,7 @@ class Http:
             NeverSent: no connection was made.
             Uncertain: sent, and no whole answer came back.
         """
-        return await self._exchange(op, method, url, headers, body, timeout_s, fresh=fresh)
+        return self._exchange(op, method, url, headers, body, timeout_s, fresh=fresh)
 
     async def upload(
         self,

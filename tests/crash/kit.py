@@ -298,10 +298,18 @@ class Worker:
         deadline = time.monotonic() + timeout_s
         while (code := self.poll()) is None:
             if time.monotonic() > deadline:
-                os.kill(self.pid, signal.SIGKILL)
-                raise AssertionError(self.said(f"not done after {timeout_s:g} s"))
+                raise AssertionError(self.said(f"{self._stacks()}, not done after {timeout_s:g} s"))
             time.sleep(GLANCE_S)
         return code
+
+    def _stacks(self) -> str:
+        """Have it write where each of its threads is, and kill it; what state it was in."""
+        state = str(psutil.Process(self.pid).status())
+        for number in (signal.SIGUSR1, signal.SIGCONT):
+            os.kill(self.pid, number)
+        time.sleep(1.0)
+        os.kill(self.pid, signal.SIGKILL)
+        return state
 
     def wait_stopped(self) -> bool:
         """Wait until it stands still; False when it ended instead."""

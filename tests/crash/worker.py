@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import faulthandler
 import importlib
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 import urllib.request
@@ -250,6 +252,7 @@ def hatch(request: dict[str, Any]) -> int:
         os.dup2(errors, 2)
         os.environ.clear()
         os.environ.update(request["env"])
+        faulthandler.register(signal.SIGUSR1)  # whoever hangs can be asked where
         importlib.reload(killpoints)  # reads the environment anew
         code = main(Path(request["folder"]), request["asked"])
     except BaseException:  # a fork must never go back into the loop of its nest

@@ -142,7 +142,10 @@ def test_a_journal_read_at_once_adds_up_like_one_read_line_by_line(
         accounting.account(store, shard, provider, order.sheet, order.list_sheet, None)
         for provider in (order.provider, slow)
     )
-    assert at_once == one_by_one
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accounting, "_AT_ONCE_BYTES", 500)
+        too_long = accounting.account(store, shard, order.provider, order.sheet, order.list_sheet, None)
+    assert at_once == one_by_one == too_long
     assert sorted(at_once.unproven_rows) == sorted(in_doubt(journal, new.tag))
 
 

@@ -10,6 +10,7 @@ import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from nightmill.ledger import Booking, Counts, Shard, Submission, SubmissionState
 from nightmill.pricing import PriceSheet
@@ -28,6 +29,7 @@ _KINDS = tuple(FailureKind)
 _EXPIRIES = 3  # a row that expired in so many submissions is final
 _MISSINGS = 1  # a row that is missing is sent so many times more
 _FEW = 16  # lines that are decoded in one go where one of a bunch is no plain answer
+_AT_ONCE_BYTES = 4 << 20  # of a live journal that is held whole; answers may be large
 _CODE = {kind: 3 + i for i, kind in enumerate(_KINDS)}
 
 
@@ -231,17 +233,29 @@ class _Reader:
             acc.list_nanos += self._list_sheet.sum_of_costs(*tokens)
         return True
 
-    def read_journal(self, stream: Iterable[bytes], pending: set[str], lost: list[str]) -> None:
-        """Add the answers of a live journal and note its marks: all at once if every row went out once, and plainly."""
-        every = list(stream)
-        sent = {mark for line in every if (mark := sent_id(line)) is not None}
-        answers = [line for line in every if sent_id(line) is None]
-        if self._check is None and len(sent) + len(answers) == len(every):
-            plain = self._provider.decode_plain(answers)
-            if plain is not None and self._take_all(plain):
-                pending.update(sent.difference(plain.custom_ids))
-                return
-        self.read_each((line for line in every if not read_mark(line, pending, lost)), pending)
+    def read_journal(self, stream: Iterator[bytes], pending: set[str], lost: list[str]) -> None:
+        """Add the answers of a live journal and note its marks: all at once if it is short, and each row plain."""
+        every, size = list[bytes](), 0
+        while size <= _AT_ONCE_BYTES and (line := next(stream, None)) is not None:
+            every.append(line)
+            size += len(line)
+        if size > _AT_ONCE_BYTES or self._check is not None or not self._take_journal(every, pending):
+            answers = (line for line in chain(every, stream) if not read_mark(line, pending, lost))
+            self.read_each(answers, pending)
+
+    def _take_journal(self, every: list[bytes], pending: set[str]) -> bool:
+        """A whole journal in which every row was sent once, and answered plainly or not; False, and nothing is taken,
+        if it is any other."""
+        ids = [sent_id(line) for line in every]
+        sent = {custom_id for custom_id in ids if custom_id is not None}
+        answers = [line for line, custom_id in zip(every, ids, strict=True) if custom_id is None]
+        if len(sent) + len(answers) < len(every):
+            return False
+        plain = self._provider.decode_plain(answers)
+        if plain is None or not self._take_all(plain):
+            return False
+        pending.update(sent.difference(plain.custom_ids))
+        return True
 
     def read_each(self, stream: Iterable[bytes], pending: set[str] | None = None) -> None:
         """Add lines one by one. ``pending``: the marks of a live journal that answers end."""

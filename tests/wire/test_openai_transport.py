@@ -38,9 +38,13 @@ async def download(url: str, to: Path, **options: object) -> Reply:
         await http.close()
 
 
-def server_that_says(*raw: bytes, then_reset: bool = False):
+def server_that_says(*raw: bytes, then_reset: bool = False, asked: list | None = None):
+    """Answers one request a connection, which goes into ``asked``."""
+
     async def handler(reader, writer):
-        await read_request(reader)
+        request = await read_request(reader)
+        if asked is not None:
+            asked.append(request)
         for piece in raw:
             writer.write(piece)
             await writer.drain()
@@ -364,11 +368,7 @@ def test_a_header_with_a_line_break_is_not_sent():
 def test_a_redirect_is_an_answer_and_is_not_followed():
     """A POST is never carried on to another address."""
     seen = []
-
-    async def handler(reader, writer):
-        seen.append(await read_request(reader))
-        writer.write(answer(307, b"", {"Location": "/elsewhere"}))
-        await writer.drain()
+    handler = server_that_says(answer(307, b"", {"Location": "/elsewhere"}), asked=seen)
 
     async def run():
         async with serving(handler) as base:
@@ -428,11 +428,7 @@ def test_an_upload_streams_a_file_with_its_length(tmp_path):
     file = tmp_path / "shard.jsonl"
     file.write_bytes(b"".join(b'{"n": %d}\n' % n for n in range(200_000)))
     seen = []
-
-    async def handler(reader, writer):
-        seen.append(await read_request(reader))
-        writer.write(answer(200, b'{"id": "file-1"}'))
-        await writer.drain()
+    handler = server_that_says(answer(200, b'{"id": "file-1"}'), asked=seen)
 
     async def run():
         http = Http()
@@ -475,11 +471,7 @@ def test_a_download_appears_whole(tmp_path):
 def test_a_download_follows_to_where_the_file_lies(tmp_path, status):
     """A file may lie at another host, which is not given the key."""
     asked = []
-
-    async def elsewhere(reader, writer):
-        asked.append(await read_request(reader))
-        writer.write(answer(200, b"{}"))
-        await writer.drain()
+    elsewhere = server_that_says(answer(200, b"{}"), asked=asked)
 
     async def run():
         async with serving(elsewhere) as there:
@@ -529,11 +521,7 @@ def test_a_download_that_cannot_be_written_is_a_store_error(tmp_path):
 def test_a_proxy_from_the_environment_is_used(monkeypatch):
     """HTTP_PROXY takes effect, and NO_PROXY exempts."""
     seen = []
-
-    async def handler(reader, writer):
-        seen.append(await read_request(reader))
-        writer.write(answer(200, b"{}"))
-        await writer.drain()
+    handler = server_that_says(answer(200, b"{}"), asked=seen)
 
     async def run():
         async with serving(handler) as proxy:

@@ -45,7 +45,6 @@ def work(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order) -> bool:
     log.info("working on %s", ", ".join(job.id for job in jobs))
     with Progress(order.mode, sys.stderr, os.environ) as progress:
         session = _Session(mill, [job.id for job in jobs], progress, order)
-        session.show()  # before a cent is spent: how to stop, and how to come back
         try:
             asyncio.run(session.run())
         finally:
@@ -84,9 +83,10 @@ class _Session:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        self._main = asyncio.create_task(self._watch() if self._order.aside else self._work(self._ids))
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt)
+        self.show()  # before a cent is spent: how to stop, and how to come back
+        self._main = asyncio.create_task(self._watch() if self._order.aside else self._work(self._ids))
         ticker = asyncio.create_task(self._tick()) if self._progress.mode != "none" else None
         try:
             await self._main

@@ -122,7 +122,9 @@ class Place:
         self.folder, self.home, self.url = folder, folder / "home", url
         (folder / "funcs.py").write_text(FUNCTIONS)
         (folder / "nightmill.toml").write_text(toml + QUICK)
-        kept = {k: v for k, v in os.environ.items() if k not in _ELSEWHERE and not k.endswith(("_API_KEY", "_BASE_URL"))}
+        kept = {
+            k: v for k, v in os.environ.items() if k not in _ELSEWHERE and not k.endswith(("_API_KEY", "_BASE_URL"))
+        }
         self.env = {**kept, "NIGHTMILL_HOME": str(self.home), "COLUMNS": "100", "TERM": "xterm", "PYTHONPATH": ""}
         if url is not None:
             self.env |= {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": url}

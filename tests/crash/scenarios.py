@@ -85,6 +85,11 @@ LIVE = (
             _fault("live_close_before", count=1, after=4),
         ),
     ),
+    Scenario(
+        "live-tight", "live", rows=8, failed=1, unproven=True,
+        asked={"command": "tight", "once": True, "concurrency": 3},
+        faults=(_fault("live_timeout", count=2, after=3, delay_s=0.3),),  # sent again from what answers left of holds
+    ),
     Scenario("live-poor", "live", asked={"command": "poor", "once": True, "concurrency": 3}),
     Scenario(
         "live-cancelled", "live", rows=12, failed=12, ends=JobState.CANCELLED,

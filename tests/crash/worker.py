@@ -135,6 +135,18 @@ async def poor(mill: Mill, job: Job, _: dict[str, Any]) -> None:
         await work(mill, job)
 
 
+async def tight(mill: Mill, job: Job, _: dict[str, Any]) -> None:
+    """run with a budget that the holds fill to the last cent; where it pauses, agree to as much again"""
+    assert job.quote is not None
+    running, most = mill.desk.scopes(), job.quote.at_most_nanos
+    if all(limit.cap_nanos is None for limit in mill.ledger.limits()):
+        mill.ledger.set_budget("total", most, running_scopes=running)
+    if (await work(mill, job)).state is JobState.PAUSED:
+        mill.ledger.set_budget("total", 2 * most, running_scopes=running)
+        mill.resume(mill.job(job.id))
+        await work(mill, job)
+
+
 async def resolve(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
     """run until a person is asked about a shard in doubt, then end its doubt by hand"""
     stop = Stop()
@@ -179,7 +191,8 @@ def _call(url: str, method: str = "GET", body: bytes | None = None) -> Any:
 
 
 COMMANDS = {
-    "run": plain, "resume": resume, "cancel": cancel, "retry": retry, "late": late, "poor": poor, "resolve": resolve,
+    "run": plain, "resume": resume, "cancel": cancel, "retry": retry, "late": late, "poor": poor, "tight": tight,
+    "resolve": resolve,
 }  # fmt: skip
 
 

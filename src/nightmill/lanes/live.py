@@ -244,6 +244,7 @@ class _Sender:
         self._covered = current.hold_nanos + current.unproven_nanos  # so much of what the shard may cost
         self._rows: list[_Row] = []  # all of the shard
         self._under_way = 0  # calls
+        self._calls_ended = 0
         self._unreachable = 0
         self._quiet_until = 0.0  # after a round that reached nobody
         self._aside = 0  # rows whose try failed, put aside for the next one
@@ -317,13 +318,14 @@ class _Sender:
         if nanos <= 0:
             return
         while denied := await self._desk.book(self._desk.ledger.book_resend, self._shard, nanos):
-            others = self._under_way  # before looking at what was answered, not after
+            others, ended = self._under_way, self._calls_ended  # before looking at what was answered, not after
             if await self._desk.aside(self._needed, [row for row in self._rows if not row.done]) <= self._covered:
                 return
             if not others:
                 raise _Pause(over_budget(denied), "budget")
             with self._idling():
-                await asyncio.sleep(_LOOK_UP_S)
+                while self._calls_ended == ended:  # noqa: ASYNC110 (a wait for money may end with any call)
+                    await asyncio.sleep(_LOOK_UP_S)
         self._covered += nanos
 
     def _needed(self, still_open: list[_Row]) -> int:
@@ -472,6 +474,7 @@ class _Sender:
             return await self._provider.send(self._work.url, body, timeout_s=self._request_s)
         finally:
             self._under_way -= 1
+            self._calls_ended += 1
 
     async def _answered(self, row: _Row, custom_id: str, reply: LiveReply, took_s: float, journal: Journal) -> bool:
         self._unreachable = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,9 @@ _ENTRY_KEY = struct.Struct("<16s16x")
 _SPILL_BYTES: Final = 4 << 20  # digests or findings kept in memory before they go to disk
 _PUT_BYTES: Final = 32 << 20  # answers kept in memory before they go to disk
 _SPAN_ROWS: Final = 1 << 16  # rows whose findings are sorted in memory together, at least
+
+_LOCK_S: Final = 5.0  # a writer that stands still keeps others from putting their answers, and from nothing else
+_LOCK_LOOK_S: Final = 0.01
 
 
 def salt(provider: str, model: str, host: str) -> bytes:
@@ -208,11 +212,24 @@ def _line(file: BinaryIO, hit: CacheHit) -> bytes | None:
 
 @contextmanager
 def _appending(path: Path) -> Iterator[BinaryIO]:
-    """A file to read and to append to, locked against other writers until closed."""
+    """A file to read and to append to, locked against other writers until closed. Raises TimeoutError."""
     with open(path, "a+b") as file:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file)
         yield file
+
+
+def _lock(file: BinaryIO) -> None:
+    until = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{file.name} is locked by another process") from None
+            time.sleep(_LOCK_LOOK_S)
+        else:
+            return
 
 
 # -- inside a job

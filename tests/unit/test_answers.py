@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import subprocess
 import sys
@@ -297,6 +298,22 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: py
         assert cache.put_many([(key(1), b"answer")]) == 0
     assert "not cached" in caplog.text
     assert cache.lookup(key(1)[0]) == {}
+
+
+def test_a_writer_that_stands_still_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While a frozen process has one partition's lock, the answers of the others are kept, and a warning tells."""
+    monkeypatch.setattr(answers, "_LOCK_S", 0.0)
+    cache = AnswerCache(tmp_path)
+    one, other = key(1), key(2)
+    assert one[0] != other[0]
+    cache.put_many([(one, b"answer")])
+    with open(tmp_path / f"{one[0]:02x}.idx", "rb") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        assert cache.put_many([(bytes([one[0]]) + other[1:], b"late"), (other, b"kept")]) == 1
+    assert "not cached" in caplog.text
+    assert cache.put_many([(bytes([one[0]]) + other[1:], b"late")]) == 1
 
 
 WRITER = """

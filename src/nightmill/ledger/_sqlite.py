@@ -13,11 +13,6 @@ from sqlalchemy import URL, Engine, create_engine, event
 
 from nightmill.errors import Conflict
 
-try:
-    import fcntl
-except ImportError:  # Windows: the note may lag behind by what two processes hand over at once
-    fcntl = None  # type: ignore[assignment]
-
 BUSY_TIMEOUT_MS = 60_000
 _BUSY_S = 0.01  # between two tries where SQLite itself does not wait
 _OURS = frozenset({"meta", "jobs", "shards"})
@@ -77,30 +72,28 @@ def is_broken(error: object) -> bool:
 
 
 def handed(path: Path) -> int:
-    """How many shards this home handed over, by the note beside the database; 0 without one.
+    """How many shards this home handed over: as many as the note beside the database has bytes; 0 without one.
 
     A database that was put back from a backup counts fewer, also where it came back in place.
     """
     try:
-        return int(_note(path).read_bytes() or b"0")
-    except (FileNotFoundError, ValueError):
+        return _note(path).stat().st_size
+    except FileNotFoundError:
         return 0
 
 
 def note_handed(path: Path, count: int) -> None:
-    """Raise the note to ``count``."""
-    fd = os.open(_note(path), os.O_RDWR | os.O_CREAT, 0o600)
+    """Let the note have ``count`` bytes at least: one write that never shortens it, and no lock to stand still in."""
+    fd = os.open(_note(path), os.O_WRONLY | os.O_CREAT, 0o600)
     try:
-        if fcntl is not None:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        if int(os.pread(fd, 20, 0) or b"0") < count:
-            os.pwrite(fd, b"%020d" % count, 0)
+        os.lseek(fd, count - 1, os.SEEK_SET)
+        os.write(fd, b".")
     finally:
         os.close(fd)
 
 
 def _note(path: Path) -> Path:
-    return path.with_name(path.name + "-handed")
+    return path.with_name(path.name + "-handovers")
 
 
 def moment() -> float:

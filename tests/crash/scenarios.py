@@ -60,7 +60,7 @@ BATCH = (
         ),
     ),
     Scenario("batch-poor", "batch", asked={"command": "poor", "once": True}),
-    Scenario("batch-created-twice", "batch", asked={"create_twice": True}, twice=6),
+    Scenario("batch-created-twice", "batch", twice=6, faults=(_fault("create_repeated", **_ONCE),)),
     *(
         Scenario(
             f"batch-{decision}", "batch", faults=(_ACCEPTED, _NO_LIST), failed=failed, unproven=bool(failed),

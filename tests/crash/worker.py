@@ -33,12 +33,10 @@ from nightmill import killpoints
 from nightmill.cli import main as cli
 from nightmill.config import load_settings
 from nightmill.engine import Stop
-from nightmill.errors import Conflict, LeaseLost, OverBudget, Uncertain
+from nightmill.errors import Conflict, LeaseLost, OverBudget, ProviderError
 from nightmill.ledger import Job, Shard
 from nightmill.mill import Mill, RunOptions
 from nightmill.pricing import price_sheet
-from nightmill.providers import BatchView
-from nightmill.providers.openai import OpenAI
 from nightmill.types import UNFINISHED, JobState, Lane, ShardState
 
 _LOOK_S = 0.02
@@ -121,7 +119,12 @@ async def late(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
     done = await work(mill, job)
     if done.finished_at is not None:
         await asyncio.to_thread(_call, asked["simulator"] + "/forward", "POST", b"1e9")
-        if await mill.look_again(done):
+        try:
+            came = await mill.look_again(done)
+        except ProviderError as error:  # it stood still for longer than a call may take
+            print(error, file=sys.stderr)
+            return
+        if came:
             await work(mill, done)
 
 
@@ -196,22 +199,8 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def create_twice() -> None:
-    """A client that repeats a create on its own and hears no answer: two batches carry the same name."""
-    once = OpenAI.create
-
-    async def twice(self: OpenAI, file_id: str, *, url: str, submission: str) -> BatchView:
-        await once(self, file_id, url=url, submission=submission)
-        await once(self, file_id, url=url, submission=submission)
-        raise Uncertain("the answer to the second try was lost")
-
-    OpenAI.create = twice  # type: ignore[method-assign]
-
-
 def main(folder: Path, asked: dict[str, Any]) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
-    if asked.get("create_twice"):
-        create_twice()
     if asked.get("command") == "nightmill run":
         return nightmill_run(folder, asked)
     mill = Mill(load_settings(folder, os.environ))

@@ -198,6 +198,7 @@ def truth(house: House, job: Job, *, settled: bool = True, fired: Collection[str
     """
     happened = {name for name, n in house.fired().items() if n} if fired is None else set(fired)
     undelivered = bool(UNDELIVERED & happened)
+    repeated = house.fired().get("create_repeated", 0)
     house.faults()
     job = house.mill.job(job.id)
     _sums(house, job, settled)
@@ -206,7 +207,7 @@ def truth(house: House, job: Job, *, settled: bool = True, fired: Collection[str
         if not undelivered:
             _kept(house, job)
         hidden = {HELD_BACK[name] for name in HELD_BACK.keys() & happened} | ({"answered"} if undelivered else set())
-        _sent_by_the_rules(house, job, hidden)
+        _sent_by_the_rules(house, job, hidden, repeated)
 
 
 def _sums(house: House, job: Job, settled: bool) -> None:
@@ -260,15 +261,16 @@ def _kept(house: House, job: Job) -> None:
             assert (row["response"] or "") in texts, f"row {row['index']} lost its answer: {row}"
 
 
-def _sent_by_the_rules(house: House, job: Job, hidden: Collection[str]) -> None:
+def _sent_by_the_rules(house: House, job: Job, hidden: Collection[str], repeated: int) -> None:
     """No shard runs twice, and no row goes out again after an answer, nor more often than the rules say.
 
-    What the provider had and did not deliver (in time), ``hidden``, is a missing row to everyone else.
+    What the provider had and did not deliver (in time), ``hidden``, is a missing row to everyone else. So many
+    creates were ``repeated`` on the way, and perhaps not noticed yet.
     """
     rename = dict.fromkeys(hidden, "missing")
     ran: dict[str, int] = {}
     history: dict[int, list[str]] = {}
-    revived = house.alerts(job).count("second_batch")
+    revived = max(repeated, house.alerts(job).count("second_batch"))
     for batch in house.batches():
         tag = (batch["metadata"] or {})["nightmill"].rpartition(".")[0]
         if not tag.startswith(job.id) or (batch["status"] == "failed" and not batch["request_counts"]["completed"]):

@@ -44,6 +44,7 @@ BATCH: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "batch_failed_unexplained": {"times": few},
     "batch_failed_line": {"line": st.integers(1, 9), "times": few},
     "create_accepted_then_500": {"times": few},
+    "create_repeated": {"times": few},
     "create_dropped_before": {"times": few},
     "create_500_before": {"times": few},
     "enqueued_limit_now": {"times": few, "limit": st.sampled_from([60, 5_000_000])},

@@ -329,14 +329,8 @@ UNSURE = (fault("create_accepted_then_500", times=1), fault("list_page_500"))
 
 def test_two_batches_of_one_submission_are_both_booked(tmp_path: Path) -> None:
     """A create that somebody repeated: the older batch is adopted, the other cancelled, both are booked."""
-    with house(tmp_path, *UNSURE, sim={"batch_s": 3000.0}) as h:
-        job = _in_doubt(h)
-        made = h.batches()[0]
-        h.post(
-            "/v1/batches", {name: made[name] for name in ("input_file_id", "endpoint", "completion_window", "metadata")}
-        )
-        h.faults()
-        job = h.run(job)
+    with house(tmp_path, fault("create_repeated", times=1), sim={"batch_s": 3000.0}) as h:
+        job = h.run(h.submit(ROWS))
         truth(h, job)
         exact(h, job)
         assert counts(job) == {"succeeded": ROWS}

@@ -102,6 +102,16 @@ def test_create_accepted_then_500(base: str) -> None:
     assert create(base, chat_lines(2)).status == 200
 
 
+def test_create_repeated(base: str) -> None:
+    """Two batches of one create, alike in all but their ids; both are in the list and in the log."""
+    set_faults(base, {"fault": "create_repeated", "times": 1})
+    known = _listed(base)
+    assert create(base, chat_lines(2), metadata={"submission": "twin.1"}).status == 500
+    made = [batch_id for batch_id in _listed(base) if batch_id not in known]
+    assert [until(base, one, "completed")["metadata"] for one in made] == [{"submission": "twin.1"}] * 2
+    assert {(e["batch_id"], e["status"]) for e in log(base)[-2:]} == {(one, 500) for one in made}
+
+
 @pytest.mark.parametrize("name", ["create_dropped_before", "create_500_before"])
 def test_create_lost_before(base: str, name: str) -> None:
     """Nothing is committed by a create that never got through."""

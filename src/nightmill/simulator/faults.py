@@ -58,6 +58,7 @@ ANSWER_FAULTS: dict[str, str] = {
 CALL_FAULTS: dict[str, str] = {
     "create_accepted_then_timeout": "delay_s (600): committed, never answered, connection closed after that",
     "create_accepted_then_500": "committed, answered with 500",
+    "create_repeated": "something on the way repeats it: committed twice, answered with 500",
     "create_dropped_before": "connection closed, nothing committed",
     "create_500_before": "answered with 500, nothing committed",
     "enqueued_limit_now": "limit: create answers 429 with the enqueued-token text",

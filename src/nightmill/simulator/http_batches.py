@@ -74,6 +74,11 @@ async def _create(request: web.Request, provider: Provider, facts: dict[str, Any
     if held is not None:
         provider.note("create", None, dropped=True, **facts)
         await hang_up(request, hold_s(held))
+    if faults.take("create_repeated", "create") is not None:
+        again = _batch(asked, provider, scope_of(request))
+        provider.batches.start(again)
+        provider.note("create", 500, **{**facts, "batch_id": again.id})
+        raise server_error()
     if faults.take("create_accepted_then_500", "create") is not None:
         raise server_error()
     return json_reply(_view(provider, batch))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nightmill.cli")
 _LOG_BYTES, _LOG_FILES = 5_000_000, 5
+_SIGNALS = 64  # read at once, a byte each
 _UNBOUNDED = 1_000_000  # cells
 
 
@@ -173,15 +174,28 @@ def start_log(home: Path, level: str) -> Path:
 
 @contextmanager
 def _signals_heard() -> Iterator[Callable[[], object]]:
-    """A wait for stdin that any signal ends: one that came just before a plain read would wait for the next key."""
+    """A wait for stdin that Ctrl-C and SIGTERM end: one that came just before a plain read would wait for the next key.
+
+    By the number that the interpreter notes at once, not by the exception of its handler: raised in a finalizer
+    that happens to run, that one is lost.
+    """
     if sys.platform == "win32":
         yield lambda: None
         return
     told, tell = os.pipe()
     os.set_blocking(tell, False)
     before = signal.set_wakeup_fd(tell)
+
+    def wait() -> None:
+        while True:
+            ready, _, _ = select.select([sys.stdin, told], [], [])
+            if told in ready and {signal.SIGINT, signal.SIGTERM} & set(os.read(told, _SIGNALS)):
+                raise KeyboardInterrupt
+            if sys.stdin in ready:
+                return
+
     try:
-        yield lambda: select.select([sys.stdin, told], [], [])
+        yield wait
     finally:
         signal.set_wakeup_fd(before)
         os.close(told)

@@ -127,7 +127,7 @@ class Mill:
         """
         before = prepared.resumes or self.ended_like(prepared)
         folder = self.folder(before) if before else None
-        check_targets(targets, inputs=prepared.options.inputs, folder=folder, force=force)
+        check_targets(targets, inputs=prepared.source.names, folder=folder, force=force)
 
     def check_files(self, targets: Sequence[Target], job: Job, *, force: bool) -> None:
         """The same for a job that exists."""

@@ -41,6 +41,7 @@ class RunOptions:
     key: str | None = None
     sets: dict[str, str] = field(default_factory=dict)
     rows: str | None = None  # file or line
+    encoding: str | None = None
     name: str | None = None
     new: bool = False
     limit: int | None = None
@@ -172,8 +173,9 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     task = _task(home, options, provider)
     rows = options.rows or task.rows
     source = open_source(
-        options.inputs, rows="file" if rows == "file" else "line", key=options.key, limit=options.limit, whole=whole
-    )
+        options.inputs, rows="file" if rows == "file" else "line", key=options.key, limit=options.limit,
+        encoding=options.encoding, whole=whole,
+    )  # fmt: skip
     if options.task is None and options.prompt is None:
         task = _for_model(verbatim_task(_columns(source)), provider)
     bound = bind(task, _columns(source), options.sets)

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from nightmill.errors import InputError
 from nightmill.files import GROUP_ROWS
 from nightmill.sources import delimited, jsonlines, plain
+from nightmill.sources.inputs import Input, find_inputs
 from nightmill.sources.jsonlines import Taken, is_json
 
 __all__ = ["BATCH_ROWS", "KEY", "Source", "Taken", "decode_row_values", "is_json", "open_source"]
@@ -29,8 +30,6 @@ __all__ = ["BATCH_ROWS", "KEY", "Source", "Taken", "decode_row_values", "is_json
 BATCH_ROWS = GROUP_ROWS
 KEY = "key"
 _KEY_COLUMNS = (KEY, "id", "custom_id")
-_JSONL = (".jsonl", ".ndjson")
-_SUFFIXES = (".csv", *_JSONL, ".txt")
 
 Kind = Literal["rows", "line", "file"]
 
@@ -50,7 +49,7 @@ class Source:
 
     schema: pa.Schema
     kind: Kind
-    names: tuple[str, ...]  # the inputs, as the user wrote them
+    names: tuple[str, ...]  # the files, as the user wrote them or below the folder that they named
     key_column: str | None  # the data column that gives the keys, if one does
     limit: int | None  # most rows that are read
     parts: tuple[_Part, ...]
@@ -87,7 +86,7 @@ class Source:
         """Where rows begin, as file:line (a row that is a file: the file); reads the inputs again, up to there."""
         found: dict[int, str] = {}
         last = max(rows, default=-1)
-        lines = ((part.name, line) for part in self.parts for line in part.lines())
+        lines = ((part.input.name, line) for part in self.parts for line in part.lines())
         for row, (name, line) in enumerate(islice(lines, last + 1)):
             if row in rows:
                 found[row] = f"{name}:{line}" if line else name
@@ -96,13 +95,9 @@ class Source:
     def _data(self) -> Iterator[Taken]:
         columns = [name for part in self.parts[:1] for name in part.schema.names]
         for part in self.parts:
-            try:
+            with part.input.explained():
                 for batch, texts in _read(part):
                     yield batch.select(columns), texts
-            except OSError as error:
-                raise InputError(
-                    f"{part.name} cannot be read", why=error.strerror or str(error), fix="check the file and its disk"
-                ) from error
 
     def _with_key(self, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
         column = self._key_from
@@ -137,6 +132,7 @@ def open_source(
     rows: Literal["file", "line"] | None = None,
     key: str | None = None,
     limit: int | None = None,
+    encoding: str | None = None,
     whole: bool = True,
 ) -> Source:
     """Open one or more inputs as one source; several are read one after the other.
@@ -152,19 +148,16 @@ def open_source(
     Raises:
         InputError: an input is missing, empty, of no supported kind, or unlike the others.
     """
-    if not inputs:
-        raise InputError("no input", why="a run needs rows", fix="name a file: " + " ".join(_SUFFIXES))
     if limit is not None and limit < 1:
         raise InputError(f"a limit of {limit} rows", why="it leaves nothing to run", fix="give a limit of 1 or more")
-    paths = [_check_path(Path(name), str(name)) for name in inputs]
-    parts = _open_parts(paths, [str(name) for name in inputs], rows or "line", limit, whole=whole)
+    parts = _open_parts(find_inputs(inputs, encoding=encoding), rows or "line", limit, whole=whole)
     _check_alike(parts)
     schema = parts[0].schema
     key_column = _choose_key(schema.names, key, plain_text=_kind(parts) != "rows")
     if KEY in schema.names:
         others = [field for field in schema if field.name != KEY]
         schema = pa.schema([pa.field(KEY, pa.string()), *others])
-    return Source(schema, _kind(parts), tuple(part.name for part in parts), key_column, limit, tuple(parts))
+    return Source(schema, _kind(parts), tuple(part.input.name for part in parts), key_column, limit, tuple(parts))
 
 
 def decode_row_values(column: pa.Array, field: pa.Field) -> list[Any]:
@@ -176,52 +169,21 @@ def decode_row_values(column: pa.Array, field: pa.Field) -> list[Any]:
     return [None if value is None else decode(value) for value in values]
 
 
-def _check_path(path: Path, name: str) -> Path:
-    if path.is_dir():
-        raise InputError(f"{name} is a folder", why="an input is a file", fix=f"name its files: {name.rstrip('/')}/*")
-    if not path.exists():
-        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "check the path and the working folder"
-        raise InputError(f"{name}: no such file", why=f"there is no {path.absolute()}", fix=hint)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise InputError(
-            f"{name}: {path.suffix or 'a file without a suffix'} is not supported",
-            why="the suffix says how a file is read",
-            fix="use one of " + " ".join(_SUFFIXES),
-        )
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise InputError(f"{name} cannot be read", why=error.strerror or str(error), fix="check permissions") from error
-    if empty:
-        raise InputError(f"{name} is empty", why="it holds no bytes, so no rows", fix="check what wrote it")
-    return path
-
-
-def _siblings(path: Path) -> list[str]:
-    try:
-        return [other.name for other in path.parent.iterdir()]
-    except OSError:
-        return []
-
-
 def _open_parts(
-    paths: list[Path], names: list[str], rows: Literal["file", "line"], limit: int | None, *, whole: bool
+    inputs: Sequence[Input], rows: Literal["file", "line"], limit: int | None, *, whole: bool
 ) -> list[_Part]:
-    jsonl = [(path, name) for path, name in zip(paths, names, strict=True) if path.suffix.lower() in _JSONL]
+    jsonl = [each for each in inputs if each.format == "jsonl"]
     learned = iter(jsonlines.open_jsonl(jsonl, limit, whole=whole) if jsonl else ())
     parts: list[_Part] = []
-    for path, name in zip(paths, names, strict=True):
-        match path.suffix.lower():
-            case ".csv":
-                parts.append(delimited.open_csv(path, name))
-            case ".txt" if rows == "line":
-                parts.append(plain.open_lines(path, name))
-            case ".txt":
-                parts.append(plain.open_file(path, name))
-            case _:
-                parts.append(next(learned))
+    for each in inputs:
+        with each.explained():
+            match each.format:
+                case "csv":
+                    parts.append(delimited.open_csv(each))
+                case "txt":
+                    parts.append(plain.open_lines(each) if rows == "line" else plain.FilePart(each))
+                case "jsonl":
+                    parts.append(next(learned))
     return parts
 
 
@@ -251,7 +213,7 @@ def _check_alike(parts: Sequence[_Part]) -> None:
             if names
         )
         raise InputError(
-            f"{part.name} has other columns than {parts[0].name}",
+            f"{part.input.name} has other columns than {parts[0].input.name}",
             why=why,
             fix="run them one by one, or give them the same columns",
         )

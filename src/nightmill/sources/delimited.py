@@ -11,14 +11,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import islice
-from pathlib import Path
 from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from nightmill.errors import InputError
+from nightmill.sources.inputs import Input
 from nightmill.sources.plain import not_utf8
 
 _BLOCK_BYTES = (1 << 20, 4 << 20, 16 << 20, 64 << 20)  # tried in turn: a row has to fit into a block
@@ -31,9 +32,12 @@ class _TooLong(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CsvPart:
-    path: Path
-    name: str
+    input: Input
     schema: pa.Schema
+
+    @property
+    def name(self) -> str:
+        return self.input.name
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         done = 0
@@ -66,7 +70,7 @@ class CsvPart:
 
         try:
             reader = arrow_csv.open_csv(
-                self.path,
+                self.input.path if self.input.is_plain else self.input.open(),
                 read_options=arrow_csv.ReadOptions(block_size=block_bytes),
                 parse_options=arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
                 convert_options=arrow_csv.ConvertOptions(
@@ -87,7 +91,7 @@ class CsvPart:
             if "straddl" in str(error):
                 raise _TooLong from error
             if "UTF8" in str(error):
-                raise not_utf8(self.path, self.name) from error
+                raise not_utf8(self.input) from error
             raise InputError(f"{self.name} cannot be read as CSV", why=str(error), fix="check the file") from error
         if bad:
             raise self._ragged(bad)
@@ -105,11 +109,11 @@ class CsvPart:
         )
 
     def _open(self) -> TextIO:
-        return self.path.open(encoding="utf-8-sig", newline="", errors="replace")
+        return TextIOWrapper(self.input.open(), encoding="utf-8-sig", newline="", errors="replace")
 
     def _check_quotes(self) -> None:
         """Refuse a quote that is never closed: it swallows every row after it without a word."""
-        with self.path.open("rb") as file:
+        with self.input.open() as file:
             quotes = sum(chunk.count(b'"') for chunk in iter(lambda: file.read(1 << 20), b""))
         if quotes % 2 == 0:
             return
@@ -140,14 +144,15 @@ class CsvPart:
                 begins = reader.line_num + 1
 
 
-def open_csv(path: Path, name: str) -> CsvPart:
+def open_csv(source: Input) -> CsvPart:
     """Read the header and see that a row follows. Raises InputError."""
+    name = source.name
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with TextIOWrapper(source.open(), encoding="utf-8-sig", newline="") as file:
             header = next((row for row in csv.reader(file) if row), [])
             has_rows = any(line.strip("\r\n") for line in file)
     except UnicodeDecodeError as error:
-        raise not_utf8(path, name) from error
+        raise not_utf8(source) from error
     except csv.Error as error:
         raise InputError(f"{name}: the header cannot be read", why=str(error), fix="check the first line") from error
     if not header or not has_rows:
@@ -166,7 +171,7 @@ def open_csv(path: Path, name: str) -> CsvPart:
             why=", ".join(twice),
             fix="give every column its own name",
         )
-    return CsvPart(path, name, pa.schema([(column, pa.string()) for column in header]))
+    return CsvPart(source, pa.schema([(column, pa.string()) for column in header]))
 
 
 def _skip(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:

@@ -13,13 +13,13 @@ import codecs
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 
 from nightmill.errors import InputError
+from nightmill.sources.inputs import Input
 
 _BLOCK_BYTES = 1 << 20
 _SHOWN = 5
@@ -54,10 +54,13 @@ def is_json(column: pa.Field) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JsonlPart:
-    path: Path
-    name: str
+    input: Input
     schema: pa.Schema
     learned: Mapping[str, _Learned] | None  # at the beginning; None: from every line
+
+    @property
+    def name(self) -> str:
+        return self.input.name
 
     def taken(self, size: int) -> Iterator[Taken]:
         """The rows, ``size`` to a batch but the last. Raises InputError."""
@@ -76,7 +79,7 @@ class JsonlPart:
 
     def lines(self) -> Iterator[int]:
         """The line of each row."""
-        with self.path.open("rb") as file:
+        with self.input.open() as file:
             yield from (number for number, line in enumerate(file, 1) if line.strip(_BLANK))
 
     def _columns(self) -> Iterator[list[list[Any]]]:
@@ -84,7 +87,7 @@ class JsonlPart:
         names, is_known = self.schema.names, self.learned is None
         shape = _Shape(names, {column.name for column in self.schema if _is_text(column)})
         learned = {name: replace(seen, types=set(seen.types)) for name, seen in (self.learned or {}).items()}
-        for offset, block in _blocks(self.path):
+        for offset, block in _blocks(self.input):
             columns = shape.columns(block, is_proven=is_known)
             if columns is None:
                 rows = self._rows(offset, block)
@@ -105,7 +108,7 @@ class JsonlPart:
         try:
             return _rows(block)
         except _BadLines as bad:
-            raise _refusal(self.name, _numbered(self.path, offset, bad.lines)) from None
+            raise _refusal(self.name, _numbered(self.input, offset, bad.lines)) from None
 
     def _convert(self, columns: list[list[Any]]) -> pa.RecordBatch:
         try:
@@ -180,7 +183,7 @@ class _Learned:
         return pa.field(name, pa.string(), metadata=_JSON_MARK)
 
 
-def open_jsonl(files: Sequence[tuple[Path, str]], limit: int | None, *, whole: bool) -> list[JsonlPart]:
+def open_jsonl(files: Sequence[Input], limit: int | None, *, whole: bool) -> list[JsonlPart]:
     """Check every line (up to ``limit`` rows over all files) and learn one schema for all files.
 
     Unless ``whole``, or with a limit, the beginning of each file has to do; the rest is held
@@ -192,40 +195,39 @@ def open_jsonl(files: Sequence[tuple[Path, str]], limit: int | None, *, whole: b
     """
     learned: dict[str, _Learned] = {}
     left, is_all = limit, True
-    parts: list[tuple[Path, str]] = []
-    for path, name in files:
+    parts: list[Input] = []
+    for source in files:
         if left is not None and left <= 0:
             break
         seen: dict[str, _Learned] = {}
-        count, is_read = _learn_file(path, name, seen, left, whole=whole or limit is not None)
+        with source.explained():
+            count, is_read = _learn_file(source, seen, left, whole=whole or limit is not None)
         is_all = is_all and is_read
         if count == 0:
-            raise InputError(f"{name} holds no rows", why="every line is blank", fix="check what wrote it")
+            raise InputError(f"{source.name} holds no rows", why="every line is blank", fix="check what wrote it")
         if parts and seen.keys() != learned.keys():
-            raise _unlike(name, parts[0][1], seen, learned)
+            raise _unlike(source.name, parts[0].name, seen, learned)
         for column, new in seen.items():
             have = learned.setdefault(column, _Learned())
             have.types |= new.types
             have.least, have.most = min(have.least, new.least), max(have.most, new.most)
         left = None if left is None else left - count
-        parts.append((path, name))
+        parts.append(source)
     if not learned:
-        raise InputError(f"{files[0][1]} has no columns", why="every object is empty", fix="check what wrote it")
+        raise InputError(f"{files[0].name} has no columns", why="every object is empty", fix="check what wrote it")
     # Files past the limit are never read, so they take the columns of those that are.
-    return [JsonlPart(path, name, _schema(learned), None if is_all else learned) for path, name in files]
+    return [JsonlPart(source, _schema(learned), None if is_all else learned) for source in files]
 
 
 def _schema(learned: Mapping[str, _Learned]) -> pa.Schema:
     return pa.schema([column.arrow(name) for name, column in learned.items()])
 
 
-def _learn_file(
-    path: Path, name: str, learned: dict[str, _Learned], left: int | None, *, whole: bool
-) -> tuple[int, bool]:
+def _learn_file(source: Input, learned: dict[str, _Learned], left: int | None, *, whole: bool) -> tuple[int, bool]:
     """How many rows were read, and whether those are all that count."""
     count, bad = 0, list[tuple[int, str]]()
     shape: _Shape | None = None
-    for offset, block in _blocks(path):
+    for offset, block in _blocks(source):
         if count and not whole:
             return count, False
         if shape is not None and (columns := shape.columns(block)):
@@ -235,7 +237,7 @@ def _learn_file(
         try:
             rows = _rows(block)
         except _BadLines as found:
-            bad.extend(_numbered(path, offset, found.lines))
+            bad.extend(_numbered(source, offset, found.lines))
             if len(bad) >= _SHOWN:
                 break
             continue
@@ -248,7 +250,7 @@ def _learn_file(
             texts = {column for column, seen in learned.items() if seen.is_text}
             shape = _Shape(list(learned), texts)
     if bad:
-        raise _refusal(name, bad)
+        raise _refusal(source.name, bad)
     return count, True
 
 
@@ -276,21 +278,22 @@ def _column(values: list[Any], column: pa.Field) -> pa.Array:
     return pa.array(values, column.type)
 
 
-def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+def _blocks(source: Input) -> Iterator[tuple[int, bytes]]:
     """Blocks of whole lines, each with where it begins."""
-    with path.open("rb") as file:
-        offset = 3 if file.read(3) == codecs.BOM_UTF8 else 0
-        file.seek(offset)
+    with source.open() as file:
+        offset = 0
         while block := file.read(_BLOCK_BYTES):
             block += file.readline()
+            if offset == 0 and block.startswith(codecs.BOM_UTF8):
+                offset, block = len(codecs.BOM_UTF8), block[len(codecs.BOM_UTF8) :]
             yield offset, block
             offset += len(block)
 
 
-def _numbered(path: Path, offset: int, bad: list[tuple[int, str]]) -> list[tuple[int, str]]:
+def _numbered(source: Input, offset: int, bad: list[tuple[int, str]]) -> list[tuple[int, str]]:
     """Lines of a block that begins at ``offset`` as lines of the file, the first being 1."""
     before, left = 1, offset
-    with path.open("rb") as file:
+    with source.open() as file:
         while left and (chunk := file.read(min(_BLOCK_BYTES, left))):
             before += chunk.count(b"\n")
             left -= len(chunk)

@@ -1,0 +1,168 @@
+"""What the user named, as files to read.
+
+A folder stands for the files below it, a pattern for those that it matches. ``FORMAT:PATH`` says how
+a file is written where its suffix does not. A file may be packed (``.gz``, ``.zst``), and text may be
+in another encoding: `Input.open` gives its bytes unpacked and as UTF-8.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO, Literal, cast, get_args
+
+import pyarrow as pa
+
+from nightmill.errors import InputError
+
+Format = Literal["csv", "jsonl", "txt"]
+_SUFFIXES: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt"}
+_PACKED = {".gz": "gzip", ".zst": "zstd"}
+_MAGIC = "*?["
+_BUFFER_BYTES = 1 << 20
+UTF8 = "utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One file to read."""
+
+    path: Path
+    name: str  # as the user wrote it, or below the folder that they named
+    format: Format
+    packing: str = ""  # .gz, .zst, or none
+    encoding: str = UTF8
+
+    @property
+    def stem(self) -> str:
+        """Its name without folder and suffixes."""
+        return (self.path.with_suffix("") if self.packing else self.path).stem
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `open` gives the file's own bytes."""
+        return not self.packing and self.encoding == UTF8
+
+    def open(self) -> BinaryIO:
+        """The bytes, unpacked and as UTF-8. What goes wrong while they are read is for `explained`."""
+        if self.is_plain:
+            return self.path.open("rb")
+        stream: pa.NativeFile = pa.OSFile(str(self.path))
+        if self.packing:  # Arrow's: unlike others it tells a file that was cut short from one that ends
+            stream = pa.CompressedInputStream(stream, _PACKED[self.packing])
+        if self.encoding != UTF8:
+            stream = pa.transcoding_input_stream(stream, self.encoding, UTF8)
+        return BufferedReader(stream, _BUFFER_BYTES)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """What goes wrong while the file is read becomes an InputError."""
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            if self.encoding == UTF8:
+                raise
+            raise InputError(
+                f"{self.name} is not {self.encoding}", why=str(error), fix="name another one with --encoding"
+            ) from error
+        except OSError as error:
+            why = error.strerror or str(error)
+            fix = (
+                "pack it anew"
+                if self.packing and error.errno is None
+                else "check the file, its permissions and its disk"
+            )
+            raise InputError(f"{self.name} cannot be read", why=why, fix=fix) from error
+
+
+def find_inputs(names: Sequence[str | os.PathLike[str]], *, encoding: str | None = None) -> list[Input]:
+    """The files behind ``names``, in order; those of a folder or a pattern sorted by path.
+
+    Raises:
+        InputError: one is missing, empty, of no known format, or matches nothing; no such encoding.
+    """
+    if not names:
+        raise InputError("no input", why="a run needs rows", fix="name a file: " + " ".join(_SUFFIXES))
+    encoding = _known(encoding)
+    found = [(path, shown, format_) for name in names for path, shown, format_ in _files(os.fspath(name))]
+    return [_input(path, shown, format_, encoding) for path, shown, format_ in found]
+
+
+def _known(encoding: str | None) -> str:
+    try:
+        return codecs.lookup(encoding or UTF8).name
+    except LookupError:
+        raise InputError(
+            f"no encoding {encoding}",
+            why="Python knows none of that name",
+            fix="such as latin-1, cp1252, utf-16, shift_jis",
+        ) from None
+
+
+def _files(name: str) -> Iterator[tuple[Path, str, Format | None]]:
+    """Path, name to tell, and format where it was said."""
+    said, colon, rest = name.partition(":")
+    format_: Format | None = None
+    if colon and rest and said in get_args(Format) and not os.path.exists(name):
+        format_, name = cast(Format, said), rest
+    path = Path(name)
+    if path.is_dir():
+        below = [other for other in sorted(path.rglob("*")) if _is_meant(other, path, format_)]
+        if not below:
+            raise InputError(
+                f"{name} holds nothing that can be read",
+                why="no file below it ends in " + " ".join(_SUFFIXES),
+                fix="name another folder, or say how its files are written: FORMAT:" + name,
+            )
+        yield from ((other, str(other), format_) for other in below)
+    elif any(sign in name for sign in _MAGIC) and not path.exists():
+        matched = [other for other in sorted(glob.glob(name, recursive=True)) if os.path.isfile(other)]
+        if not matched:
+            raise InputError(f"{name} matches no file", why="nothing is called like that", fix="check the pattern")
+        yield from ((Path(other), other, format_) for other in matched)
+    else:
+        yield path, name, format_
+
+
+def _is_meant(path: Path, folder: Path, format_: Format | None) -> bool:
+    """Whether a folder's input is this one too: no hidden file, and one that we can read."""
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not is_hidden and path.is_file() and (format_ is not None or _suffix(path) in _SUFFIXES)
+
+
+def _suffix(path: Path) -> str:
+    """The suffix that says the format, whatever the file is packed with."""
+    return (path.with_suffix("") if path.suffix.lower() in _PACKED else path).suffix.lower()
+
+
+def _input(path: Path, name: str, format_: Format | None, encoding: str) -> Input:
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "check the path and the working folder"
+        raise InputError(f"{name}: no such file", why=f"there is no {path.absolute()}", fix=hint)
+    known = format_ or _SUFFIXES.get(_suffix(path))
+    if known is None:
+        raise InputError(
+            f"{name}: {path.suffix or 'a file without a suffix'} is not supported",
+            why="the suffix says how a file is written",
+            fix=f"use one of {' '.join(_SUFFIXES)}, or say it: {' or '.join(f'{f}:{name}' for f in get_args(Format))}",
+        )
+    found = Input(path, name, known, path.suffix.lower() if path.suffix.lower() in _PACKED else "", encoding)
+    with found.explained(), found.open() as file:
+        if not file.read(1):
+            raise InputError(f"{name} is empty", why="it holds no bytes, so no rows", fix="check what wrote it")
+    return found
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return []

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from nightmill.errors import InputError
 from nightmill.files import GROUP_ROWS
-from nightmill.sources import delimited, jsonlines, plain
+from nightmill.sources import columnar, delimited, documents, jsonlines, plain
 from nightmill.sources.inputs import Input, find_inputs
 from nightmill.sources.jsonlines import Taken, is_json
 
@@ -34,7 +34,7 @@ _KEY_COLUMNS = (KEY, "id", "custom_id")
 Kind = Literal["rows", "line", "file"]
 
 
-_Part = jsonlines.JsonlPart | delimited.CsvPart | plain.LinePart | plain.FilePart
+_Part = jsonlines.JsonlPart | delimited.CsvPart | columnar.ColumnarPart | plain.LinePart | plain.FilePart
 """One input, opened: its columns are known, its rows are read when asked for."""
 
 
@@ -172,6 +172,7 @@ def decode_row_values(column: pa.Array, field: pa.Field) -> list[Any]:
 def _open_parts(
     inputs: Sequence[Input], rows: Literal["file", "line"], limit: int | None, *, whole: bool
 ) -> list[_Part]:
+    inputs = [documents.as_lines(each) if each.format == "json" else each for each in inputs]
     jsonl = [each for each in inputs if each.format == "jsonl"]
     learned = iter(jsonlines.open_jsonl(jsonl, limit, whole=whole) if jsonl else ())
     parts: list[_Part] = []
@@ -182,7 +183,9 @@ def _open_parts(
                     parts.append(delimited.open_csv(each))
                 case "txt":
                     parts.append(plain.open_lines(each) if rows == "line" else plain.FilePart(each))
-                case "jsonl":
+                case "parquet" | "arrow":
+                    parts.append(columnar.open_columnar(each))
+                case _:
                     parts.append(next(learned))
     return parts
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal, cast, get_args
 
@@ -22,8 +22,11 @@ import pyarrow as pa
 
 from nightmill.errors import InputError
 
-Format = Literal["csv", "jsonl", "txt"]
-_SUFFIXES: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt"}
+Format = Literal["csv", "jsonl", "txt", "json", "parquet", "arrow"]
+_SUFFIXES: dict[str, Format] = {
+    ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt", ".json": "json", ".parquet": "parquet",
+    ".arrow": "arrow", ".feather": "arrow",
+}  # fmt: skip
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = "*?["
 _BUFFER_BYTES = 1 << 20
@@ -39,6 +42,7 @@ class Input:
     format: Format
     packing: str = ""  # .gz, .zst, or none
     encoding: str = UTF8
+    data: bytes | None = None  # what to read in place of the file
 
     @property
     def stem(self) -> str:
@@ -48,12 +52,14 @@ class Input:
     @property
     def is_plain(self) -> bool:
         """Whether `open` gives the file's own bytes."""
-        return not self.packing and self.encoding == UTF8
+        return self.data is None and not self.packing and self.encoding == UTF8
 
     def open(self) -> BinaryIO:
         """The bytes, unpacked and as UTF-8. What goes wrong while they are read is for `explained`."""
         if self.is_plain:
             return self.path.open("rb")
+        if self.data is not None:
+            return BytesIO(self.data)
         stream: pa.NativeFile = pa.OSFile(str(self.path))
         if self.packing:  # Arrow's: unlike others it tells a file that was cut short from one that ends
             stream = pa.CompressedInputStream(stream, _PACKED[self.packing])

@@ -25,7 +25,7 @@ _BLOCK_BYTES = 1 << 20
 _SHOWN = 5
 _BLANK = b" \t\r\n"
 _NOT_ROWS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_JSON_MARK = {b"nightmill": b"json"}
+JSON_MARK = {b"nightmill": b"json"}
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _EXACT_FLOAT = 2**53  # whole numbers beyond this lose digits as a float
 
@@ -180,7 +180,7 @@ class _Learned:
                 return pa.field(name, pa.int64())
             case kinds if kinds == {float} or (kinds == {int, float} and max(-self.least, self.most) <= _EXACT_FLOAT):
                 return pa.field(name, pa.float64())
-        return pa.field(name, pa.string(), metadata=_JSON_MARK)
+        return pa.field(name, pa.string(), metadata=JSON_MARK)
 
 
 def open_jsonl(files: Sequence[Input], limit: int | None, *, whole: bool) -> list[JsonlPart]:

@@ -40,7 +40,8 @@ def measure(folder: Path, rows: int, rounds: int) -> Figure:
         )  # fmt: skip
         first = 0
         for batch in batches:
-            cutter.add(range(first, first + batch.num_rows), order.compiled.bodies(batch, first))
+            indexes = range(first, first + batch.num_rows)
+            cutter.add(indexes, order.compiled.bodies(batch, indexes))
             first += batch.num_rows
         cutter.close()
 

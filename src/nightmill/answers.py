@@ -286,12 +286,12 @@ class Deduper:
         self._spilled = False
         self._rows = 0
 
-    def add_many(self, first_index: int, digests: Sequence[bytes]) -> None:
-        """The digests of the rows from ``first_index`` on. Rows left out are never skipped."""
+    def add_many(self, rows: Sequence[int], digests: Sequence[bytes]) -> None:
+        """The digests of ``rows``, by rising index. Rows left out are never skipped."""
         seen, pack = self._seen, _SEEN.pack
-        for row, key in enumerate(digests, first_index):
+        for row, key in zip(rows, digests, strict=True):
             seen[key[0]] += pack(key, row)
-        self._rows = max(self._rows, first_index + len(digests))
+        self._rows = max(self._rows, rows[-1] + 1) if rows else self._rows
         self._unspilled += len(digests) * _SEEN.size
         if self._unspilled >= _SPILL_BYTES:
             self._spill()

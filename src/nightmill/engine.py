@@ -349,7 +349,7 @@ class Engine:
             if await self._look_back(kit, job):
                 return
             shards = await desk.book(desk.ledger.shards_of, job.id)
-            files = await desk.book(desk.ledger.files_of, job.id, wire.ROWS, wire.TWINS, wire.RESULTS)
+            files = await desk.book(desk.ledger.files_of, job.id, wire.ROWS, wire.TWINS, wire.BAD, wire.RESULTS)
             counts, written = await asyncio.to_thread(build_results, desk.store, kit, shards, files, job.epoch)
             packed, superseded = await asyncio.to_thread(pack_wire, desk.store, shards, job.epoch)
         except BaseException:
@@ -471,9 +471,9 @@ def end_state(job: Job, counts: RowCounts) -> JobState:
 def results_of(store: Store, kit: JobKit, shards: list[Shard], files: list[Any]) -> Results:
     """A reader of the job's results as its files stand."""
     rows = next(f for f in files if f.kind == wire.ROWS)
-    twins = next((f for f in files if f.kind == wire.TWINS), None)
+    twins, bad = (next((f for f in files if f.kind == kind), None) for kind in (wire.TWINS, wire.BAD))
     sheets = {s.tag: PriceSheet.from_json(s.price) for s in shards if s.price}
-    return Results(store, JobFiles(rows, twins, shards, sheets), kit.provider, kit.compiled, kit.check)
+    return Results(store, JobFiles(rows, twins, bad, shards, sheets), kit.provider, kit.compiled, kit.check)
 
 
 def build_results(

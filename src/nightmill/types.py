@@ -73,6 +73,7 @@ class FailureKind(StrEnum):
     EMPTY = "empty"  # paid; no text at all
     INVALID_OUTPUT = "invalid_output"  # paid; does not fit the schema
     CONTENT_FILTER = "content_filter"  # withheld by the provider's filter
+    INVALID_INPUT = "invalid_input"  # no request could be made of the row; counted as invalid, never sent
     MODEL_ERROR = "model_error"  # a Python callable raised, or a local model failed
 
 

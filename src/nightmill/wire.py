@@ -18,7 +18,7 @@ from nightmill.ledger import Shard, StoredFile
 from nightmill.store import PACKED, Store
 
 OUTPUT, ERROR, JOURNAL, CACHED = "output", "error", "journal", "cached"
-ROWS, TWINS, RESULTS = "rows", "twins", "results"  # the other kinds of a job's files
+ROWS, TWINS, BAD, RESULTS = "rows", "twins", "bad", "results"  # the other kinds of a job's files
 WIRE = (OUTPUT, ERROR, JOURNAL, CACHED)
 
 _BUNCH_BYTES = 1 << 18

@@ -113,7 +113,7 @@ def context_of(order: Order, store: Store, check: Any = None) -> Context:
 def results_of(order: Order, store: Store, plan: Plan, shards: Sequence[Shard], check: Any = None) -> Results:
     files = {file.kind: file for file in plan.files}
     sheets = {s.tag: order.sheet for s in shards if s.lane is not Lane.CACHE}
-    job = JobFiles(files["rows"], files.get("twins"), shards, sheets)
+    job = JobFiles(files["rows"], files.get("twins"), files.get("bad"), shards, sheets)
     return Results(store, job, order.provider, order.compiled, check)
 
 

@@ -78,7 +78,7 @@ def fold(folder: Path, rows: Sequence[int | None], step: int, cache: AnswerCache
             if number is None:
                 break
             some.append(near(number))
-        deduper.add_many(start, some)
+        deduper.add_many(range(start, start + len(some)), some)
         start += len(some) or 1
     return deduper.finish(cache, dedupe=dedupe)
 
@@ -133,8 +133,8 @@ def test_folding_equals_a_dict_of_everything(
 def test_the_twin_is_the_first_row_whatever_the_order_of_adding(tmp_path: Path) -> None:
     """Rows may be digested out of order; the smallest index is still the one that is sent."""
     deduper = Deduper(tmp_path)
-    deduper.add_many(10, [key(1), key(2)])
-    deduper.add_many(0, [key(2), key(1), key(3)])
+    deduper.add_many([10, 11], [key(1), key(2)])
+    deduper.add_many([0, 1, 2], [key(2), key(1), key(3)])
     folding = deduper.finish(None)
     assert list(folding.duplicate_pairs()) == [(10, 1), (11, 0)]
     assert folding.cached == 0
@@ -153,10 +153,10 @@ def test_leftovers_of_a_killed_planner_do_not_count(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers, "_SPILL_BYTES", 1)
         killed = Deduper(tmp_path)
-        killed.add_many(0, [key(1), key(1)])
+        killed.add_many([0, 1], [key(1), key(1)])
         Deduper(tmp_path).finish(None)
         again = Deduper(tmp_path)
-        again.add_many(0, [key(1), key(2)])
+        again.add_many([0, 1], [key(1), key(2)])
         assert again.finish(None).duplicates == 0
 
 

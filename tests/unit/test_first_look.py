@@ -60,7 +60,7 @@ def test_rows_that_stay_alike_are_read_once(tmp_path: Path, monkeypatch: pytest.
     path = written(tmp_path / "a.jsonl", table)
     quick = open_source([path], whole=False)
     assert read(quick) == read(open_source([path]))
-    texts = [text for _, known in quick.taken() for text in known.get("text", ())]
+    texts = [text for some in quick.taken() for text in some.texts.get("text", ())]
     assert texts == [f"row {n}" for n in range(2 * BATCH_ROWS)]
 
 

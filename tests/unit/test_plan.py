@@ -69,7 +69,7 @@ def test_joined_bodies_are_the_bytes_that_rendering_gives(parts: list[str], rows
     fast = compiled(prompt, max_output=CAP)
     assert fast.is_spliced
     batch = pa.record_batch({name: [row[i] for row in rows] for i, name in enumerate(("key", "a", "b"))})
-    bodies = fast.bodies(batch, 0)
+    bodies = fast.bodies(batch, range(batch.num_rows))
     fast.check(batch, 0, bodies)  # against full rendering, byte by byte
     said = [json.loads(body)["messages"][-1]["content"] for body in bodies]
     assert said == fast.prompts(batch).to_pylist()
@@ -81,7 +81,7 @@ def test_a_template_that_is_more_than_columns_is_rendered(prompt: str) -> None:
     slow = compiled(prompt, max_output=CAP)
     assert not slow.is_spliced
     batch = pa.record_batch({"key": ["k"], "a": ["ab"], "b": ['c"d\\']})
-    (body,) = slow.bodies(batch, 0)
+    (body,) = slow.bodies(batch, range(batch.num_rows))
     assert json.loads(body)["messages"][-1]["content"] == slow.prompts(batch)[0].as_py()
 
 
@@ -89,7 +89,7 @@ def test_bytes_that_differ_from_rendering_stop_the_plan() -> None:
     """The first rows are compared with full rendering: the fast path is not believed."""
     fast = compiled("Say {{ a }}", max_output=CAP)
     batch = pa.record_batch({"key": ["k"], "a": ["x"], "b": ["y"]})
-    (body,) = fast.bodies(batch, 0)
+    (body,) = fast.bodies(batch, range(batch.num_rows))
     with pytest.raises(TaskError, match="other bytes"):
         fast.check(batch, 0, [body.replace(b"Say", b"say")])
 
@@ -295,7 +295,7 @@ def test_a_cached_answer_may_name_its_request_in_escapes(tmp_path: Path) -> None
 
 
 def body_of_text(order: Order, text: str) -> bytes:
-    return order.compiled.bodies(pa.record_batch({"key": ["k"], "text": [text]}), 0)[0]
+    return order.compiled.bodies(pa.record_batch({"key": ["k"], "text": [text]}), [0])[0]
 
 
 def test_an_answer_lost_from_the_cache_is_sent_for(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nightmill.errors import InputError
-from nightmill.sources import BATCH_ROWS, Source, _rechunk, decode_row_values, delimited, jsonlines, open_source
+from nightmill.sources import BATCH_ROWS, Source, decode_row_values, delimited, jsonlines, open_source
+from nightmill.sources.taken import Taken, cut, rechunk
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -44,13 +45,46 @@ def refused(*inputs: Path, **options: object) -> InputError:
 @given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 17))
 @QUICK
 def test_rechunking_keeps_every_row_in_order(sizes: list[int], size: int) -> None:
-    """Whatever sizes batches arrive in, they leave full, in order, with nothing lost."""
+    """Whatever sizes batches arrive in, they leave full, in order, with nothing lost, bad rows told of."""
     numbers = iter(range(sum(sizes)))
-    arriving = [pa.record_batch({"n": pa.array([next(numbers) for _ in range(n)], pa.int64())}) for n in sizes]
-    leaving = [batch for batch, _ in _rechunk([(batch, {}) for batch in arriving], size)]
-    assert [n for batch in leaving for n in batch.column("n").to_pylist()] == list(range(sum(sizes)))
-    assert all(batch.num_rows == size for batch in leaving[:-1])
-    assert all(0 < batch.num_rows <= size for batch in leaving)
+    arriving = []
+    for n in sizes:
+        some = [next(numbers) for _ in range(n)]
+        bad = {row: str(number) for row, number in enumerate(some) if number % 3 == 0}
+        arriving.append(Taken(pa.record_batch({"n": pa.array(some, pa.int64())}), bad=bad))
+    for limit in (None, sum(sizes) // 2):
+        leaving = list(rechunk(cut(arriving, limit), size))
+        all_numbers = [n for some in leaving for n in some.batch.column("n").to_pylist()]
+        assert all_numbers == list(range(sum(sizes) if limit is None else limit))
+        assert all(some.batch.num_rows == size for some in leaving[:-1])
+        assert all(0 < some.batch.num_rows <= size for some in leaving if limit != 0)
+        marked = [some.batch.column("n")[row].as_py() for some in leaving for row in some.bad]
+        assert marked == [n for n in all_numbers if n % 3 == 0]
+        assert all(str(some.batch.column("n")[row]) == why for some in leaving for row, why in some.bad.items())
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
+@given(st.sets(st.integers(0, 12_000), min_size=1, max_size=40))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bad_rows_keep_their_place(tmp_path: Path, name: str, places: set[int]) -> None:
+    """Bad lines anywhere, in any block and batch: each is one row without values, named by its line."""
+    good = {"a.csv": b"t%d,x", "a.jsonl": b'{"text":"t%d"}', "a.txt": b"t%d"}[name]
+    bad = {"a.csv": b"t,x,y", "a.jsonl": b"{]", "a.txt": b"\xff"}[name]
+    header = [b"text,more"] if name == "a.csv" else []
+    lines = [bad if n in places else good % n for n in range(12_001)]
+    path = write(tmp_path / name, b"\n".join([*header, *lines]))
+    told: dict[int, str] = {}
+    texts: list[object] = []
+    for whole in (True, False):
+        told.clear()
+        texts.clear()
+        for some in open_source([path], skip_bad=True, whole=whole).taken():
+            told.update((len(texts) + row, why) for row, why in some.bad.items())
+            texts += some.batch.column("text").to_pylist()
+            assert not some.texts or some.texts["text"] == some.batch.column("text").to_pylist()
+        assert texts == [None if n in places else f"t{n}" for n in range(12_001)]
+        assert told.keys() == places
+        assert all(f"{name}:{n + 1 + len(header)}: " in why for n, why in told.items())
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])

@@ -48,6 +48,7 @@ class _Manner:
 @click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Map a task's column, or set its variable.")
 @click.option("--rows", type=click.Choice(("file", "line")), help="What a row of a .txt file is.")
 @click.option("--encoding", metavar="E", help="How the text of the inputs is written, if not as UTF-8.")
+@click.option("--skip-bad", is_flag=True, help="Count rows that cannot be sent as invalid, and send the rest.")
 @click.option("--name", help="A label for the job.")
 @click.option("--new", is_flag=True, help="Begin a new job even if this one ran before.")
 @click.option("--limit", type=flags.WHOLE, help="Most rows to take.")

@@ -71,7 +71,8 @@ def quote_object(prepared: Prepared) -> dict[str, Any]:
         ("sent", "succeeded", "failed", "missing", "expired", "cancelled", "extra_answers", "unknown_ids"), 0
     )
     return {
-        "job_id": None, "status": "dry_run", "stopped": None, "rows": plan.rows, "invalid": 0, "pending": plan.rows,
+        "job_id": None, "status": "dry_run", "stopped": None, "rows": plan.rows,
+        "invalid": plan.invalid, "pending": plan.rows - plan.invalid,
         "cached": plan.cached, "duplicates": plan.duplicates, **nothing,
         "lane": prepared.lane.value, "model": prepared.model, "tokens_in": quote.input_tokens,
         "tokens_out": quote.output_tokens, "spent_usd": 0.0, "unproven_usd": 0.0,

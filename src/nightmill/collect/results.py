@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BufferedReader, FileIO
@@ -28,7 +28,7 @@ from nightmill.collect.accounting import BodySizes, Check, estimated, index_of, 
 from nightmill.errors import StoreError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Shard, StoredFile, SubmissionState
-from nightmill.plan import Compiled
+from nightmill.plan import Compiled, bad_rows
 from nightmill.pricing import PriceSheet
 from nightmill.providers import PlainAnswers, Provider
 from nightmill.sinks.columns import RESULT_SCHEMA
@@ -58,6 +58,7 @@ class RowCounts:
     expired: int = 0
     cancelled: int = 0
     pending: int = 0
+    invalid: int = 0
     failures: dict[str, int] = field(default_factory=dict)
 
     def add(self, outcome: Succeeded | Failed | None) -> None:
@@ -65,6 +66,8 @@ class RowCounts:
             self.succeeded += 1
         elif outcome is None:
             self.pending += 1
+        elif outcome.kind is FailureKind.INVALID_INPUT:
+            self.invalid += 1
         elif outcome.kind in _APART:
             setattr(self, outcome.kind.value, getattr(self, outcome.kind.value) + 1)
         else:
@@ -78,6 +81,7 @@ class JobFiles:
 
     rows: StoredFile
     twins: StoredFile | None
+    bad: StoredFile | None  # rows of which no request could be made
     shards: Sequence[Shard]  # all, by number
     sheets: Mapping[str, PriceSheet]  # by shard tag, where a price was pinned
 
@@ -151,9 +155,9 @@ class Results:
 
         With ``keep`` every new good answer goes into the cache. Adds to `counts`.
         """
-        twins = self.twins(first, end)
+        twins, bad = self.twins(first, end), bad_rows(self._store, self._files.bad, first, end)
         with ExitStack() as stack:
-            reader, sent = _RangeReader(self, stack, first, end, twins), _Sent(self._store)
+            reader, sent = _RangeReader(self, stack, first, end, twins, bad), _Sent(self._store)
             source = pq.ParquetFile(stack.enter_context(self._store.open(self._files.rows.ref)), pre_buffer=False)
             for start in range(first, end, GROUP_ROWS):
                 batch = _row_group(source, start)
@@ -167,7 +171,7 @@ class Results:
                         table.add_row(rows, is_twin=rows.index in twins)
                     if keep is not None:
                         self._keep(keep, salt, sent, rows, twins)
-                yield table.made(batch, start, self._compiled.prompts(batch))
+                yield table.made(batch, start, self._prompts(batch, start, bad))
             if keep is not None:
                 self._put_kept(keep)
 
@@ -180,6 +184,15 @@ class Results:
         return StoredFile(out.ref, wire.RESULTS, n=n, first=first, last=end - 1)
 
     # -- rows ----------------------------------------------------------------------------------
+
+    def _prompts(self, batch: pa.RecordBatch, start: int, bad: Container[int]) -> pa.Array:
+        """What each row asks; nothing where no request could be made."""
+        good = [row for row in range(batch.num_rows) if start + row not in bad] if bad else []
+        if len(good) in (0, batch.num_rows):
+            return self._compiled.prompts(batch) if not bad or good else pa.nulls(batch.num_rows, pa.string())
+        prompts = self._compiled.prompts(batch.take(pa.array(good, pa.int64())))
+        place = {row: i for i, row in enumerate(good)}
+        return prompts.take(pa.array([place.get(row) for row in range(batch.num_rows)], pa.int64()))
 
     def twins(self, first: int, end: int) -> dict[int, int]:
         """Duplicate rows of the range and the row whose outcome each shares."""
@@ -363,8 +376,10 @@ class _Streams:
 class _RangeReader:
     """Outcomes of the rows of one range (and of the rows elsewhere that share theirs)."""
 
-    def __init__(self, results: Results, stack: ExitStack, first: int, end: int, twins: Mapping[int, int]) -> None:
-        self._results, self._first, self._end, self._twins = results, first, end, twins
+    def __init__(
+        self, results: Results, stack: ExitStack, first: int, end: int, twins: Mapping[int, int], bad: Mapping[int, str]
+    ) -> None:
+        self._results, self._first, self._end, self._twins, self._bad = results, first, end, twins, bad
         self._streams = stack.enter_context(_Streams(results._store))
         self._others = others = {twin for twin in twins.values() if not first <= twin < end}
         # Where the one line of a row of the range lies; `_more` has the rows with several, and the others.
@@ -552,6 +567,8 @@ class _RangeReader:
                     self._unsent.update((i, number) for i, _ in wire.shard_lines(self._results._store, shard))
         number = self._unsent.get(index, -1)
         newest = self._shards[number] if number >= 0 else None
+        if index in self._bad:
+            return _Row(index, Failed(FailureKind.INVALID_INPUT, self._bad[index]))
         if index in self._unanswered:
             return _Row(index, Failed(FailureKind.TIMEOUT, "sent, and no answer came that could be trusted"), newest)
         if newest is None or newest.lane is Lane.LIVE or not any(s.state in _WENT_OUT for s in newest.submissions):

@@ -84,6 +84,7 @@ class JobVerbs(Database):
         cached: int,
         shards: Sequence[NewShard],
         files: Sequence[StoredFile],
+        invalid: int = 0,
         budget_nanos: int | None = None,
     ) -> Job:
         """The plan becomes a job, whole, in one transaction.
@@ -98,7 +99,7 @@ class JobVerbs(Database):
                     update(jobs).where(mine).values(
                         state=JobState.PENDING, name=name, fingerprint=fingerprint, task_digest=task_digest,
                         spec=json.dumps(spec), quote=msgspec.json.encode(quote).decode(), rows=rows,
-                        duplicates=duplicates, cached=cached, owner=None,
+                        invalid=invalid, duplicates=duplicates, cached=cached, owner=None,
                         next_seq=max((s.seq for s in shards), default=-1) + 1,
                     ).returning(jobs.c.id)
                 ).first()  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -76,7 +77,11 @@ def _failed_rows(home: Home, job: Job) -> dict[int, tuple[str, str | None]]:
         for batch in reading.results(home, job, low, high):
             bad = batch.filter(pc.invert(batch.column("success")))
             rows = zip(*(bad.column(name).to_pylist() for name in ("index", "error_kind", "shard")), strict=True)
-            failed.update((index, (kind or "failed", tag)) for index, kind, tag in rows if index not in twins)
+            failed.update(
+                (index, (kind or "failed", tag))
+                for index, kind, tag in rows
+                if index not in twins and kind != FailureKind.INVALID_INPUT
+            )
     return failed
 
 
@@ -109,9 +114,9 @@ def _cut_rows(home: Home, job: Job, spec: dict[str, Any], indexes: list[int]) ->
     with home.store.open(rows.ref) as stream:
         first = 0
         for batch in pq.ParquetFile(stream).iter_batches(GROUP_ROWS):
-            bodies = compiled.bodies(batch, first)
-            some = [i for i in range(batch.num_rows) if first + i in wanted]
-            cutter.add([first + i for i in some], [bodies[i] for i in some])
+            some = [row for row in range(batch.num_rows) if first + row in wanted]
+            indexes = [first + row for row in some]
+            cutter.add(indexes, compiled.bodies(batch.take(pa.array(some, pa.int64())), indexes))
             first += batch.num_rows
     return cutter.close()
 

@@ -42,6 +42,7 @@ class RunOptions:
     sets: dict[str, str] = field(default_factory=dict)
     rows: str | None = None  # file or line
     encoding: str | None = None
+    skip_bad: bool = False
     name: str | None = None
     new: bool = False
     limit: int | None = None
@@ -174,7 +175,7 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     rows = options.rows or task.rows
     source = open_source(
         options.inputs, rows="file" if rows == "file" else "line", key=options.key, limit=options.limit,
-        encoding=options.encoding, whole=whole,
+        encoding=options.encoding, skip_bad=options.skip_bad, whole=whole,
     )  # fmt: skip
     if options.task is None and options.prompt is None:
         task = _for_model(verbatim_task(_columns(source)), provider)
@@ -185,7 +186,7 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     expect = _expected_tokens(home, model, bound.task, compiled)
     order = Order(
         source, provider, compiled, lane, home.sheet(model, lane), home.sheet(model, Lane.LIVE),
-        Bounds(1, 0, None), expect, options.dedupe, home.cache if options.cache else None,
+        Bounds(1, 0, None), expect, options.skip_bad, options.dedupe, home.cache if options.cache else None,
         (f"limit={options.limit}", f"key={options.key}"),
     )  # fmt: skip
     spec = _spec(options, bound, parameters, model, lane, source) | {"price": order.sheet.to_json()}

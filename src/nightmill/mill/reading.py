@@ -18,7 +18,7 @@ from nightmill.mill.home import Home
 from nightmill.plan import Parameters
 from nightmill.sinks import Target, write_all
 from nightmill.sinks.exports import note_written, unchanged
-from nightmill.wire import RESULTS, ROWS, TWINS
+from nightmill.wire import BAD, RESULTS, ROWS, TWINS
 
 
 @dataclass(slots=True)
@@ -108,5 +108,5 @@ def schema_of(job: Job) -> Mapping[str, Any] | None:
 
 def open_results(home: Home, job: Job) -> Results:
     kit = home.open_kit(job.id)
-    files = home.ledger.files_of(job.id, ROWS, TWINS)
+    files = home.ledger.files_of(job.id, ROWS, TWINS, BAD)
     return results_of(home.store, kit, home.ledger.shards_of(job.id), files)

@@ -35,6 +35,7 @@ def submit(home: Home, prepared: Prepared) -> Job:
             spec=prepared.spec,
             quote=plan.quote,
             rows=plan.rows,
+            invalid=plan.invalid,
             duplicates=plan.duplicates,
             cached=plan.cached,
             shards=plan.shards,

@@ -28,6 +28,7 @@ from nightmill.errors import InputError, UsageError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import NewShard, Shard, StoredFile
 from nightmill.plan._behind import Behind, at_once
+from nightmill.plan.badrows import BadRows, bad_rows
 from nightmill.plan.compiling import Compiled, Parameters
 from nightmill.plan.cutting import Bounds, Cutter, bounds
 from nightmill.plan.keys import KeyWatch
@@ -45,6 +46,7 @@ __all__ = [
     "Parameters",
     "Plan",
     "Scissors",
+    "bad_rows",
     "bounds",
     "make_plan",
     "with_waves",
@@ -68,6 +70,7 @@ class Order:
     list_sheet: PriceSheet  # the live standard price
     bounds: Bounds
     expect_tokens: int  # output tokens of a typical answer
+    skip_bad: bool = False
     dedupe: bool = True
     cache: AnswerCache | None = None
     fingerprint_extra: tuple[str, ...] = ()
@@ -79,6 +82,7 @@ class Plan:
 
     job_id: str
     rows: int
+    invalid: int  # rows of which no request can be made
     duplicates: int
     cached: int
     shards: tuple[NewShard, ...]
@@ -109,6 +113,7 @@ class _Planner:
         self._rows_digest = new_digest()
         self._seqs = 0
         self._keys = KeyWatch()
+        self._bad = BadRows(store, self._folder)
 
     def run(self) -> Plan:
         try:
@@ -122,13 +127,14 @@ class _Planner:
         deduper = Deduper(self._store.path(f"{self._folder}/folding"))
         rows_file, shards = self._read_rows(deduper)
         folding = deduper.finish(self._order.cache, dedupe=self._order.dedupe)
-        files = [rows_file, *self._write_twins(folding)]
+        files = [rows_file, *self._write_twins(folding), *filter(None, [self._bad.file()])]
         if folding.duplicates or folding.cached:
             shards = self._without_skipped(shards, folding, files)
         folding.close()
         self._store.drop_folder(f"{self._folder}/folding")
         return Plan(
-            self._job_id, self._rows, folding.duplicates, sum(s.count for s in shards if s.lane is Lane.CACHE),
+            self._job_id, self._rows, self._bad.count, folding.duplicates,
+            sum(s.count for s in shards if s.lane is Lane.CACHE),
             tuple(shards), tuple(files), self._quote(shards), self._fingerprint(),
             self._first_request(shards),
         )  # fmt: skip
@@ -140,30 +146,41 @@ class _Planner:
         behind = Behind()
         cutter = self._cutter(behind.do)
         taken = self._order.source.taken()
-        first, _ = beginning = next(taken)
+        beginning = next(taken)
         path = f"{self._folder}/rows.parquet"
         try:
-            with self._store.create(path) as out, _snapshot(out, first.schema) as writer, behind:
-                for batch, texts in chain([beginning], taken):
-                    if self._order.compiled.blanks(batch):
-                        self._refuse_blanks(batch, taken)
-                    behind.do(self._keep, writer, batch)
-                    self._take(batch, texts, cutter, deduper)
+            with self._bad, self._store.create(path) as out, _snapshot(out, beginning.batch.schema) as writer, behind:
+                for some in chain([beginning], taken):
+                    blanks = self._order.compiled.blanks(some.batch)
+                    if blanks and not self._order.skip_bad:
+                        self._refuse_blanks(some, taken)
+                    behind.do(self._keep, writer, some.batch)
+                    self._take(some, blanks, cutter, deduper)
                 cutter.finish()
                 behind.wait()
         except BaseException:
             cutter.abort()
             raise
+        if self._bad.count == self._rows:
+            self._refuse_all()
         return StoredFile(out.ref, wire.ROWS, first=0, last=self._rows - 1), cutter.close()
 
-    def _refuse_blanks(self, batch: pa.RecordBatch, taken: Iterator[Taken]) -> NoReturn:
+    def _refuse_all(self) -> NoReturn:
+        bad = bad_rows(self._store, self._bad.file(), 0, _SHOWN)
+        places = self._order.source.places(list(bad))
+        why = "; ".join(
+            why if place in why else f"{place}: {why}" for place, why in zip(places, bad.values(), strict=True)
+        )
+        raise InputError("no row is fit to be sent", why=why, fix="correct the input; nothing was sent")
+
+    def _refuse_blanks(self, beginning: Taken, taken: Iterator[Taken]) -> NoReturn:
         """Name the first rows, from this batch on, that lack a value, and count them all."""
         first, count, shown = self._rows, 0, list[tuple[int, str]]()
-        for rows, _ in chain([(batch, {})], taken):
-            blanks = self._order.compiled.blanks(rows)
+        for some in chain([beginning], taken):
+            blanks = self._order.compiled.blanks(some.batch)
             count += len(blanks)
             shown += [(first + i, ", ".join(names)) for i, names in islice(blanks.items(), _SHOWN - len(shown))]
-            first += rows.num_rows
+            first += some.batch.num_rows
         places = self._order.source.places([row for row, _ in shown])
         named = "; ".join(f"{place}: no {names}" for place, (_, names) in zip(places, shown, strict=True))
         more = f"; and {count - len(shown):,} more" if count > len(shown) else ""
@@ -177,19 +194,26 @@ class _Planner:
         writer.write_batch(batch)
         _digest_batch(self._rows_digest, batch)
 
-    def _take(
-        self, batch: pa.RecordBatch, texts: Mapping[str, Sequence[str | None]], cutter: Cutter, deduper: Deduper
-    ) -> None:
+    def _take(self, some: Taken, blanks: Mapping[int, Sequence[str]], cutter: Cutter, deduper: Deduper) -> None:
         first, compiled = self._rows, self._order.compiled
+        self._rows += some.batch.num_rows
         if self._order.source.has_keys:
-            self._keys.add(texts.get(KEY) or batch.column(KEY).to_pylist())
-        bodies = compiled.bodies(batch, first, texts)
+            self._keys.add(some.texts.get(KEY) or some.batch.column(KEY).to_pylist())
+        bad = {first + row: f"no {', '.join(names)}" for row, names in blanks.items()}
+        bad.update((first + row, why) for row, why in some.bad.items())
+        indexes, rows = _good(some, first, bad)
+        bodies = compiled.bodies(rows.batch, indexes, rows.texts, bad if self._order.skip_bad else None)
         if first == 0 and compiled.is_spliced:
-            compiled.check(batch, first, bodies)
+            compiled.check(rows.batch, first, bodies)
+        if self._order.skip_bad:
+            bad.update(cutter.too_large(indexes, bodies))
+        if bad:
+            self._bad.add(bad)
+            bodies = [body for index, body in zip(indexes, bodies, strict=True) if index not in bad]
+            indexes = [index for index in indexes if index not in bad]
         self._sample(bodies)
-        deduper.add_many(first, digests(self._salt, bodies))
-        cutter.add(range(first, first + len(bodies)), bodies)
-        self._rows += len(bodies)
+        deduper.add_many(indexes, digests(self._salt, bodies))
+        cutter.add(indexes, bodies)
 
     def _sample(self, bodies: Sequence[bytes]) -> None:
         """Learn how many tokens a byte of body has from a few rows of each batch."""
@@ -294,6 +318,16 @@ class _Planner:
                 with self._store.open(shard.file) as stream:
                     return stream.readline()
         return b""
+
+
+def _good(some: Taken, first: int, bad: Container[int]) -> tuple[Sequence[int], Taken]:
+    """The rows that are not ``bad``, and their indexes; the first of all being ``first``."""
+    every = range(first, first + some.batch.num_rows)
+    good = [index - first for index in every if index not in bad] if bad else every
+    if len(good) == len(every):
+        return every, some
+    texts = {name: [values[row] for row in good] for name, values in some.texts.items()}
+    return [first + row for row in good], Taken(some.batch.take(pa.array(good, pa.int64())), texts)
 
 
 @contextmanager

@@ -80,18 +80,20 @@ class Compiled:
         return msgspec.json.encode(known, order="deterministic")
 
     def bodies(
-        self, batch: pa.RecordBatch, first: int, texts: Mapping[str, Sequence[str | None]] | None = None
-    ) -> list[bytes]:
-        """The encoded body of every row; ``first`` is the index of the batch's first row.
+        self, batch: pa.RecordBatch, indexes: Sequence[int], texts: Mapping[str, Sequence[str | None]] | None = None,
+        bad: dict[int, str] | None = None,
+    ) -> list[bytes]:  # fmt: skip
+        """The encoded body of every row; ``indexes`` are those of the batch's rows.
 
-        ``texts`` are the values of text columns where they are at hand.
+        ``texts`` are the values of text columns where they are at hand. A row of which no request can
+        be made has an empty body and its reason in ``bad``, where that is given.
 
         Raises:
             InputError, TaskError, CannotCarry: of a ``row`` no request can be made.
         """
         values = self._values(batch, texts)
         if self._pieces is None:
-            return self._encode_each(_dicts(values, batch.num_rows), first)
+            return self._encode_each(_dicts(values, batch.num_rows), indexes, bad)
         quoted = {name: self._quoted(values[name]) for name in set(self._order)}
         return self._joined([quoted[name] for name in self._order], batch.num_rows)
 
@@ -106,14 +108,19 @@ class Compiled:
                         found.setdefault(i, []).append(name)
         return dict(sorted(found.items()))
 
-    def _encode_each(self, rows: Sequence[Mapping[str, Any]], first: int) -> list[bytes]:
+    def _encode_each(
+        self, rows: Sequence[Mapping[str, Any]], indexes: Sequence[int], bad: dict[int, str] | None
+    ) -> list[bytes]:
         bodies: list[bytes] = []
-        try:
-            for row in rows:
-                bodies.append(self._encode(row).body)  # noqa: PERF401  the rows before a bad one are counted
-        except UsageError as error:
-            error.row = first + len(bodies)
-            raise
+        for index, row in zip(indexes, rows, strict=True):
+            try:
+                bodies.append(self._encode(row).body)
+            except UsageError as error:
+                if bad is None:
+                    error.row = index
+                    raise
+                bad[index] = f"{error.what}: {error.why}" if error.why else error.what
+                bodies.append(b"")
         return bodies
 
     def prompts(self, batch: pa.RecordBatch) -> pa.Array:

@@ -16,6 +16,8 @@ from nightmill.store import Store, Writer
 from nightmill.types import Lane
 
 LIVE_ROWS = 256  # a live shard's hold is a slice of the job's
+_AROUND_BYTES = 256  # at most, of a line beside its body
+_SHORTEN = "shorten the row or take it out of the input; nothing was sent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,11 @@ class Cutter:
         """Requests in row order. Raises InputError for one that no shard can hold."""
         start = 0
         sums = [0, *accumulate(map(len, bodies))]
-        if self._bounds.request_bytes and max(map(len, bodies), default=0) + 256 > self._bounds.request_bytes:
-            self._refuse_large(indexes, bodies)
+        if too_large := self.too_large(indexes, bodies):
+            row, why = next(iter(too_large.items()))
+            error = InputError(f"row {row} is too large to send", why=why, fix=_SHORTEN)
+            error.row = row
+            raise error
         while start < len(bodies):
             shard = self._open or self._begin()
             end = self._fit(shard, start, sums)
@@ -77,6 +82,16 @@ class Cutter:
             start = end
             if shard.count >= self._bounds.requests:
                 self._finish()
+
+    def too_large(self, indexes: Sequence[int], bodies: Sequence[bytes]) -> dict[int, str]:
+        """Rows whose request is more than the provider takes, and by how much."""
+        most = self._bounds.request_bytes
+        if not most or max(map(len, bodies), default=0) + _AROUND_BYTES <= most:
+            return {}
+        why = (
+            f"its request has {{:,}} bytes, and up to {_AROUND_BYTES} around them; the provider takes {most:,} at most"
+        )
+        return {i: why.format(len(b)) for i, b in zip(indexes, bodies, strict=True) if len(b) + _AROUND_BYTES > most}
 
     def finish(self) -> None:
         """No request comes any more."""
@@ -138,17 +153,6 @@ class Cutter:
             last=shard.last, count=shard.count, content_bytes=shard.content_bytes,
             cap_tokens=shard.count * self._cap, input_tokens=self._tokens(shard.content_bytes), file=shard.writer.ref,
         )  # fmt: skip
-
-    def _refuse_large(self, indexes: Sequence[int], bodies: Sequence[bytes]) -> None:
-        most = self._bounds.request_bytes
-        row, size = next((i, len(b)) for i, b in zip(indexes, bodies, strict=True) if len(b) + 256 > most)
-        error = InputError(
-            f"row {row} is too large to send",
-            why=f"its request has {size:,} bytes, and up to 256 around them; the provider takes {most:,} at most",
-            fix="shorten the row or take it out of the input; nothing was sent",
-        )
-        error.row = row
-        raise error
 
 
 class _Abandoned(Exception):

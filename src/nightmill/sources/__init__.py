@@ -9,7 +9,7 @@ been spent by then, since planning reads every row before anything is sent.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,8 @@ from nightmill.errors import InputError
 from nightmill.files import GROUP_ROWS
 from nightmill.sources import columnar, delimited, documents, jsonlines, plain
 from nightmill.sources.inputs import Input, find_inputs
-from nightmill.sources.jsonlines import Taken, is_json
+from nightmill.sources.jsonlines import is_json
+from nightmill.sources.taken import Taken, cut, rechunk
 
 __all__ = ["BATCH_ROWS", "KEY", "Source", "Taken", "decode_row_values", "is_json", "open_source"]
 
@@ -69,13 +70,13 @@ class Source:
         Raises:
             InputError: a row is bad, named by file and line.
         """
-        return (batch for batch, _ in self.taken())
+        return (some.batch for some in self.taken())
 
     def taken(self) -> Iterator[Taken]:
-        """`batches`, and with each those of its text columns whose values are at hand."""
+        """`batches`, each with what is known beside."""
         first = 0
-        for batch, texts in _rechunk(_cut(self._data(), self.limit), BATCH_ROWS):
-            yield self._with_key(batch, first), self._with_key_texts(batch, texts)
+        for batch, texts, bad in rechunk(cut(self._data(), self.limit), BATCH_ROWS):
+            yield Taken(self._with_key(batch, first), self._with_key_texts(batch, texts), bad)
             first += batch.num_rows
         if first == 0:
             raise InputError(
@@ -96,8 +97,8 @@ class Source:
         columns = [name for part in self.parts[:1] for name in part.schema.names]
         for part in self.parts:
             with part.input.explained():
-                for batch, texts in _read(part):
-                    yield batch.select(columns), texts
+                for batch, texts, bad in _read(part):
+                    yield Taken(batch.select(columns), texts, bad)
 
     def _with_key(self, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
         column = self._key_from
@@ -133,6 +134,7 @@ def open_source(
     key: str | None = None,
     limit: int | None = None,
     encoding: str | None = None,
+    skip_bad: bool = False,
     whole: bool = True,
 ) -> Source:
     """Open one or more inputs as one source; several are read one after the other.
@@ -140,6 +142,8 @@ def open_source(
     ``rows`` says what a row of a ``.txt`` file is (``None`` means a line) and is ignored for
     everything else. Keys come from the column ``key``, else from a column called ``key``, ``id``
     or ``custom_id``, else they are the line, the path or the row's index.
+
+    With ``skip_bad`` what cannot be read as a row is a row without values, told by `Source.taken`.
 
     Unless ``whole``, columns and types may come from the beginning of an input, which is twice as
     fast. What does not fit further down is then an InputError while the batches are read, and what
@@ -150,7 +154,7 @@ def open_source(
     """
     if limit is not None and limit < 1:
         raise InputError(f"a limit of {limit} rows", why="it leaves nothing to run", fix="give a limit of 1 or more")
-    parts = _open_parts(find_inputs(inputs, encoding=encoding), rows or "line", limit, whole=whole)
+    parts = _open_parts(find_inputs(inputs, encoding=encoding), rows or "line", limit, skip_bad=skip_bad, whole=whole)
     _check_alike(parts)
     schema = parts[0].schema
     key_column = _choose_key(schema.names, key, plain_text=_kind(parts) != "rows")
@@ -170,19 +174,23 @@ def decode_row_values(column: pa.Array, field: pa.Field) -> list[Any]:
 
 
 def _open_parts(
-    inputs: Sequence[Input], rows: Literal["file", "line"], limit: int | None, *, whole: bool
+    inputs: Sequence[Input], rows: Literal["file", "line"], limit: int | None, *, skip_bad: bool, whole: bool
 ) -> list[_Part]:
+    for each in inputs:
+        if not (skip_bad and each.format == "txt" and rows == "file"):  # there an empty file is one bad row
+            each.check_has_bytes()
     inputs = [documents.as_lines(each) if each.format == "json" else each for each in inputs]
     jsonl = [each for each in inputs if each.format == "jsonl"]
-    learned = iter(jsonlines.open_jsonl(jsonl, limit, whole=whole) if jsonl else ())
+    learned = iter(jsonlines.open_jsonl(jsonl, limit, skip_bad=skip_bad, whole=whole) if jsonl else ())
     parts: list[_Part] = []
     for each in inputs:
         with each.explained():
             match each.format:
                 case "csv":
-                    parts.append(delimited.open_csv(each))
+                    parts.append(delimited.open_csv(each, skip_bad=skip_bad))
                 case "txt":
-                    parts.append(plain.open_lines(each) if rows == "line" else plain.FilePart(each))
+                    part = plain.open_lines if rows == "line" else plain.FilePart
+                    parts.append(part(each, skip_bad=skip_bad))
                 case "parquet" | "arrow":
                     parts.append(columnar.open_columnar(each))
                 case _:
@@ -258,51 +266,4 @@ def _as_text(column: pa.Array) -> pa.Array:
 
 
 def _read(part: _Part) -> Iterator[Taken]:
-    if isinstance(part, jsonlines.JsonlPart):
-        return part.taken(BATCH_ROWS)
-    return ((batch, {}) for batch in part.batches())
-
-
-def _cut(batches: Iterable[Taken], limit: int | None) -> Iterator[Taken]:
-    left = limit
-    for batch, texts in batches:
-        if left is None or batch.num_rows < left:
-            yield batch, texts
-            left = None if left is None else left - batch.num_rows
-            continue
-        yield batch.slice(0, left), {}
-        return
-
-
-def _rechunk(batches: Iterable[Taken], size: int) -> Iterator[Taken]:
-    """The same rows in batches of exactly ``size``, the last one excepted."""
-    held: list[pa.RecordBatch] = []
-    count = 0
-    for batch, texts in batches:
-        if count == 0 and batch.num_rows == size:
-            yield batch, texts
-            continue
-        held.append(batch)
-        count += batch.num_rows
-        if count < size:
-            continue
-        table = pa.Table.from_batches(held)
-        full = count - count % size
-        for start in range(0, full, size):
-            yield _one_batch(table.slice(start, size)), {}
-        # Combined, so that the rest does not keep the whole block it was cut from alive.
-        rest = table.slice(full).combine_chunks()
-        held, count = rest.to_batches(), rest.num_rows
-    if count:
-        yield _one_batch(pa.Table.from_batches(held)), {}
-
-
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    batches = table.combine_chunks().to_batches()
-    if len(batches) != 1:
-        raise InputError(
-            "rows are too large",
-            why=f"{table.num_rows} rows hold more than 2 GB in one column",
-            fix="split the largest values",
-        )
-    return batches[0]
+    return part.taken(BATCH_ROWS) if isinstance(part, jsonlines.JsonlPart) else part.taken()

@@ -17,6 +17,7 @@ from nightmill.errors import InputError
 from nightmill.files import GROUP_ROWS
 from nightmill.sources.inputs import Input
 from nightmill.sources.jsonlines import JSON_MARK
+from nightmill.sources.taken import Taken
 
 _BUFFER_BYTES = 1 << 20
 _encode = msgspec.json.Encoder(enc_hook=str).encode
@@ -29,11 +30,11 @@ class ColumnarPart:
     input: Input
     schema: pa.Schema
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def taken(self) -> Iterator[Taken]:
         with _explained(self.input):
             for batch in _read(self.input):
                 columns = [convert(column, field) for column, field in zip(batch.columns, self.schema, strict=True)]
-                yield pa.record_batch(columns, schema=self.schema)
+                yield Taken(pa.record_batch(columns, schema=self.schema))
 
     def lines(self) -> Iterator[int]:
         """The rows' numbers, the first being 1: there are no lines."""

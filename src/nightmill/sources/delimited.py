@@ -19,8 +19,10 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from nightmill.errors import InputError
+from nightmill.files import GROUP_ROWS
 from nightmill.sources.inputs import Input
 from nightmill.sources.plain import not_utf8
+from nightmill.sources.taken import Taken
 
 _BLOCK_BYTES = (1 << 20, 4 << 20, 16 << 20, 64 << 20)  # tried in turn: a row has to fit into a block
 _SHOWN = 5  # bad rows named in an error
@@ -34,20 +36,27 @@ class _TooLong(Exception):
 class CsvPart:
     input: Input
     schema: pa.Schema
+    skip_bad: bool = False
 
     @property
     def name(self) -> str:
         return self.input.name
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def taken(self) -> Iterator[Taken]:
         done = 0
         for block_bytes in _BLOCK_BYTES:
             try:
                 for batch in _skip(self._read(block_bytes), done):
-                    yield batch
+                    yield Taken(batch)
                     done += batch.num_rows
             except _TooLong:
                 continue
+            except InputError:
+                if not self.skip_bad:
+                    raise
+                self._check_quotes()  # what one takes in cannot be told from what it does not
+                yield from self._one_by_one(done)
+                return
             self._check_quotes()
             return
         self._check_quotes()
@@ -56,6 +65,16 @@ class CsvPart:
             why="a row has to fit into memory",
             fix="look for a quote that is never closed, or shorten the row",
         )
+
+    def _one_by_one(self, done: int) -> Iterator[Taken]:
+        """The rows after the first ``done``, bad ones among them."""
+        width = len(self.schema)
+        records = islice(self._records(), done, None)
+        while some := list(islice(records, GROUP_ROWS)):
+            bad = {i: f"{self.name}:{line}: {odd}" for i, (line, row) in enumerate(some) if (odd := _odd(row, width))}
+            rows = [[None] * width if i in bad else row for i, (_, row) in enumerate(some)]
+            columns = [pa.array(values, pa.string()) for values in zip(*rows, strict=True)]
+            yield Taken(pa.record_batch(columns, schema=self.schema), bad=bad)
 
     def lines(self) -> Iterator[int]:
         """The line in which each row begins."""
@@ -109,7 +128,7 @@ class CsvPart:
         )
 
     def _open(self) -> TextIO:
-        return TextIOWrapper(self.input.open(), encoding="utf-8-sig", newline="", errors="replace")
+        return TextIOWrapper(self.input.open(), encoding="utf-8-sig", newline="", errors="surrogateescape")
 
     def _check_quotes(self) -> None:
         """Refuse a quote that is never closed: it swallows every row after it without a word."""
@@ -144,11 +163,12 @@ class CsvPart:
                 begins = reader.line_num + 1
 
 
-def open_csv(source: Input) -> CsvPart:
+def open_csv(source: Input, *, skip_bad: bool) -> CsvPart:
     """Read the header and see that a row follows. Raises InputError."""
     name = source.name
     try:
-        with TextIOWrapper(source.open(), encoding="utf-8-sig", newline="") as file:
+        errors = "surrogateescape" if skip_bad else "strict"
+        with TextIOWrapper(source.open(), encoding="utf-8-sig", newline="", errors=errors) as file:
             header = next((row for row in csv.reader(file) if row), [])
             has_rows = any(line.strip("\r\n") for line in file)
     except UnicodeDecodeError as error:
@@ -171,7 +191,22 @@ def open_csv(source: Input) -> CsvPart:
             why=", ".join(twice),
             fix="give every column its own name",
         )
-    return CsvPart(source, pa.schema([(column, pa.string()) for column in header]))
+    return CsvPart(source, pa.schema([(column, pa.string()) for column in header]), skip_bad)
+
+
+def _odd(row: list[str], width: int) -> str:
+    """What is wrong with a record; nothing mostly."""
+    if len(row) != width:
+        return f"{len(row)} fields, and the header has {width}"
+    return "" if all(map(_is_utf8, row)) else "not UTF-8"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _skip(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:

@@ -67,6 +67,14 @@ class Input:
             stream = pa.transcoding_input_stream(stream, self.encoding, UTF8)
         return BufferedReader(stream, _BUFFER_BYTES)
 
+    def check_has_bytes(self) -> None:
+        """Raises InputError."""
+        with self.explained(), self.open() as file:
+            if not file.read(1):
+                raise InputError(
+                    f"{self.name} is empty", why="it holds no bytes, so no rows", fix="check what wrote it"
+                )
+
     @contextmanager
     def explained(self) -> Iterator[None]:
         """What goes wrong while the file is read becomes an InputError."""
@@ -92,7 +100,7 @@ def find_inputs(names: Sequence[str | os.PathLike[str]], *, encoding: str | None
     """The files behind ``names``, in order; those of a folder or a pattern sorted by path.
 
     Raises:
-        InputError: one is missing, empty, of no known format, or matches nothing; no such encoding.
+        InputError: one is missing, of no known format, or matches nothing; no such encoding.
     """
     if not names:
         raise InputError("no input", why="a run needs rows", fix="name a file: " + " ".join(_SUFFIXES))
@@ -160,11 +168,7 @@ def _input(path: Path, name: str, format_: Format | None, encoding: str) -> Inpu
             why="the suffix says how a file is written",
             fix=f"use one of {' '.join(_SUFFIXES)}, or say it: {' or '.join(f'{f}:{name}' for f in get_args(Format))}",
         )
-    found = Input(path, name, known, path.suffix.lower() if path.suffix.lower() in _PACKED else "", encoding)
-    with found.explained(), found.open() as file:
-        if not file.read(1):
-            raise InputError(f"{name} is empty", why="it holds no bytes, so no rows", fix="check what wrote it")
-    return found
+    return Input(path, name, known, path.suffix.lower() if path.suffix.lower() in _PACKED else "", encoding)
 
 
 def _siblings(path: Path) -> list[str]:

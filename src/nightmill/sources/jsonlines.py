@@ -13,13 +13,14 @@ import codecs
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 
 from nightmill.errors import InputError
 from nightmill.sources.inputs import Input
+from nightmill.sources.taken import Taken, between
 
 _BLOCK_BYTES = 1 << 20
 _SHOWN = 5
@@ -35,16 +36,12 @@ _encode = msgspec.json.Encoder().encode
 Row = dict[str, Any]
 
 
-Taken = tuple[pa.RecordBatch, Mapping[str, Sequence[str | None]]]
-"""Rows, and the values of their text columns where those are at hand: Arrow makes them anew each time."""
+class _Bad(NamedTuple):
+    """A line that is no row."""
 
-
-class _BadLines(Exception):
-    """Lines of a block that are no rows: ``(line of the block, reason)`` each."""
-
-    def __init__(self, lines: list[tuple[int, str]]) -> None:
-        super().__init__()
-        self.lines = lines
+    row: int  # of the block, where it would be one
+    line: int  # of the block, the first being 0
+    reason: str
 
 
 def is_json(column: pa.Field) -> bool:
@@ -57,6 +54,7 @@ class JsonlPart:
     input: Input
     schema: pa.Schema
     learned: Mapping[str, _Learned] | None  # at the beginning; None: from every line
+    skip_bad: bool = False
 
     @property
     def name(self) -> str:
@@ -66,31 +64,38 @@ class JsonlPart:
         """The rows, ``size`` to a batch but the last. Raises InputError."""
         texts = [(i, column.name) for i, column in enumerate(self.schema) if _is_text(column)]
         held: list[list[Any]] = [[] for _ in self.schema]
-        for columns in self._columns():
+        bad: dict[int, str] = {}
+        for columns, odd in self._columns():
+            bad.update((len(held[0]) + row, why) for row, why in odd.items())
             for values, new in zip(held, columns, strict=True):
                 values.extend(new)
             while len(held[0]) >= size:
                 full = [values[:size] for values in held]
-                yield self._convert(full), {name: full[i] for i, name in texts}
+                yield Taken(self._convert(full), {name: full[i] for i, name in texts}, between(bad, 0, size))
                 for values in held:
                     del values[:size]
+                bad = between(bad, size, size + len(held[0]))
         if held[0]:
-            yield self._convert(held), {}
+            yield Taken(self._convert(held), bad=bad)
 
     def lines(self) -> Iterator[int]:
         """The line of each row."""
         with self.input.open() as file:
             yield from (number for number, line in enumerate(file, 1) if line.strip(_BLANK))
 
-    def _columns(self) -> Iterator[list[list[Any]]]:
-        """The values of each column, block by block."""
+    def _columns(self) -> Iterator[tuple[list[list[Any]], dict[int, str]]]:
+        """The values of each column, block by block, and what is wrong with bad rows of the block."""
         names, is_known = self.schema.names, self.learned is None
         shape = _Shape(names, {column.name for column in self.schema if _is_text(column)})
         learned = {name: replace(seen, types=set(seen.types)) for name, seen in (self.learned or {}).items()}
+        lines = _LineCount() if self.skip_bad else None
         for offset, block in _blocks(self.input):
-            columns = shape.columns(block, is_proven=is_known)
+            columns, odd = shape.columns(block, is_proven=is_known and not self.skip_bad), dict[int, str]()
             if columns is None:
-                rows = self._rows(offset, block)
+                rows, bad = _rows(block)
+                if bad and lines is None:
+                    raise _refusal(self.name, _numbered(self.input, offset, bad))
+                odd = {each.row: f"{self.name}:{lines.before + each.line}: {each.reason}" for each in bad if lines}
                 columns = [[row.get(name) for row in rows] for name in names]
                 if not is_known:
                     _learn(rows, learned)
@@ -102,13 +107,9 @@ class JsonlPart:
                     why="only its beginning was looked at",
                     fix="look at all of it",
                 )
-            yield columns
-
-    def _rows(self, offset: int, block: bytes) -> list[Row]:
-        try:
-            return _rows(block)
-        except _BadLines as bad:
-            raise _refusal(self.name, _numbered(self.input, offset, bad.lines)) from None
+            yield columns, odd
+            if lines is not None:
+                lines.add(block)
 
     def _convert(self, columns: list[list[Any]]) -> pa.RecordBatch:
         try:
@@ -120,6 +121,16 @@ class JsonlPart:
                 why=f"a value no longer has the type that its column had: {error}",
                 fix="run again when nothing writes to it",
             ) from error
+
+
+class _LineCount:
+    """Counts the lines of a file, block by block; ``before``: the number of the next block's first line."""
+
+    def __init__(self) -> None:
+        self.before = 1
+
+    def add(self, block: bytes) -> None:
+        self.before += block.count(b"\n")
 
 
 class _Shape:
@@ -183,7 +194,7 @@ class _Learned:
         return pa.field(name, pa.string(), metadata=JSON_MARK)
 
 
-def open_jsonl(files: Sequence[Input], limit: int | None, *, whole: bool) -> list[JsonlPart]:
+def open_jsonl(files: Sequence[Input], limit: int | None, *, skip_bad: bool, whole: bool) -> list[JsonlPart]:
     """Check every line (up to ``limit`` rows over all files) and learn one schema for all files.
 
     Unless ``whole``, or with a limit, the beginning of each file has to do; the rest is held
@@ -201,7 +212,7 @@ def open_jsonl(files: Sequence[Input], limit: int | None, *, whole: bool) -> lis
             break
         seen: dict[str, _Learned] = {}
         with source.explained():
-            count, is_read = _learn_file(source, seen, left, whole=whole or limit is not None)
+            count, is_read = _learn_file(source, seen, left, skip_bad=skip_bad, whole=whole or limit is not None)
         is_all = is_all and is_read
         if count == 0:
             raise InputError(f"{source.name} holds no rows", why="every line is blank", fix="check what wrote it")
@@ -216,14 +227,16 @@ def open_jsonl(files: Sequence[Input], limit: int | None, *, whole: bool) -> lis
     if not learned:
         raise InputError(f"{files[0].name} has no columns", why="every object is empty", fix="check what wrote it")
     # Files past the limit are never read, so they take the columns of those that are.
-    return [JsonlPart(source, _schema(learned), None if is_all else learned) for source in files]
+    return [JsonlPart(source, _schema(learned), None if is_all else learned, skip_bad) for source in files]
 
 
 def _schema(learned: Mapping[str, _Learned]) -> pa.Schema:
     return pa.schema([column.arrow(name) for name, column in learned.items()])
 
 
-def _learn_file(source: Input, learned: dict[str, _Learned], left: int | None, *, whole: bool) -> tuple[int, bool]:
+def _learn_file(
+    source: Input, learned: dict[str, _Learned], left: int | None, *, skip_bad: bool, whole: bool
+) -> tuple[int, bool]:
     """How many rows were read, and whether those are all that count."""
     count, bad = 0, list[tuple[int, str]]()
     shape: _Shape | None = None
@@ -234,10 +247,9 @@ def _learn_file(source: Input, learned: dict[str, _Learned], left: int | None, *
             _learn_columns(columns, learned)
             count += len(columns[0])
             continue
-        try:
-            rows = _rows(block)
-        except _BadLines as found:
-            bad.extend(_numbered(source, offset, found.lines))
+        rows, odd = _rows(block)
+        if odd and not skip_bad:
+            bad.extend(_numbered(source, offset, odd))
             if len(bad) >= _SHOWN:
                 break
             continue
@@ -290,14 +302,14 @@ def _blocks(source: Input) -> Iterator[tuple[int, bytes]]:
             offset += len(block)
 
 
-def _numbered(source: Input, offset: int, bad: list[tuple[int, str]]) -> list[tuple[int, str]]:
+def _numbered(source: Input, offset: int, bad: list[_Bad]) -> list[tuple[int, str]]:
     """Lines of a block that begins at ``offset`` as lines of the file, the first being 1."""
     before, left = 1, offset
     with source.open() as file:
         while left and (chunk := file.read(min(_BLOCK_BYTES, left))):
             before += chunk.count(b"\n")
             left -= len(chunk)
-    return [(before + line, reason) for line, reason in bad]
+    return [(before + each.line, each.reason) for each in bad]
 
 
 def _lines(text: bytes) -> int | None:
@@ -311,7 +323,8 @@ def _lines(text: bytes) -> int | None:
     return lines if joints == lines - 1 else None
 
 
-def _rows(block: bytes) -> list[Row]:
+def _rows(block: bytes) -> tuple[list[Row], list[_Bad]]:
+    """The rows of a block. One without values stands for each line that is none."""
     text = block.strip(_BLANK)
     leading = block[: len(block) - len(block.lstrip(_BLANK))].count(b"\n") if text else 0
     if (lines := _lines(text)) is not None:
@@ -320,24 +333,22 @@ def _rows(block: bytes) -> list[Row]:
         except _NOT_ROWS:
             rows = []
         if len(rows) == lines:
-            return rows
+            return rows, []
     return _rows_one_by_one(leading, text)
 
 
-def _rows_one_by_one(first_line: int, text: bytes) -> list[Row]:
+def _rows_one_by_one(first_line: int, text: bytes) -> tuple[list[Row], list[_Bad]]:
     rows: list[Row] = []
-    bad: list[tuple[int, str]] = []
+    bad: list[_Bad] = []
     for number, line in enumerate(text.split(b"\n"), first_line):
         if not line.strip():
             continue
         row = _row(line)
-        if isinstance(row, dict):
-            rows.append(row)
-        elif len(bad) < _SHOWN:
-            bad.append((number, row))
-    if bad:
-        raise _BadLines(bad)
-    return rows
+        if not isinstance(row, dict):
+            bad.append(_Bad(len(rows), number, row))
+            row = {}
+        rows.append(row)
+    return rows, bad
 
 
 def _row(line: bytes) -> Row | str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 
 from nightmill.errors import InputError
 from nightmill.files import GROUP_ROWS
 from nightmill.sources.inputs import Input
+from nightmill.sources.taken import Taken
 
 _LINES_SCHEMA = pa.schema([("text", pa.string()), ("line", pa.int64())])
 _FILE_SCHEMA = pa.schema([("text", pa.string()), ("name", pa.string()), ("path", pa.string())])
@@ -21,26 +23,37 @@ class LinePart:
     """One row a line; blank lines, and lines whose first visible character is ``#``, are skipped."""
 
     input: Input
+    skip_bad: bool = False
 
     @property
     def schema(self) -> pa.Schema:
         return _LINES_SCHEMA
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        texts: list[str] = []
-        numbers: list[int] = []
-        for number, text in _lines(self.input):
-            texts.append(text)
-            numbers.append(number)
-            if len(texts) == GROUP_ROWS:
-                yield pa.record_batch([texts, numbers], schema=_LINES_SCHEMA)
-                texts, numbers = [], []
-        if texts:
-            yield pa.record_batch([texts, numbers], schema=_LINES_SCHEMA)
+    def taken(self) -> Iterator[Taken]:
+        rows = self._lines()
+        while some := list(islice(rows, GROUP_ROWS)):
+            numbers, texts = [number for number, _ in some], [text for _, text in some]
+            missing = (i for i, text in enumerate(texts) if text is None)
+            bad = {i: f"{self.input.name}:{numbers[i]}: not UTF-8" for i in missing}
+            yield Taken(pa.record_batch([texts, numbers], schema=_LINES_SCHEMA), bad=bad)
 
     def lines(self) -> Iterator[int]:
         """The line of each row."""
-        return (number for number, _ in _lines(self.input))
+        return (number for number, _ in self._lines())
+
+    def _lines(self) -> Iterator[tuple[int, str | None]]:
+        """Number and text of each row; None for text that cannot be read."""
+        with self.input.open() as file:
+            for number, raw in enumerate(file, 1):
+                try:
+                    text = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).decode().strip()
+                except UnicodeDecodeError as error:
+                    if not self.skip_bad:
+                        raise not_utf8(self.input) from error
+                    yield number, None
+                    continue
+                if text and not text.startswith("#"):
+                    yield number, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,37 +61,48 @@ class FilePart:
     """One row: the whole file, byte for byte but for a byte order mark."""
 
     input: Input
+    skip_bad: bool = False
 
     @property
     def schema(self) -> pa.Schema:
         return _FILE_SCHEMA
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        source = self.input
-        with source.open() as file:
-            data = file.read().removeprefix(codecs.BOM_UTF8)
+    def taken(self) -> Iterator[Taken]:
+        text: str | None
         try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            raise not_utf8(source) from error
-        if not text.strip():
-            raise InputError(f"{source.name} is empty", why="it holds only blanks", fix="check what wrote it")
-        yield pa.record_batch([[text], [source.stem], [source.name]], schema=_FILE_SCHEMA)
+            text, bad = self._text(), dict[int, str]()
+        except InputError as error:
+            if not self.skip_bad:
+                raise
+            text, bad = None, {0: f"{error.what}: {error.why}"}
+        yield Taken(pa.record_batch([[text], [self.input.stem], [self.input.name]], schema=_FILE_SCHEMA), bad=bad)
 
     def lines(self) -> Iterator[int]:
         """One row, which has no line."""
         yield 0
 
+    def _text(self) -> str:
+        with self.input.open() as file:
+            data = file.read().removeprefix(codecs.BOM_UTF8)
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            raise not_utf8(self.input) from error
+        if not text.strip():
+            raise InputError(f"{self.input.name} is empty", why="it holds only blanks", fix="check what wrote it")
+        return text
 
-def open_lines(source: Input) -> LinePart:
+
+def open_lines(source: Input, *, skip_bad: bool) -> LinePart:
     """A file of lines. Raises InputError when no line is a row."""
-    if next(_lines(source), None) is None:
+    part = LinePart(source, skip_bad)
+    if next(part.lines(), None) is None:
         raise InputError(
             f"{source.name} holds no rows",
             why="every line is blank or starts with #",
             fix="put one item on each line",
         )
-    return LinePart(source)
+    return part
 
 
 def not_utf8(source: Input) -> InputError:
@@ -100,14 +124,3 @@ def not_utf8(source: Input) -> InputError:
         why=f"{where or 'its bytes'} cannot be decoded",
         fix=f"say how it is written, for example: --encoding {encoding}",
     )
-
-
-def _lines(source: Input) -> Iterator[tuple[int, str]]:
-    with source.open() as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                text = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).decode().strip()
-            except UnicodeDecodeError as error:
-                raise not_utf8(source) from error
-            if text and not text.startswith("#"):
-                yield number, text

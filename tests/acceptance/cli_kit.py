@@ -137,13 +137,13 @@ class Place:
     def run(self, *arguments: str, seconds: float = SECONDS) -> Done:
         return Done(*warm.run(arguments, self.folder, self.env, seconds))
 
-    def run_cold(self, *arguments: str) -> Done:
-        """In an interpreter of its own."""
+    def run_cold(self, *arguments: str, stdin: bytes = b"") -> Done:
+        """In an interpreter of its own, with ``stdin`` piped into it."""
         done = subprocess.run(
-            [*COMMAND, *arguments], check=False, cwd=self.folder, env=self.env, capture_output=True, text=True,
-            timeout=SECONDS, stdin=subprocess.DEVNULL,
+            [*COMMAND, *arguments], check=False, cwd=self.folder, env=self.env, capture_output=True, input=stdin,
+            timeout=SECONDS,
         )  # fmt: skip
-        return Done(done.returncode, done.stdout, done.stderr)
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def start(self, *arguments: str) -> Running:
         """With progress as JSON lines, to be waited for."""

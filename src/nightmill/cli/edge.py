@@ -9,14 +9,15 @@ import select
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nightmill.cli import present
-from nightmill.errors import NightmillError, UsageError
+from nightmill.errors import NightmillError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from nightmill.config import Settings
@@ -103,6 +104,21 @@ class Edge:
             sys.stderr.flush()
             heard()
             return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    @contextmanager
+    def piped(self, inputs: Sequence[str]) -> Iterator[Path | None]:
+        """A file with what comes in by stdin, while the block lasts, where one of ``inputs`` asks for that."""
+        if not any(name.rpartition(":")[2] == "-" for name in inputs):
+            yield None
+            return
+        with tempfile.NamedTemporaryFile(prefix="nightmill-stdin-") as file:
+            try:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+                file.flush()
+            except OSError as error:
+                why = f"{tempfile.gettempdir()}: {error.strerror or error}"
+                raise StoreError("stdin cannot be kept", why=why, fix="free some space, or set TMPDIR") from error
+            yield Path(file.name)
 
     def restore_signals(self) -> None:
         """SIGTERM is like Ctrl-C where no work is under way."""

@@ -236,6 +236,7 @@ class QuoteView:
     row_mode: str = ""  # "line" or "file", where the input could be read either way
     duplicates: int = 0
     cached: int = 0
+    invalid: int = 0
     done: int = 0  # rows answered before, in the job this one resumes
     waves: int = 1
     budget_nanos: int | None = None  # the tightest limit; None = there is none
@@ -269,6 +270,7 @@ def question(q: QuoteView) -> str:
 
 def _input_pieces(q: QuoteView) -> list[str]:
     pieces = [_line(q.name), _line(q.model), some(q.rows, "row") + (f", one a {q.row_mode}" if q.row_mode else "")]
+    pieces += [f"{count(q.invalid)} invalid"] if q.invalid else []
     return [*pieces, some(q.duplicates, "duplicate"), f"{count(q.cached)} cached", f"{count(q.requests)} to send"]
 
 

@@ -69,15 +69,19 @@ class _Manner:
 @flags.progress
 @flags.common
 def run(edge: Edge, **given: Any) -> int:
-    """Run a task or a prompt over the rows of files, and wait for the answers."""
+    """Run a task or a prompt over the rows of files, and wait for the answers.
+
+    INPUT is a file (.csv .jsonl .txt .json .parquet .arrow, also .gz and .zst), a folder, a pattern, - for
+    the standard input, or FORMAT:PATH where the suffix does not say how the file is written.
+    """
     inputs = given["inputs"]
     if not inputs:
         raise UsageError("no input", why="there is nothing to run", fix="nightmill run words.txt --task define")
     targets = tuple(parse_target(text) for text in given.pop("outs"))
     order = Order(given.pop("mode"), targets=targets, csv_raw=given.pop("csv_raw"))
     manner = _Manner(order, given.pop("yes"), given.pop("force"), given.pop("dry_run"))
-    options = _options(given)
-    with edge.mill(create=not manner.dry_run) as mill:
+    with edge.piped(inputs) as stdin, edge.mill(create=not manner.dry_run) as mill:
+        options = _options(given | {"stdin": stdin})
         if manner.dry_run:
             return _rehearse(edge, mill, options, manner)
         return _run(edge, mill, options, manner)

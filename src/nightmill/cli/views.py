@@ -56,6 +56,7 @@ def quote_view(prepared: Prepared, costs: Sequence[LaneCost], before: Standing |
         row_mode=prepared.source.kind if prepared.source.kind in ("line", "file") else "",
         duplicates=plan.duplicates,
         cached=plan.cached,
+        invalid=plan.invalid,
         done=before.done if before else 0,
         waves=quote.waves,
         budget_nanos=free.cap_nanos if free else None,

@@ -43,6 +43,7 @@ class RunOptions:
     rows: str | None = None  # file or line
     encoding: str | None = None
     skip_bad: bool = False
+    stdin: Path | None = None  # the file that holds what came in by the standard input, for the input -
     name: str | None = None
     new: bool = False
     limit: int | None = None
@@ -175,7 +176,7 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     rows = options.rows or task.rows
     source = open_source(
         options.inputs, rows="file" if rows == "file" else "line", key=options.key, limit=options.limit,
-        encoding=options.encoding, skip_bad=options.skip_bad, whole=whole,
+        encoding=options.encoding, skip_bad=options.skip_bad, stdin=options.stdin, whole=whole,
     )  # fmt: skip
     if options.task is None and options.prompt is None:
         task = _for_model(verbatim_task(_columns(source)), provider)

@@ -135,6 +135,7 @@ def open_source(
     limit: int | None = None,
     encoding: str | None = None,
     skip_bad: bool = False,
+    stdin: Path | None = None,
     whole: bool = True,
 ) -> Source:
     """Open one or more inputs as one source; several are read one after the other.
@@ -154,7 +155,9 @@ def open_source(
     """
     if limit is not None and limit < 1:
         raise InputError(f"a limit of {limit} rows", why="it leaves nothing to run", fix="give a limit of 1 or more")
-    parts = _open_parts(find_inputs(inputs, encoding=encoding), rows or "line", limit, skip_bad=skip_bad, whole=whole)
+    parts = _open_parts(
+        find_inputs(inputs, encoding=encoding, stdin=stdin), rows or "line", limit, skip_bad=skip_bad, whole=whole
+    )
     _check_alike(parts)
     schema = parts[0].schema
     key_column = _choose_key(schema.names, key, plain_text=_kind(parts) != "rows")

@@ -1,8 +1,8 @@
 """What the user named, as files to read.
 
-A folder stands for the files below it, a pattern for those that it matches. ``FORMAT:PATH`` says how
-a file is written where its suffix does not. A file may be packed (``.gz``, ``.zst``), and text may be
-in another encoding: `Input.open` gives its bytes unpacked and as UTF-8.
+A folder stands for the files below it, a pattern for those that it matches, ``-`` for what came in by
+the standard input. ``FORMAT:PATH`` says how a file is written where its suffix does not. A file may be
+packed (``.gz``, ``.zst``), and text in another encoding: `Input.open` gives its bytes unpacked, as UTF-8.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal, cast, get_args
 
+import msgspec
 import pyarrow as pa
 
 from nightmill.errors import InputError
@@ -31,6 +32,7 @@ _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = "*?["
 _BUFFER_BYTES = 1 << 20
 UTF8 = "utf-8"
+STDIN = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +98,12 @@ class Input:
             raise InputError(f"{self.name} cannot be read", why=why, fix=fix) from error
 
 
-def find_inputs(names: Sequence[str | os.PathLike[str]], *, encoding: str | None = None) -> list[Input]:
+def find_inputs(
+    names: Sequence[str | os.PathLike[str]], *, encoding: str | None = None, stdin: Path | None = None
+) -> list[Input]:
     """The files behind ``names``, in order; those of a folder or a pattern sorted by path.
+
+    ``stdin``: the file that holds what came in by the standard input.
 
     Raises:
         InputError: one is missing, of no known format, or matches nothing; no such encoding.
@@ -105,7 +111,7 @@ def find_inputs(names: Sequence[str | os.PathLike[str]], *, encoding: str | None
     if not names:
         raise InputError("no input", why="a run needs rows", fix="name a file: " + " ".join(_SUFFIXES))
     encoding = _known(encoding)
-    found = [(path, shown, format_) for name in names for path, shown, format_ in _files(os.fspath(name))]
+    found = [each for name in names for each in _files(os.fspath(name), stdin)]
     return [_input(path, shown, format_, encoding) for path, shown, format_ in found]
 
 
@@ -120,14 +126,16 @@ def _known(encoding: str | None) -> str:
         ) from None
 
 
-def _files(name: str) -> Iterator[tuple[Path, str, Format | None]]:
+def _files(name: str, stdin: Path | None) -> Iterator[tuple[Path, str, Format | None]]:
     """Path, name to tell, and format where it was said."""
     said, colon, rest = name.partition(":")
     format_: Format | None = None
     if colon and rest and said in get_args(Format) and not os.path.exists(name):
         format_, name = cast(Format, said), rest
     path = Path(name)
-    if path.is_dir():
+    if name == STDIN and stdin is not None:
+        yield stdin, name, format_ or _sniffed(stdin)
+    elif path.is_dir():
         below = [other for other in sorted(path.rglob("*")) if _is_meant(other, path, format_)]
         if not below:
             raise InputError(
@@ -149,6 +157,23 @@ def _is_meant(path: Path, folder: Path, format_: Format | None) -> bool:
     """Whether a folder's input is this one too: no hidden file, and one that we can read."""
     is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not is_hidden and path.is_file() and (format_ is not None or _suffix(path) in _SUFFIXES)
+
+
+def _sniffed(path: Path) -> Format:
+    """How a file without a name is written; lines of text, unless it is plainly something else."""
+    with path.open("rb") as file:
+        head = file.read(_BUFFER_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"["):
+        return "json"
+    if not head.startswith(b"{"):
+        return "txt"
+    try:
+        msgspec.json.decode(head.partition(b"\n")[0])
+    except msgspec.DecodeError:
+        return "json"  # an object over several lines
+    return "jsonl"
 
 
 def _suffix(path: Path) -> str:

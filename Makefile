@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check crash bench reqs clean
+.PHONY: demo test check crash bench reqs docs clean
 
 demo: .venv/.runtime  ## a real model, on this machine, without a key
 	@rm -rf .demo results.jsonl results.csv
@@ -32,6 +32,9 @@ bench: .venv/.dev  ## every speed claim beside its rival
 
 reqs: .venv/.dev  ## every requirement and the tests that prove it
 	$(BIN)/python scripts/reqs.py
+
+docs: .venv/.dev  ## write docs/reference.md from the code
+	$(BIN)/python scripts/reference.py
 
 clean:
 	rm -rf .venv .demo results.jsonl results.csv build dist

@@ -1,0 +1,145 @@
+"""Write docs/reference.md from the code: commands, flags, settings, columns, exit codes.
+
+python scripts/reference.py            write it
+python scripts/reference.py --check    fail where it is not what the code says
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import click
+
+from nightmill import cli, config
+from nightmill.sinks import RESULT_SCHEMA
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
+
+_HEAD = """# Reference
+
+Written by `make docs` from the code itself: edit the code, not this page.
+"""
+_EXIT_CODES = {
+    0: "every row succeeded, or the command did what it was asked",
+    1: "another error",
+    2: "bad usage or bad input; nothing was sent",
+    3: "finished, and some rows failed",
+    4: "stopped by a budget, or paused",
+    5: "stopped by `--on-error`",
+    130: "interrupted; running again goes on",
+}
+_ENVIRONMENT = {
+    "NIGHTMILL_HOME": "where ledger, jobs, cache and logs are; `~/.nightmill` where it is not set",
+    "OPENAI_API_KEY": "the key of `openai/` models",
+    "OPENAI_BASE_URL": "another address of the same API, up to and with `/v1`",
+    "OPENAI_ORG_ID": "the organisation that is billed",
+    "OPENAI_PROJECT_ID": "the project that is billed",
+    "BATCH_CHECK_INTERVAL": "seconds between two polls of a batch",
+    "LOG_LEVEL": f"how much is logged: {', '.join(config._LOG_LEVELS)}",
+    "NO_COLOR": "no colours, whatever its value",
+}
+
+
+def main() -> int:
+    text = re.sub(r"[ \t]+$", "", "\n".join(_lines()), flags=re.MULTILINE).rstrip() + "\n"
+    if "--check" not in sys.argv:
+        PAGE.write_text(text, encoding="utf-8")
+        return 0
+    if PAGE.read_text(encoding="utf-8") == text:
+        return 0
+    print(f"{PAGE.name} is not what the code says: run make docs", file=sys.stderr)
+    return 1
+
+
+def _lines() -> Iterator[str]:
+    yield _HEAD
+    yield from _commands()
+    yield from _table("Exit codes", ("code", "means"), ((str(code), means) for code, means in _EXIT_CODES.items()))
+    yield from _columns()
+    yield from _settings()
+    yield from _table(
+        "Environment", ("variable", "what it sets"), ((f"`{name}`", what) for name, what in _ENVIRONMENT.items())
+    )
+    yield "A `.env` file in the working folder is read too; what the environment itself says wins."
+
+
+def _commands() -> Iterator[str]:
+    yield "## Commands\n"
+    group = cli._group
+    context = click.Context(group, info_name="nightmill")
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if command is None:
+            raise LookupError(name)
+        inner = click.Context(command, info_name=name, parent=context)
+        yield f"### {name}\n"
+        yield "```text"
+        yield " ".join(command.get_usage(inner).removeprefix("Usage: ").split())
+        yield "```\n"
+        yield f"{_prose(command.help or '')}\n"
+        options = [_option(option, inner) for option in command.params if isinstance(option, click.Option)]
+        yield from _rows(("option", "what it does"), options)
+
+
+def _prose(text: str) -> str:
+    return "\n\n".join(" ".join(part.split()) for part in text.replace("\b", "").split("\n\n"))
+
+
+def _option(option: click.Option, context: click.Context) -> tuple[str, str]:
+    record = option.get_help_record(context)
+    if record is None:
+        raise LookupError(option.name)
+    return f"`{record[0]}`", record[1]
+
+
+def _columns() -> Iterator[str]:
+    kinds = ((f"`{field.name}`", str(field.type).replace("large_", "")) for field in RESULT_SCHEMA)
+    yield from _table("Columns of a result", ("column", "type"), kinds)
+    yield "In tables, each top-level field of a schema is a column of its own.\n"
+
+
+def _settings() -> Iterator[str]:
+    yield "## Settings\n"
+    yield "In `nightmill.toml`: the first one found from the working folder upward, else the one in the home.\n"
+    tables = {
+        "[budget]": config._BUDGET,
+        "[defaults]": config._DEFAULTS,
+        "[providers.NAME]": {**config._PROVIDER, "limits": None},
+        "[providers.NAME.limits]": config._LIMITS,
+        '[models."PROVIDER/MODEL"]': {"price": None, "path": None, **config._MODEL},
+        '[models."PROVIDER/MODEL".price]': config._PRICE,
+        "[tasks]": {"folders": None},
+    }
+    for name, keys in tables.items():
+        taken = [key for key, check in keys.items() if check is not config._not_yet]
+        yield f"- `{name}`: {', '.join(f'`{key}`' for key in taken)}"
+    yield ""
+    yield "`[timing]`, in seconds:\n"
+    yield from _rows(("key", "if not set"), ((f"`{f.name}`", _default(f)) for f in dataclasses.fields(config.Timing)))
+
+
+def _default(field: dataclasses.Field[object]) -> str:
+    value = field.default
+    return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}"
+
+
+def _table(title: str, head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    yield f"## {title}\n"
+    yield from _rows(head, rows)
+
+
+def _rows(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    found = [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
+    if found:
+        yield f"| {head[0]} | {head[1]} |"
+        yield "|---|---|"
+        yield from (f"| {left} | {right} |" for left, right in found)
+        yield ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

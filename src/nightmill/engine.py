@@ -25,7 +25,7 @@ from nightmill.errors import LeaseLost, ProviderError, StoreError
 from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, batch, late, live
 from nightmill.lanes.throttle import Rates, Throttle, tightest
-from nightmill.ledger import Job, Shard, StoredFile, standing_of
+from nightmill.ledger import Counts, Job, Shard, StoredFile, standing_of
 from nightmill.plan import Compiled
 from nightmill.pricing import PriceSheet
 from nightmill.providers import BatchProvider, LiveProvider, Provider
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # Shards worked on at once; each live one sends many rows at once.
 _HANDS = {Lane.CACHE: 1, Lane.BATCH: 8, Lane.LIVE: 4}
+_ENDS = ("succeeded", "failed", "missing", "expired", "cancelled")
 _WORTH_PACKING_BYTES = 64 << 10
 _IDLE_S = 1.0  # longest sleep between two looks at the ledger while something is due soon
 _BREATH_S = 0.05  # shortest: what is overdue and could not be claimed is in other hands, or ours are full
@@ -183,7 +184,7 @@ class Engine:
         try:
             await self._try_step(self._kit(shard.job_id), lease)
         except LeaseLost as lost:
-            log.warning("%s", lost)
+            log.warning("shard %s: %s", shard.tag, lost.logged)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # kept for the caller of run(): a task has nobody else to tell
@@ -211,7 +212,7 @@ class Engine:
             await self._step(kit, lease)
         except ProviderError as error:
             desk, shard = self._desk, lease.shard
-            log.warning("shard %s: %s", shard.tag, error)
+            log.warning("shard %s: %s", shard.tag, error.logged)
             wait = max(desk.timing.poll_s, desk.backoff_s(shard.waits + 3))
             if batch.is_shut_out(error):
                 self._shut_out.add(shard.job_id)
@@ -278,6 +279,7 @@ class Engine:
         if failures := self._failures.get(kit.job.id):  # first: what is settled counts in the ledger, and only there
             failures.under_way.pop(shard.tag, None)
         await desk.book(desk.ledger.settle, shard, collected.settlement)
+        log.info("shard %s: settled: %s", shard.tag, _told(collected.settlement.counts))
         await self._count_failures(kit)
 
     async def _settle_late(self, context: Context, shard: Shard) -> None:
@@ -359,10 +361,11 @@ class Engine:
             del self._finishing[job.id]
         reach("results.written")
         state = end_state(job, counts)
-        final = {name: getattr(counts, name) for name in ("succeeded", "failed", "missing", "expired", "cancelled")}
+        final = {name: getattr(counts, name) for name in _ENDS}
         if await desk.book(
             desk.ledger.finish, job, state, counts=final, results=written, packed=packed, superseded=superseded
         ):
+            log.info("job %s: %s: %s", job.id, state, _told(counts))
             for path, _ in packed:  # the ledger names the packed ones now
                 desk.store.path(path).unlink(missing_ok=True)
         self._on_change(job.id)
@@ -374,7 +377,8 @@ class Engine:
         try:
             return await late.reopen(self._desk, kit.provider, job, settled_for_s=self._desk.timing.reread_s)
         except (ProviderError, TimeoutError) as error:
-            log.warning("job %s: could not look for what came late: %s", job.id, error)
+            why = error.logged if isinstance(error, ProviderError) else "no answer in time"
+            log.warning("job %s: could not look for what came late: %s", job.id, why)
             return False
 
     # -- leases --------------------------------------------------------------------------------
@@ -445,6 +449,11 @@ class Engine:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for kit in self._kits.values():
             await kit.provider.close()
+
+
+def _told(counts: Counts | RowCounts) -> str:
+    """How rows ended, for a line of the log."""
+    return ", ".join(f"{number} {name}" for name in _ENDS if (number := getattr(counts, name))) or "no row"
 
 
 def _quota(kit: JobKit) -> tuple[str, str]:

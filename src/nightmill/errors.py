@@ -17,11 +17,14 @@
         ├── Limited                        asked to wait: 429, enqueued tokens
         └── Refused                        the provider's own refusal, in its own error shape
 
-Each carries what went wrong, why, and what to do next, and a stable ``code`` for programs.
+Each carries what went wrong, why, and what to do next, and a stable ``code`` for programs. What a
+person is told may quote a prompt, an answer or a provider; a log takes only what ``logged`` gives.
 A failure of a single request is never an exception: it is a `types.Failed` value.
 """
 
 from __future__ import annotations
+
+import re
 
 
 class NightmillError(Exception):
@@ -34,6 +37,11 @@ class NightmillError(Exception):
         super().__init__(what)
         self.what, self.why, self.fix = what, why, fix
 
+    @property
+    def logged(self) -> str:
+        """What may stand in a log: nothing that was typed, sent or answered."""
+        return f"{self.code}: {self.what}"
+
 
 class UsageError(NightmillError):
     """``row``: the index of the row it is about, where it is about one."""
@@ -41,6 +49,10 @@ class UsageError(NightmillError):
     code = "usage"
     exit_code = 2
     row: int | None = None
+
+    @property
+    def logged(self) -> str:
+        return self.code if self.row is None else f"{self.code}: row {self.row}"
 
 
 class InputError(UsageError):
@@ -138,3 +150,9 @@ class Refused(ProviderError):
     ) -> None:
         super().__init__(what, why=why, fix=fix)
         self.status, self.provider_code, self.scope, self.line = status, provider_code, scope, line
+
+    @property
+    def logged(self) -> str:
+        """Its status, and the provider's code where that is a plain word: anything else may quote a request."""
+        word = self.provider_code if re.fullmatch("[a-z_]{1,40}", self.provider_code) else ""
+        return " ".join(filter(None, (f"{self.code}: status {self.status}", word)))

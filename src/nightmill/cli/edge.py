@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nightmill.cli import present
+from nightmill.cli.logs import start_log
 from nightmill.errors import NightmillError, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from nightmill.mill import Mill
 
 log = logging.getLogger("nightmill.cli")
-_LOG_BYTES, _LOG_FILES = 5_000_000, 5
 _SIGNALS = 64  # read at once, a byte each
 _UNBOUNDED = 1_000_000  # cells
 
@@ -37,6 +37,7 @@ class Edge:
     debug: bool = False
     known: dict[str, Any] = field(default_factory=dict)
     log_file: Path | None = None
+    beside: Callable[[str], None] | None = None  # says a line without disturbing the progress that is shown
 
     def settings(self) -> Settings:
         from nightmill.config import load_settings
@@ -56,7 +57,8 @@ class Edge:
 
     def keep_log(self, settings: Settings) -> None:
         """From here on what happens is logged into the home."""
-        self.log_file = start_log(settings.home, settings.log_level)
+        console = self._say_beside if settings.env.get("LOG_LEVEL", "").strip() else None
+        self.log_file = start_log(settings.home, settings.log_level, settings.env, console)
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -80,6 +82,9 @@ class Edge:
     def say(self, text: str) -> None:
         """Narration, on stderr."""
         _write(sys.stderr, text)
+
+    def _say_beside(self, line: str) -> None:
+        (self.beside or self.say)(line)
 
     def put(self, text: str) -> None:
         """Data, on stdout; with ``--json`` only `answer` writes there."""
@@ -132,7 +137,7 @@ class Edge:
         if self.debug:
             _traceback(error)
         if self.log_file is not None:
-            log.error("%s: %s", error.code, error.what)
+            log.error("ends with exit %d: %s", error.exit_code, error.logged)
         self.answer({**self.known, "error": error_object(error)})
         return error.exit_code
 
@@ -165,27 +170,6 @@ class Unexpected(NightmillError):
 
 def error_object(error: NightmillError) -> dict[str, str]:
     return {"code": error.code, "message": error.what, "why": error.why, "fix": error.fix}
-
-
-def start_log(home: Path, level: str) -> Path:
-    """Log into the home, in files that rotate. What is logged holds neither prompts nor keys."""
-    from logging.handlers import RotatingFileHandler
-
-    folder = home / "logs"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = folder / "nightmill.log"
-    root = logging.getLogger("nightmill")
-    for old in list(root.handlers):
-        root.removeHandler(old)
-        old.close()
-    handler = RotatingFileHandler(file, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8", delay=True)
-    form = logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S%z")
-    handler.setFormatter(form)
-    root.addHandler(handler)
-    root.setLevel(level)
-    root.propagate = False
-    logging.raiseExceptions = False  # on a full disk the log is what one can do without
-    return file
 
 
 @contextmanager

@@ -52,8 +52,8 @@ def show(text: str) -> str:
     return text.translate(_MARKS)
 
 
-def _line(text: str) -> str:
-    """Untrusted text on one line."""
+def one_line(text: str) -> str:
+    """Untrusted text on one line, made harmless."""
     return " ".join(show(text).split())
 
 
@@ -255,7 +255,7 @@ def quote_panel(q: QuoteView, *, width: int = 80, unicode: bool = True) -> str:
     for pieces in (_cost_pieces(q), _token_pieces(q), _budget_pieces(q), _source_pieces(q)):
         lines += _paragraph(pieces, inner, unicode=unicode)
     for note in q.notes:
-        lines += _wrap(_inked(f"note: {_line(note)}", unicode), inner)
+        lines += _wrap(_inked(f"note: {one_line(note)}", unicode), inner)
     head = _paragraph(_input_pieces(q), min(width, _WIDEST), unicode=unicode)
     return "\n".join([*head, *_frame("Quote", lines, unicode)])
 
@@ -269,7 +269,11 @@ def question(q: QuoteView) -> str:
 
 
 def _input_pieces(q: QuoteView) -> list[str]:
-    pieces = [_line(q.name), _line(q.model), some(q.rows, "row") + (f", one a {q.row_mode}" if q.row_mode else "")]
+    pieces = [
+        one_line(q.name),
+        one_line(q.model),
+        some(q.rows, "row") + (f", one a {q.row_mode}" if q.row_mode else ""),
+    ]
     pieces += [f"{count(q.invalid)} invalid"] if q.invalid else []
     return [*pieces, some(q.duplicates, "duplicate"), f"{count(q.cached)} cached", f"{count(q.requests)} to send"]
 
@@ -313,7 +317,7 @@ def _budget_pieces(q: QuoteView) -> list[str]:
 
 def _source_pieces(q: QuoteView) -> list[str]:
     done = f"done before {count(q.done)}{_SEP}remaining {count(q.requests)}"
-    return [done, f"prices: {_line(q.price_source)}"]
+    return [done, f"prices: {one_line(q.price_source)}"]
 
 
 def _frame(title: str, lines: Sequence[str], unicode: bool) -> list[str]:
@@ -369,7 +373,7 @@ def bar_line(
 
     ``paint`` may colour the filled part of the bar; it must not add cells.
     """
-    phase = _cut(_inked(_line(p.phase), unicode), max(10, width // 3), unicode=unicode)
+    phase = _cut(_inked(one_line(p.phase), unicode), max(10, width // 3), unicode=unicode)
     share = percent(p.processed, p.total) if p.total else "100 %"
     numbers = [f"{share:>5}", f"{count(p.processed)}/{count(p.total)}", duration(p.elapsed_s, clock=True)]
     numbers.append(f"ETA {duration(p.eta_s, clock=True)}")
@@ -384,7 +388,7 @@ def bar_line(
     filled, empty = bar(p, cells, unicode=unicode)
     item = ""
     if p.item and room - cells > 8:
-        item = "  " + _cut(_inked(_line(p.item), unicode), room - cells - 4, unicode=unicode)
+        item = "  " + _cut(_inked(one_line(p.item), unicode), room - cells - 4, unicode=unicode)
     return f"{phase} {ends[0]}{paint(filled)}{empty}{ends[1]}  {text}{item}"
 
 
@@ -411,7 +415,7 @@ def status_table(p: ProgressView, *, width: int = 80, unicode: bool = True) -> s
 
 def plain_line(p: ProgressView, *, unicode: bool = True) -> str:
     """The same on one line, for logs."""
-    pieces = [_line(p.phase), percent(p.processed, p.total) if p.total else "100 %"]
+    pieces = [one_line(p.phase), percent(p.processed, p.total) if p.total else "100 %"]
     pieces += [f"{count(p.processed)}/{count(p.total)}", f"ok {count(p.ok)}", f"failed {count(p.failed)}"]
     others = (("missing", p.missing), ("expired", p.expired), ("cancelled", p.cancelled))
     pieces += [f"{word} {count(number)}" for word, number in others if number]
@@ -475,14 +479,14 @@ def end_report(e: EndView, *, width: int = 80, unicode: bool = True) -> str:
     lines += _paragraph(_bill(e), wide, unicode=unicode, indent="  ")
     lines += _failure_lines(e.failures, wide, unicode)
     for at, command in enumerate(e.next):
-        lines.append(_inked(("  next: " if at == 0 else "        ") + _line(command), unicode))
+        lines.append(_inked(("  next: " if at == 0 else "        ") + one_line(command), unicode))
     return "\n".join(lines)
 
 
 def _end_title(e: EndView) -> list[str]:
     unanswered = e.rows - e.ok
     if e.stopped:
-        title = f"‖ stopped: {_line(e.stopped)}"
+        title = f"‖ stopped: {one_line(e.stopped)}"
     elif e.state == "completed":
         title = "◆ finished with failures" if unanswered else "✓ completed"
     else:
@@ -520,7 +524,7 @@ def _failure_lines(groups: Sequence[FailureGroup], width: int, unicode: bool) ->
     kinds = max(len(group.kind) for group in groups)
     tails = max(len(f"  e.g. row {count(group.row)}") for group in groups)
     room = max(0, width - numbers - kinds - tails - 6)
-    messages = [_cut(_inked(_line(group.message), unicode), room, unicode=unicode) for group in groups]
+    messages = [_cut(_inked(one_line(group.message), unicode), room, unicode=unicode) for group in groups]
     wide = max(_cells(message) for message in messages)
     lines = []
     for group, message in zip(groups, messages, strict=True):
@@ -585,8 +589,8 @@ def jobs_table(rows: Sequence[JobRow], *, width: int = 100, unicode: bool = True
 def _job_cells(r: JobRow) -> list[str]:
     done = f"{count(r.ok)}/{count(r.rows)}"
     money_cells = [money(r.spent_nanos), money(r.saved_nanos)]
-    names = [_line(r.lane), _line(r.model)]
-    return [_line(r.id), _line(r.name), r.state, done, count(r.failed), *names, *money_cells, _age(r.age_s)]
+    names = [one_line(r.lane), one_line(r.model)]
+    return [one_line(r.id), one_line(r.name), r.state, done, count(r.failed), *names, *money_cells, _age(r.age_s)]
 
 
 def _age(seconds: float) -> str:
@@ -623,7 +627,7 @@ def table(
     rows: Sequence[Sequence[str]], *, width: int = 100, unicode: bool = True, right: Sequence[int] = ()
 ) -> list[str]:
     """Rows under their headings, columns aligned; a line that is too wide loses its end."""
-    inked = [[_inked(_line(cell), unicode) for cell in row] for row in rows]
+    inked = [[_inked(one_line(cell), unicode) for cell in row] for row in rows]
     widths = [max(_cells(row[at]) for row in inked) for at in range(len(rows[0]))]
     padded = ([_pad(cell, widths[at], right=at in right) for at, cell in enumerate(row)] for row in inked)
     return [_cut("  ".join(cells).rstrip(), width, unicode=unicode) for cells in padded]
@@ -632,7 +636,7 @@ def table(
 def fitted(text: str, *, width: int = 80, unicode: bool = True) -> str:
     """Untrusted text by words into lines that fit, the later ones indented like the first."""
     indent = " " * (len(text) - len(text.lstrip()))
-    lines = _wrap(_inked(_line(text), unicode), max(20, min(width, _WIDEST) - len(indent)))
+    lines = _wrap(_inked(one_line(text), unicode), max(20, min(width, _WIDEST) - len(indent)))
     return "\n".join(indent + line for line in lines)
 
 

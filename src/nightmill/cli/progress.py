@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -55,6 +56,7 @@ class Progress:
         columns: Callable[[], int] | None = None,
     ) -> None:
         out = _Out(stream)
+        self._lock = threading.Lock()  # what is noted may come from any thread
         self.mode = chosen_mode(mode, stream, env)
         self._renderer: _Renderer = _Silent()
         if self.mode == "bar":
@@ -66,15 +68,18 @@ class Progress:
 
     def update(self, view: ProgressView) -> None:
         """Show ``view``, now or when it is due; the last one is always shown by `close`."""
-        self._renderer.update(view)
+        with self._lock:
+            self._renderer.update(view)
 
     def note(self, text: str) -> None:
         """Say something beside the progress: a warning, a pause, what Ctrl-C does."""
-        self._renderer.note(text)
+        with self._lock:
+            self._renderer.note(text)
 
     def close(self) -> None:
         """Show the last state and give the terminal back as it was. May be called twice."""
-        self._renderer.close()
+        with self._lock:
+            self._renderer.close()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from nightmill.errors import NightmillError, OverBudget, UsageError
 from nightmill.mill import Mill, Prepared, RunOptions, check_affordable
 from nightmill.sinks import parse_target
 from nightmill.types import UNFINISHED
+
+log = logging.getLogger(__name__)
 
 _FIRST_REQUEST_CHARS = 4_000  # of a request that is shown
 
@@ -155,6 +158,7 @@ def _run(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:
         mill.discard(prepared)
         raise
     edge.known = views.job_object(job, mill.standing(job))
+    log.info("job %s: %d rows, %s, %s lane", job.id, job.rows, job.model, job.lane)
     if prepared.resumes is None:
         edge.say(f"job {job.id}")
     interrupted = work(edge, mill, [job], manner.order)

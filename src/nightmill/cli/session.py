@@ -45,9 +45,11 @@ def work(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order) -> bool:
     log.info("working on %s", ", ".join(job.id for job in jobs))
     with Progress(order.mode, sys.stderr, os.environ) as progress:
         session = _Session(mill, [job.id for job in jobs], progress, order)
+        edge.beside = progress.note if progress.mode != "none" else None
         try:
             asyncio.run(session.run())
         finally:
+            edge.beside = None
             edge.restore_signals()
             session.show()
     return session.interrupted
@@ -141,7 +143,7 @@ class _Session:
             try:
                 self._show(await asyncio.to_thread(self._follower.look))
             except NightmillError as error:  # the engine meets it too, and ends the run with it
-                log.warning("progress: %s", error)
+                log.warning("progress: %s", error.logged)
             await asyncio.sleep(_LOOK_S)
 
     def _show(self, looks: list[Look]) -> None:
@@ -159,7 +161,7 @@ class _Session:
         try:
             self._show(self._follower.look())
         except NightmillError as error:
-            log.warning("progress: %s", error)
+            log.warning("progress: %s", error.logged)
 
 
 def conclude(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order, *, interrupted: bool) -> int:

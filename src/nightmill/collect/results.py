@@ -251,7 +251,7 @@ def read_built(
                 start += rows
                 yield from batches
     except (StoreError, pa.ArrowException, OSError) as error:
-        log.warning("%s is damaged (%s); its rows are read from what came back", file.ref.path, error)
+        log.warning("%s is damaged (%s); its rows are read from what came back", file.ref.path, type(error).__name__)
         yield from again().batches(start - start % GROUP_ROWS, file.last + 1)
 
 
@@ -340,7 +340,7 @@ class _Sent:
                 if row >= rows[-1]:
                     break
         except StoreError as error:
-            log.warning("answers of %s are not kept for other jobs: %s", shard.tag, error)
+            log.warning("shard %s: its answers are not kept for other jobs: %s", shard.tag, error.logged)
         return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.store import Store
 from nightmill.types import usd
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +46,12 @@ class Desk:
 
     async def book(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a ledger verb on the ledger's thread; it has committed when this returns."""
-        return await _done(self._thread.submit(verb, *args, **kwargs))
+        result = await _done(self._thread.submit(verb, *args, **kwargs))
+        if args and isinstance(args[0], Shard):
+            log.debug("shard %s: %s", args[0].tag, verb.__name__)
+        elif verb == self.ledger.pause:
+            log.warning("job %s: paused", args[0])
+        return result
 
     async def aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call, on another thread, what mostly takes a few milliseconds and may have to wait for a disk."""

@@ -139,11 +139,17 @@ async def _create(desk: Desk, work: Work, provider: BatchProvider, shard: Shard,
     except (NeverSent, Limited, Refused) as error:
         await _not_sent(desk, work, shard, sub, error)
     except (ProviderError, TimeoutError) as error:
+        log.warning("shard %s: in doubt: %s", shard.tag, _logged(error))
         due = desk.ledger.moment() + desk.timing.looks_s[0]
         await desk.book(desk.ledger.note_doubt, shard, due=due, reason=str(error) or "no answer to the create in time")
     else:
         due_in_s = desk.timing.poll_s
         await desk.book(desk.ledger.note_created, shard, sub.n, view.id, status=view.status, due_in_s=due_in_s)
+        log.info("shard %s: batch %s is created", shard.tag, view.id)
+
+
+def _logged(error: ProviderError | TimeoutError) -> str:
+    return error.logged if isinstance(error, ProviderError) else "no answer in time"
 
 
 def _as_provider_error(error: ProviderError | TimeoutError) -> ProviderError:
@@ -152,6 +158,7 @@ def _as_provider_error(error: ProviderError | TimeoutError) -> ProviderError:
 
 async def _not_sent(desk: Desk, work: Work, shard: Shard, sub: Submission, error: ProviderError) -> None:
     """Proven not to be at the provider: the hold goes back, and the error says what comes next."""
+    log.warning("shard %s: not sent: %s", shard.tag, error.logged)
     due_in_s, pause, refused = desk.backoff_s(shard.waits), None, False
     cap = error.enqueued_tokens_cap if isinstance(error, Limited) else None
     if isinstance(error, Limited):
@@ -163,6 +170,8 @@ async def _not_sent(desk: Desk, work: Work, shard: Shard, sub: Submission, error
         due_in_s = desk.backoff_s(shard.refusals)
         if error.scope in ("account", "job") or shard.refusals + 1 >= UNEXPLAINED_TRIES:
             pause = said(error)
+    if pause:
+        log.warning("job %s: paused", work.job_id)
     too_large = cap and shard.count > 1 and await _too_large(desk, work, shard, cap)
     await desk.book(
         desk.ledger.note_not_sent, shard, sub.n, due_in_s=due_in_s, reason=said(error), refused=refused, pause=pause
@@ -282,6 +291,7 @@ async def _adopt(desk: Desk, provider: BatchProvider, shard: Shard, found: list[
     """The oldest is ours; any other is cancelled, collected and booked beside it."""
     known = {s.batch_id for s in shard.submissions}
     oldest, *others = [view for view in found if view.id not in known] or found
+    log.info("shard %s: batch %s is found, it is adopted", shard.tag, oldest.id)
     for view in others:
         await desk.book(desk.ledger.note_stray, shard, view.id, status=view.status, account=provider.account.id)
     await desk.book(
@@ -334,6 +344,8 @@ async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
         return
     wait = min(desk.timing.poll_max_s, max(desk.timing.poll_s, age_s * 0.02))
     await desk.book(desk.ledger.note_polled, shard, seen, due_in_s=0.0 if ended else wait, done=ended)
+    if ended:
+        log.info("shard %s: batch %s has ended", shard.tag, shard.current.batch_id)
 
 
 def _age_s(desk: Desk, provider: BatchProvider, sub: Submission) -> float:
@@ -379,7 +391,7 @@ async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) ->
             try:
                 await provider.cancel(sub.batch_id)
             except ProviderError as error:
-                log.warning("batch %s: %s", sub.batch_id, said(error))
+                log.warning("shard %s: batch %s is not cancelled yet: %s", shard.tag, sub.batch_id, error.logged)
                 continue
             asked.append(sub.n)
     if asked:
@@ -409,6 +421,7 @@ def facts(view: BatchView, sub: Submission, over: bool) -> dict[str, Any]:
 async def _refused_whole(desk: Desk, work: Work, shard: Shard, sub: Submission, view: BatchView) -> None:
     """The provider took the batch and refused it as a whole: nothing ran."""
     error = view.refusal if isinstance(view.refusal, ProviderError) else Refused("the batch failed without a reason")
+    log.warning("shard %s: batch %s failed: %s", shard.tag, view.id, error.logged)
     row = None
     if isinstance(error, Refused) and error.scope == "line" and error.line:
         lines = list(await asyncio.to_thread(_line_ids, desk, shard))

@@ -509,6 +509,7 @@ class _Sender:
         least = self._desk.timing.backoff_first_s  # a server that says "0 seconds" is not asked in a tight loop
         until = self._throttle.cool_down(self._desk.backoff_s(2) if told is None else max(told, least))
         if until is not None:
+            log.info("shard %s: the provider asks to wait", self._shard.tag)
             account = self._provider.account.id
             await self._desk.book(self._desk.ledger.cool_down, account, self._provider.model, until)
 
@@ -522,6 +523,7 @@ class _Sender:
         ledger = self._desk.ledger
         if began >= self._quiet_until:
             self._unreachable += 1
+            log.warning("shard %s: nobody reached, time %d: %s", self._shard.tag, self._unreachable, error.logged)
             if self._unreachable >= UNREACHABLE_TRIES:
                 raise _Pause("; ".join(filter(None, (error.what, error.why, error.fix))))
             self._quiet_until = ledger.moment() + self._desk.backoff_s(self._unreachable - 1)
@@ -530,7 +532,7 @@ class _Sender:
 
     async def _lost(self, row: _Row, error: ProviderError) -> None:
         """Sent, and nobody knows whether it ran: it counts as an attempt and as money."""
-        log.info("row %d of %s: %s", row.index, self._shard.tag, error)
+        log.info("shard %s: row %d: %s", self._shard.tag, row.index, error.logged)
         row.attempts += 1
         if row.attempts >= ATTEMPTS:
             row.done = True

@@ -25,10 +25,10 @@ Written by `make docs` from the code itself: edit the code, not this page.
 """
 _EXIT_CODES = {
     0: "every row succeeded, or the command did what it was asked",
-    1: "another error",
+    1: "another error, or the job is paused",
     2: "bad usage or bad input; nothing was sent",
     3: "finished, and some rows failed",
-    4: "stopped by a budget, or paused",
+    4: "stopped by a budget",
     5: "stopped by `--on-error`",
     130: "interrupted; running again goes on",
 }

@@ -39,6 +39,7 @@ _HANDS = {Lane.CACHE: 1, Lane.BATCH: 8, Lane.LIVE: 4}
 _ENDS = ("succeeded", "failed", "missing", "expired", "cancelled")
 _WORTH_PACKING_BYTES = 64 << 10
 _IDLE_S = 1.0  # longest sleep between two looks at the ledger while something is due soon
+_ORDERS_S = 1.0  # between two looks for jobs that a person paused or cancelled
 _BREATH_S = 0.05  # shortest: what is overdue and could not be claimed is in other hands, or ours are full
 
 
@@ -384,11 +385,15 @@ class Engine:
     # -- leases --------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
+        beat_s, due = min(self._desk.timing.lease_s / 4, 15.0), 0.0
         try:
             while True:
-                await self._keep_leases()
-                await self._hear()
-                await asyncio.sleep(min(self._desk.timing.lease_s / 4, 15.0))
+                if (now := self._desk.ledger.moment()) >= due:
+                    due = now + beat_s
+                    await self._keep_leases()
+                    await self._share_limits()
+                await self._hear_orders()
+                await asyncio.sleep(min(beat_s, _ORDERS_S))
         except StoreError as error:  # without a heart no lease lasts: end as if a step had failed
             self._fail(error)
 
@@ -406,17 +411,21 @@ class Engine:
         for job in list(self._finishing.values()):
             await desk.book(desk.ledger.renew_finish, job, timing.lease_s)
 
-    async def _hear(self) -> None:
-        """Take part in sharing the limits; hear of cool-downs, pauses and cancels."""
+    async def _share_limits(self) -> None:
+        """Take part in sharing the limits; hear of cool-downs."""
         desk = self._desk
         self._workers = await desk.book(desk.ledger.heartbeat, desk.timing.lease_s)
         for quota, throttle in list(self._throttles.items()):
             throttle.workers = self._workers
             throttle.cool_until(await desk.book(desk.ledger.cooling_until, *quota))
-        for job_id in list(self._kits):
-            job = await desk.book(desk.ledger.job, job_id)
-            if job is None or job.cancel_requested or job.state is JobState.PAUSED:
-                self._halted.add(job_id)
+
+    async def _hear_orders(self) -> None:
+        """Hear of jobs that were paused, cancelled or deleted: nothing new of them is sent."""
+        if known := set(self._kits):
+            halted = known - await self._desk.book(self._desk.ledger.sending, known)
+            for job_id in halted - self._halted:
+                log.info("job %s: nothing new is sent", job_id)
+            self._halted |= halted
 
     def _kit(self, job_id: str) -> JobKit:
         if job_id not in self._kits:

@@ -25,6 +25,7 @@ _COMMANDS = {
     "watch": ("working", "Follow a job; work on it where nobody else does."),
     "jobs": ("jobs", "List jobs, newest first."),
     "resume": ("working", "Go on with what is unfinished."),
+    "pause": ("working", "Send nothing new of a job until it is resumed."),
     "cancel": ("working", "End a job; what was paid for is kept."),
     "retry": ("working", "Send the failed rows of a finished job again."),
     "results": ("results", "Write a job's results, to stdout or files."),

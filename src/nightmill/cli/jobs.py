@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -11,7 +12,7 @@ import click
 from nightmill.cli import flags, present, views
 from nightmill.cli.edge import Edge
 from nightmill.errors import UsageError
-from nightmill.mill import Job, Mill, Shard
+from nightmill.mill import Event, Job, Mill, Shard
 from nightmill.types import UNFINISHED, JobState, ShardState, usd
 
 _MOST_SHARDS = 20  # in the table; the newest are what one looks for
@@ -35,15 +36,21 @@ def jobs(edge: Edge, limit: int) -> int:
 @click.argument("job")
 @click.option("--row", type=click.IntRange(min=0), help="One row, by its index: prompt, answer, cost.")
 @click.option("--failures", is_flag=True, help="The failed rows, each with its reason.")
+@click.option("--log", is_flag=True, help="What happened to the job, in the order of time.")
 @flags.common
-def show(edge: Edge, job: str, row: int | None, failures: bool) -> int:
+def show(edge: Edge, job: str, row: int | None, failures: bool, log: bool) -> int:
     """One job: rows that add up, money, shards and batches, failures by kind, alerts, what to do next."""
+    if (row is not None) + failures + log > 1:
+        why = "each shows another thing"
+        raise UsageError("--row, --failures and --log do not go together", why=why, fix="give one of them")
     with edge.mill(create=False) as mill:
         found = mill.job(job)
         if row is not None:
             return _show_row(edge, mill, found, row)
         if failures:
             return _show_failures(edge, mill, found)
+        if log:
+            return _show_log(edge, mill, found)
         return _show_job(edge, mill, found)
 
 
@@ -56,6 +63,8 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     head = f"job {job.id}{name} · {job.model} · {job.lane} · {job.state}"
     lines = [present.fitted(head, width=edge.width, unicode=edge.unicode)]
     lines.append(present.end_report(view, width=edge.width, unicode=edge.unicode))
+    quoted = views.against_quote(job, now)
+    lines += [present.fitted(line, width=edge.width, unicode=edge.unicode) for line in quoted]
     if now.held_nanos:
         lines.append(f"  held {present.money(now.held_nanos)}")
     lines += present.table(_shard_lines(shards), width=edge.table_width, unicode=edge.unicode)
@@ -68,6 +77,7 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
         views.job_object(job, now)
         | {
             "name": job.name, "reason": job.reason, "held_usd": usd(now.held_nanos),
+            "difference_usd": usd(now.spent_nanos - job.quote.expected_nanos) if job.quote else None,
             "failures": [{"kind": g.kind, "count": g.count, "message": g.message, "row": g.row} for g in view.failures],
             "shards": [_shard_object(shard) for shard in shards],
             "alerts": [{"kind": alert.kind, "shard": alert.shard, "text": alert.text} for alert in alerts],
@@ -115,15 +125,57 @@ def _shard_object(shard: Shard) -> dict[str, Any]:
 def _show_row(edge: Edge, mill: Mill, job: Job, row: int) -> int:
     record = next(iter(_records(mill, job, row, row + 1)), None)
     if record is None:
-        why = f"the job has rows 0 to {job.rows - 1:,}" if row >= job.rows else "it has no answer yet"
-        raise UsageError(f"no result for row {row}", why=why, fix=f"nightmill show {job.id}")
+        raise UsageError(f"no result for row {row}", why=_why_none(mill, job, row), fix=f"nightmill show {job.id}")
     record["cost_usd"] = usd(record.pop("cost_nanos") or 0)
     for name, value in record.items():
         if value is not None:
             text = present.show(f"{value:.6g}" if isinstance(value, float) else str(value))
             edge.put(f"{name}:\n{text}" if "\n" in text else f"{name}: {text}")
-    edge.answer(record)
+    tries = mill.tries(job, row)
+    for shard in tries:
+        edge.put(present.fitted(f"was in {_whereabouts(shard)}", width=edge.table_width, unicode=edge.unicode))
+    edge.answer(record | {"job_id": job.id, "tries": [_try_object(shard) for shard in tries]})
     return 0
+
+
+def _why_none(mill: Mill, job: Job, row: int) -> str:
+    if row >= job.rows:
+        return f"the job has rows 0 to {job.rows - 1:,}"
+    tries = mill.tries(job, row)
+    return f"it has no answer yet: it is in {_whereabouts(tries[-1])}" if tries else "it has no answer yet"
+
+
+def _whereabouts(shard: Shard) -> str:
+    batches = [s.batch_id for s in shard.submissions if s.batch_id]
+    return " · ".join((f"shard {shard.tag}", shard.lane.value, shard.state.value, *batches))
+
+
+def _try_object(shard: Shard) -> dict[str, Any]:
+    batches = [s.batch_id for s in shard.submissions if s.batch_id]
+    return {"shard": shard.tag, "lane": shard.lane.value, "state": shard.state.value, "batches": batches}
+
+
+def _show_log(edge: Edge, mill: Mill, job: Job) -> int:
+    events = mill.history(job)
+    table = [["TIME (UTC)", "EVENT", "WHERE", "USD", "CALLS", ""]]
+    for event in events:
+        money = "" if event.nanos is None else present.money(event.nanos)
+        calls = f"{event.calls:,}" if event.calls else ""
+        table.append([_time(event.at), event.kind, event.submission or "", money, calls, event.text])
+    edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode, right=(3, 4))))
+    edge.answer({"job_id": job.id, "events": [_event_object(event) for event in events]})
+    return 0
+
+
+def _time(at: float) -> str:
+    return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _event_object(event: Event) -> dict[str, Any]:
+    at = dt.datetime.fromtimestamp(event.at, dt.UTC).isoformat(timespec="milliseconds")
+    money = None if event.nanos is None else usd(event.nanos)
+    return {"at": at, "event": event.kind, "where": event.submission, "usd": money, "calls": event.calls,
+            "text": event.text}  # fmt: skip
 
 
 def _show_failures(edge: Edge, mill: Mill, job: Job) -> int:

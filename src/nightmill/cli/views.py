@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from nightmill.cli import present
 from nightmill.cli.edge import Interrupted
 from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, ProgressView, QuoteView
 from nightmill.errors import NightmillError, OverBudget, UsageError
@@ -137,6 +138,8 @@ def paused(job: Job) -> NightmillError:
     if job.stopped == "budget":
         fix = f"{told or 'nightmill budget set USD'}, then: nightmill resume {job.id}"
         return OverBudget(f"job {job.id} is paused by a budget", why=why, fix=fix)
+    if job.stopped == "paused":
+        return Paused(f"job {job.id} is paused", why=why, fix=f"go on with: nightmill resume {job.id}")
     return Paused(f"job {job.id} is paused", why=why, fix=f"put that right, then: nightmill resume {job.id}")
 
 
@@ -161,6 +164,21 @@ def end_view(mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: b
         estimated_nanos=estimated, list_nanos=now.list_nanos, saved_nanos=now.saved_nanos, duration_s=duration_s(job),
         failures=failures, next=tuple(after),
     )  # fmt: skip
+
+
+def against_quote(job: Job, now: Standing) -> list[str]:
+    """What was quoted beside what was paid, in a line; nothing where there was no quote."""
+    if job.quote is None:
+        return []
+    quoted, more = job.quote.expected_nanos, now.spent_nanos - job.quote.expected_nanos
+    so_far = " so far" if job.state in UNFINISHED else ""
+    told = "as quoted"
+    if more:
+        part = f" ({present.percent(abs(more), quoted)})" if quoted else ""
+        told = f"{present.money(abs(more))} {'more' if more > 0 else 'less'} than quoted{part}"
+    most = present.money(job.quote.at_most_nanos, toward="up")
+    spent = f"spent {present.money(now.spent_nanos)}{so_far}"
+    return [f"  quoted {present.money(quoted)}, at most {most} · {spent}: {told}"]
 
 
 def job_row(job: Job, now: Standing) -> JobRow:

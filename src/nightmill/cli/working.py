@@ -1,4 +1,4 @@
-"""``watch``, ``resume``, ``cancel``, ``retry``: going on with jobs that there are."""
+"""``watch``, ``resume``, ``pause``, ``cancel``, ``retry``: going on with jobs that there are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nightmill.cli.run import Declined
 from nightmill.cli.session import Order, conclude, look_again, work
 from nightmill.errors import Conflict
 from nightmill.mill import Job, Mill
-from nightmill.types import UNFINISHED, JobState
+from nightmill.types import UNFINISHED, JobState, ShardState
 
 
 @click.command(short_help="Follow a job; work on it where nobody else does.")
@@ -80,6 +80,25 @@ def _unpause(edge: Edge, mill: Mill, job: Job, *, yes: bool) -> None:
 def _table(edge: Edge, mill: Mill, jobs: Sequence[Job]) -> str:
     rows = [views.job_row(job, mill.standing(job)) for job in jobs]
     return present.jobs_table(rows, width=edge.width, unicode=edge.unicode)
+
+
+@click.command(short_help="Send nothing new of a job until it is resumed.")
+@click.argument("job")
+@flags.common
+def pause(edge: Edge, job: str) -> int:
+    """Send nothing new of a job; what is at the provider stays, and `resume` goes on. A running process hears it."""
+    with edge.mill() as mill:
+        found = mill.job(job)
+        was = found.state
+        found = mill.pause(found)
+        now = mill.standing(found)
+        already = "already" if was is JobState.PAUSED else "now"
+        edge.say(f"job {found.id} is paused {already}: {found.reason}")
+        if now.states.get(ShardState.WAITING):
+            edge.say("  what is at the provider goes on there, and is collected when somebody works on the job")
+        edge.say(f"  next: nightmill resume {found.id}")
+        edge.answer(views.job_object(found, now) | {"reason": found.reason})
+    return 0
 
 
 @click.command(short_help="End a job; what was paid for is kept.")

@@ -7,6 +7,7 @@ commit. What it hands out are frozen records.
 from __future__ import annotations
 
 from nightmill.ledger.attendance import AttendanceVerbs
+from nightmill.ledger.history import Event, HistoryVerbs
 from nightmill.ledger.jobs import JobVerbs
 from nightmill.ledger.late import LateVerbs
 from nightmill.ledger.money import MoneyVerbs
@@ -40,6 +41,7 @@ __all__ = [
     "Booking",
     "Counts",
     "Denied",
+    "Event",
     "Job",
     "Late",
     "LateBatch",
@@ -60,5 +62,5 @@ __all__ = [
 ]
 
 
-class Ledger(JobVerbs, LateVerbs, MoneyVerbs, AttendanceVerbs):
+class Ledger(JobVerbs, LateVerbs, MoneyVerbs, AttendanceVerbs, HistoryVerbs):
     """All transactional state. Open it with the path of its database file."""

@@ -19,6 +19,7 @@ from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState
 
 _OPEN = tuple(UNFINISHED)
 _OUT = (SubmissionState.OPEN, SubmissionState.CREATED, SubmissionState.BOOKED)  # handed over, as far as is known
+_MOST_CANDIDATES = 8  # of an ambiguous prefix that are named
 _PAID = ("spent_nanos", "unproven_nanos", "hold_nanos")
 
 
@@ -201,11 +202,20 @@ class JobVerbs(Database):
             found = (exact or found)[:1]
         if len(found) == 1:
             return found[0]
+        why = "a job is named by its id, an unambiguous prefix of it, its name, or @last"
+        if not found:
+            raise Conflict(f"no job goes by {text!r}", why=why, fix="nightmill jobs lists them")
+        some = [f"{j.id} ({j.name})" if j.name else j.id for j in found[:_MOST_CANDIDATES]]
+        more = ["and others"] if len(found) > len(some) else []
         raise Conflict(
-            f"no job goes by {text!r}" if not found else f"{len(found)} jobs begin with {text!r}",
-            why="a job is named by its id, an unambiguous prefix of it, its name, or @last",
-            fix="nightmill jobs lists them",
+            f"more than one job begins with {text!r}", why=", ".join(some + more), fix="give more of the id, or a name"
         )
+
+    def sending(self, job_ids: Collection[str]) -> set[str]:
+        """Those of the jobs of which something new may be sent."""
+        free = and_(jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)), jobs.c.cancel_requested == 0)
+        with self._read() as connection:
+            return set(connection.execute(select(jobs.c.id).where(jobs.c.id.in_(list(job_ids)), free)).scalars())
 
     def find_unfinished(self, fingerprint: str) -> Job | None:
         with self._read() as connection:

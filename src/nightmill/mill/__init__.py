@@ -28,7 +28,7 @@ import pyarrow as pa
 from nightmill.config import Settings
 from nightmill.engine import Engine, JobKit, Stop
 from nightmill.errors import Conflict
-from nightmill.ledger import LEDGER_NAME, Job, Limit, Shard, Standing, Tally, standing_of
+from nightmill.ledger import LEDGER_NAME, Event, Job, Limit, Shard, Standing, Tally, standing_of
 from nightmill.mill import again, doubt, late, planning, reading, submitting
 from nightmill.mill.again import Again
 from nightmill.mill.following import Follower, Look
@@ -145,6 +145,13 @@ class Mill:
         """Let a paused job go on, at today's price; a later `run` works on it."""
         submitting.resume(self.home, job)
 
+    def pause(self, job: Job) -> Job:
+        """Send nothing new of an unfinished job until `resume`; what is at the provider stays there. The job as it is.
+
+        A process that works on it hears that within seconds. Raises Conflict: the job has ended, or is being cancelled.
+        """
+        return submitting.pause(self.home, job)
+
     def is_dearer(self, job: Job) -> bool:
         """Whether today's price is above the one that was confirmed for this job."""
         return self.home.sheet(job.model, job.lane).dearer_than(PriceSheet.from_json(job.spec["price"]))
@@ -191,6 +198,14 @@ class Mill:
     def alerts(self, job: Job) -> list[Alert]:
         """What a person should look at, oldest first."""
         return [Alert(*found) for found in self.ledger.alerts_of(job.id)]
+
+    def history(self, job: Job) -> list[Event]:
+        """What happened to the job, oldest first."""
+        return self.ledger.history_of(job.id)
+
+    def tries(self, job: Job, row: int) -> list[Shard]:
+        """The shards that a row was or is in, oldest first; none where it shares another row's answer. StoreError."""
+        return reading.tries(self.home, job, row)
 
     def budget(self, *scopes: str) -> list[Limit]:
         """The limits that a hold made now is in, and those of ``scopes`` beside them."""
@@ -311,6 +326,7 @@ class Mill:
 __all__ = [
     "Again",
     "Alert",
+    "Event",
     "Follower",
     "Group",
     "Job",

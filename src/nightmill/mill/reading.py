@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 
 from nightmill.collect import Results, read_built
 from nightmill.engine import results_of
-from nightmill.ledger import Job, StoredFile
+from nightmill.ledger import Job, Shard, StoredFile
 from nightmill.mill.home import Home
 from nightmill.plan import Parameters
 from nightmill.sinks import Target, write_all
 from nightmill.sinks.exports import note_written, unchanged
-from nightmill.wire import BAD, RESULTS, ROWS, TWINS
+from nightmill.wire import BAD, RESULTS, ROWS, TWINS, shard_lines
 
 
 @dataclass(slots=True)
@@ -73,6 +73,12 @@ def selected(
     """Results of some rows: those from ``span[0]`` up to ``span[1]``, those that failed."""
     for batch in results(home, job, *(span or ())):
         yield batch.filter(pc.invert(batch.column("success"))) if failed else batch
+
+
+def tries(home: Home, job: Job, row: int) -> list[Shard]:
+    """The shards that hold a request of this row, in the order of their making."""
+    near = [shard for shard in home.ledger.shards_of(job.id) if shard.first <= row <= shard.last]
+    return [shard for shard in near if any(index == row for index, _ in shard_lines(home.store, shard))]
 
 
 def export(

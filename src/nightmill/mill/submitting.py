@@ -9,7 +9,7 @@ from nightmill.mill import planning
 from nightmill.mill.home import Home
 from nightmill.mill.planning import Prepared, RunOptions
 from nightmill.pricing import PriceSheet
-from nightmill.types import JobState
+from nightmill.types import UNFINISHED, JobState
 
 
 def submit(home: Home, prepared: Prepared) -> Job:
@@ -74,6 +74,16 @@ def resume(home: Home, job: Job) -> None:
     if sheet.dearer_than(PriceSheet.from_json(job.spec["price"])):
         home.ledger.revise(job.id, {"price": sheet.to_json()})
     home.ledger.resume(job.id)
+
+
+def pause(home: Home, job: Job) -> Job:
+    """Nothing new of an unfinished job is sent until it is resumed; the job as it is then. Raises Conflict."""
+    if job.cancel_requested or job.state not in UNFINISHED:
+        what = "is being cancelled" if job.state in UNFINISHED else f"is {job.state}"
+        why = "nothing new of it is sent" if job.state in UNFINISHED else "nothing of it is left to do"
+        raise Conflict(f"job {job.id} {what}", why=why, fix=f"nightmill show {job.id}")
+    home.ledger.pause(job.id, "paused by you", stopped="paused")
+    return home.job(job.id)
 
 
 def _check_name(home: Home, name: str | None, fingerprint: str) -> None:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nightmill.errors import StoreError, UsageError
-from nightmill.sinks import RESULT_SCHEMA, Target, parse_target, write, write_all
+from nightmill.sinks import RESULT_SCHEMA, About, Target, parse_target, write, write_all
 
 COLUMNS = [
     *("index", "key", "prompt", "response", "success", "tokens_in", "tokens_out", "duration", "error"),
@@ -141,7 +141,7 @@ def test_the_csv_guard(tmp_path: Path, text: str, written: str) -> None:
 def test_the_csv_guard_covers_names_and_properties(tmp_path: Path) -> None:
     """Column names that come from a schema, and the values under them, are guarded too."""
     schema = {"type": "object", "properties": {"=a": {"type": "string"}}}
-    write(Target("csv", tmp_path / "r.csv"), batches(result(parsed='{"=a":"=b"}')), schema=schema)
+    write(Target("csv", tmp_path / "r.csv"), batches(result(parsed='{"=a":"=b"}')), about=About(schema=schema))
     assert read_csv(tmp_path / "r.csv")[0]["'=a"] == "'=b"
 
 
@@ -182,7 +182,7 @@ def test_parsed_is_typed_columns_in_parquet(tmp_path: Path) -> None:
     """In parquet each property of the schema is a column of its type; nested ones are JSON text."""
     path = tmp_path / "r.parquet"
     rows = [result(0, parsed=json.dumps(ANSWER), model="m"), result(1), result(2, parsed="[1]")]
-    write(Target("parquet", path), batches(*rows), schema=SCHEMA)
+    write(Target("parquet", path), batches(*rows), about=About(schema=SCHEMA))
     table = pq.read_table(path)
     shown = ["label", "score", "weight", "sure", "tags", "kind", "parsed_model", "any"]
     assert table.schema.names == COLUMNS[:11] + shown + COLUMNS[12:]
@@ -196,7 +196,7 @@ def test_parsed_is_typed_columns_in_parquet(tmp_path: Path) -> None:
 
 def test_parsed_is_columns_in_csv(tmp_path: Path) -> None:
     """In CSV each property of the schema is a column too."""
-    write(Target("csv", tmp_path / "r.csv"), batches(result(parsed=json.dumps(ANSWER))), schema=SCHEMA)
+    write(Target("csv", tmp_path / "r.csv"), batches(result(parsed=json.dumps(ANSWER))), about=About(schema=SCHEMA))
     (row,) = read_csv(tmp_path / "r.csv")
     assert [row[name] for name in ("label", "score", "sure", "tags", "parsed_model")] == [
         "gut, ja",
@@ -219,7 +219,14 @@ JSON = st.recursive(
 def test_values_that_do_not_fit_a_column_stop_nothing(tmp_path: Path, answer: dict[str, object]) -> None:
     """Whatever JSON stands where a typed value is expected, the export goes through."""
     for name in ("r.parquet", "r.csv"):
-        assert write(parse_target(str(tmp_path / name)), batches(result(parsed=json.dumps(answer))), schema=SCHEMA) == 1
+        assert (
+            write(
+                parse_target(str(tmp_path / name)),
+                batches(result(parsed=json.dumps(answer))),
+                about=About(schema=SCHEMA),
+            )
+            == 1
+        )
     (row,) = pq.read_table(tmp_path / "r.parquet").to_pylist()
     tags = answer.get("tags")
     assert (None if row["tags"] is None else json.loads(row["tags"])) == tags
@@ -230,7 +237,7 @@ def test_values_that_do_not_fit_a_column_stop_nothing(tmp_path: Path, answer: di
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"properties": {"a": {"$ref": "#/properties/a"}}}, {"$ref": "x"}])
 def test_odd_schemas_stop_nothing(tmp_path: Path, schema: dict[str, Any]) -> None:
     """References that lead nowhere or in a circle do not hang or fail an export."""
-    assert write(Target("csv", tmp_path / "r.csv"), batches(result(parsed='{"a": 1}')), schema=schema) == 1
+    assert write(Target("csv", tmp_path / "r.csv"), batches(result(parsed='{"a": 1}')), about=About(schema=schema)) == 1
 
 
 def test_parquet_row_groups(tmp_path: Path) -> None:

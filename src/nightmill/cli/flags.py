@@ -121,8 +121,9 @@ progress = click.option(
 )
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
 out = click.option(
-    "--out", "outs", multiple=True, metavar="PATH", help="Write results here: .jsonl, .csv, .parquet or FORMAT:PATH."
-)
+    "--out", "outs", multiple=True, metavar="PATH",
+    help="Write results here: .jsonl, .csv, .parquet, .json, sections:PATH, FORMAT:PATH, or DIR/ for a file each.",
+)  # fmt: skip
 force = click.option("--force", is_flag=True, help="Replace files that this job did not write.")
 csv_raw = click.option("--csv-raw", is_flag=True, help="Leave CSV text that begins like a formula as it is.")
 

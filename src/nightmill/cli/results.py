@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -14,14 +14,14 @@ from nightmill.cli.progress import Mode
 from nightmill.cli.session import Order, look_again, tell_end, work
 from nightmill.errors import UsageError
 from nightmill.mill import Job, Mill
-from nightmill.sinks import parse_target, stream
+from nightmill.sinks import STREAMED, Format, parse_target
 from nightmill.types import UNFINISHED
 
 
 @click.command(short_help="Write a job's results, to stdout or files.")
 @click.argument("job")
 @flags.out
-@click.option("--format", "form", type=click.Choice(("jsonl", "csv")), default="jsonl", show_default=True,
+@click.option("--format", "form", type=click.Choice(STREAMED), default="jsonl", show_default=True,
               help="Of what goes to stdout.")  # fmt: skip
 @click.option("--failed", is_flag=True, help="Failed rows only.")
 @click.option("--rows", "span", type=flags.ROWS_SPAN, help="These rows only, counted from 0.")
@@ -30,7 +30,7 @@ from nightmill.types import UNFINISHED
 @flags.progress
 @flags.common
 def results(
-    edge: Edge, job: str, outs: tuple[str, ...], form: Literal["jsonl", "csv"], failed: bool,
+    edge: Edge, job: str, outs: tuple[str, ...], form: Format, failed: bool,
     span: tuple[int, int] | None, force: bool, csv_raw: bool, mode: Mode,
 ) -> int:  # fmt: skip
     """Write results in input order: as JSON lines to stdout, or to files with --out.
@@ -48,6 +48,7 @@ def results(
     with edge.mill(create=False) as mill:
         found = mill.job(job)
         mill.check_files(targets, found, force=force)
+        mill.check_format(form, found)
         found = look_again(edge, mill, found)
         worked, interrupted = _bring_on(edge, mill, found, mode) if found.state in UNFINISHED else (False, False)
         found = mill.job(found.id)
@@ -56,8 +57,7 @@ def results(
             rows = mill.export(found, targets, csv_raw=csv_raw, **chosen)
             edge.say(f"{present.some(rows, 'row')} written")
         else:
-            batches = mill.selected(found, **chosen)
-            rows = stream(sys.stdout.buffer, form, batches, schema=mill.schema(found), csv_raw=csv_raw)
+            rows = mill.pour(found, sys.stdout.buffer, form, csv_raw=csv_raw, **chosen)
         now, paths = mill.standing(found), [str(target.path) for target in targets]
         answer = views.job_object(found, now, out=paths, interrupted=interrupted) | {"written": rows}
         code, error = tell_end(edge, mill, found, now, interrupted=interrupted, wrote=True) if worked else (0, None)

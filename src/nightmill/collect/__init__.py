@@ -19,6 +19,7 @@ from nightmill.collect.accounting import (
     bookings,
     verdict,
 )
+from nightmill.collect.beside import with_input
 from nightmill.collect.context import Context
 from nightmill.collect.late import settle_late
 from nightmill.collect.results import Results, RowCounts, read_built
@@ -37,6 +38,7 @@ __all__ = [
     "read_built",
     "settle_late",
     "settle_shard",
+    "with_input",
 ]
 
 

@@ -17,19 +17,19 @@ is in the room that is named after it:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pyarrow as pa
 
 from nightmill.config import Settings
 from nightmill.engine import Engine, JobKit, Stop
 from nightmill.errors import Conflict
-from nightmill.ledger import LEDGER_NAME, Event, Job, Limit, Shard, Standing, Tally, standing_of
-from nightmill.mill import again, doubt, late, planning, reading, submitting
+from nightmill.ledger import LEDGER_NAME, Event, Job, Limit, Shard, Standing, Tally
+from nightmill.mill import again, doubt, following, late, planning, reading, submitting
 from nightmill.mill.again import Again
 from nightmill.mill.following import Follower, Look
 from nightmill.mill.home import Home
@@ -37,7 +37,7 @@ from nightmill.mill.planning import LaneCost, Prepared, RunOptions
 from nightmill.mill.reading import Group
 from nightmill.mill.submitting import check_affordable
 from nightmill.pricing import PriceSheet
-from nightmill.sinks import Target
+from nightmill.sinks import About, Format, Origin, Target, check_fit
 from nightmill.sinks.exports import check_targets
 from nightmill.types import UNFINISHED
 
@@ -127,11 +127,19 @@ class Mill:
         """
         before = prepared.resumes or self.ended_like(prepared)
         folder = self.folder(before) if before else None
-        check_targets(targets, inputs=prepared.source.names, folder=folder, force=force)
+        about = About(schema=prepared.schema, origin=Origin.of(prepared.spec))
+        names = prepared.source.names
+        check_targets(targets, about, names=names[: prepared.plan.rows], inputs=names, folder=folder, force=force)
 
     def check_files(self, targets: Sequence[Target], job: Job, *, force: bool) -> None:
         """The same for a job that exists."""
-        check_targets(targets, folder=self.folder(job), force=force)
+        names = list(reading.file_names(self.home, job)) if any(each.format == "files" for each in targets) else []
+        about = reading.about(self.home, job)
+        check_targets(targets, about, names=names, folder=self.folder(job), force=force)
+
+    def check_format(self, form: Format, job: Job) -> None:
+        """Raises UsageError when the job's input lacks that by which such results are laid out."""
+        check_fit(form, Origin.of(job.spec), f"--format {form}")
 
     # -- working -------------------------------------------------------------------------------
 
@@ -226,9 +234,7 @@ class Mill:
 
     def standing(self, job: Job) -> Standing:
         """The job in rows and money, answers that are not settled yet included."""
-        if job.finished_at is not None:
-            return standing_of(job, self.ledger.tally(job.id))
-        return Follower(self.home, [job.id], distinct=False).look()[0].now
+        return following.standing(self.home, job)
 
     def follow(self, job_ids: Sequence[str]) -> Follower:
         """Where jobs stand, as often as one asks."""
@@ -266,13 +272,22 @@ class Mill:
         """Write what results there are to every target, whole or not at all; how many rows. Raises StoreError."""
         return reading.export(self.home, job, targets, csv_raw=csv_raw, span=span, failed=failed)
 
+    def pour(
+        self,
+        job: Job,
+        file: BinaryIO,
+        form: Format,
+        *,
+        csv_raw: bool = False,
+        span: tuple[int, int] | None = None,
+        failed: bool = False,
+    ) -> int:
+        """Write what results there are to an open file, as they are read; how many rows. Raises OSError."""
+        return reading.pour(self.home, job, file, form, csv_raw=csv_raw, span=span, failed=failed)
+
     def refresh(self, job: Job) -> list[Path]:
         """Write again what earlier commands wrote for this job and nobody changed since. Raises StoreError."""
         return reading.refresh(self.home, job)
-
-    def schema(self, job: Job) -> Mapping[str, Any] | None:
-        """The JSON Schema that the job's answers are held to, if there is one."""
-        return reading.schema_of(job)
 
     # -- again, and in doubt -------------------------------------------------------------------
 

@@ -72,6 +72,13 @@ class Follower:
         return self._keys[job_id, group][place] or ""
 
 
+def standing(home: Home, job: Job) -> Standing:
+    """The job in rows and money, answers that are not settled yet included."""
+    if job.finished_at is not None:
+        return standing_of(job, home.ledger.tally(job.id))
+    return Follower(home, [job.id], distinct=False).look()[0].now
+
+
 def _joined(now: Standing, found: Answers) -> Standing:
     spent = max(0, found.spent_nanos - now.unproven_nanos)  # what is booked as unproven is in both
     return with_answers(

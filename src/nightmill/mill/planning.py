@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -85,6 +85,11 @@ class Prepared:
     @property
     def quote(self) -> Quote:
         return self.plan.quote
+
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """The JSON Schema that answers are held to, if there is one."""
+        return Parameters.from_dict(self.spec["parameters"]).schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +304,7 @@ def _spec(
         "parameters": parameters.to_dict(), "model": model, "lane": lane.value, "batch_size": options.batch_size,
         "cache": options.cache, "dedupe": options.dedupe, "rpm": options.rpm, "tpm": options.tpm,
         "concurrency": options.concurrency, "on_error": options.on_error or "continue",
-        "row_mode": source.kind,
+        "row_mode": source.kind, "folder": str(Path.cwd()), "root": source.root,
     }  # fmt: skip
 
 

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import datetime as dt
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from nightmill.collect import Results, read_built
+from nightmill.collect import Results, read_built, with_input
 from nightmill.engine import results_of
+from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Job, Shard, StoredFile
+from nightmill.mill.following import standing
 from nightmill.mill.home import Home
 from nightmill.plan import Parameters
-from nightmill.sinks import Target, write_all
+from nightmill.sinks import About, Format, Origin, Target, needed_columns, stream, write_all
+from nightmill.sinks.about import Status
 from nightmill.sinks.exports import note_written, unchanged
+from nightmill.tasks import Task
+from nightmill.types import JobState
 from nightmill.wire import BAD, RESULTS, ROWS, TWINS, shard_lines
+
+_STATUS: dict[JobState, Status] = {
+    JobState.PLANNING: "pending",
+    JobState.PENDING: "pending",
+    JobState.RUNNING: "running",
+    JobState.PAUSED: "running",  # begun, and not at its end
+    JobState.COMPLETED: "completed",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "cancelled",
+}
 
 
 @dataclass(slots=True)
@@ -68,11 +85,16 @@ def failures(home: Home, job: Job) -> tuple[list[Group], int]:
 
 
 def selected(
-    home: Home, job: Job, *, span: tuple[int, int] | None = None, failed: bool = False
+    home: Home, job: Job, *, span: tuple[int, int] | None = None, failed: bool = False, columns: Sequence[str] = ()
 ) -> Iterator[pa.RecordBatch]:
-    """Results of some rows: those from ``span[0]`` up to ``span[1]``, those that failed."""
-    for batch in results(home, job, *(span or ())):
-        yield batch.filter(pc.invert(batch.column("success"))) if failed else batch
+    """Results of some rows: those from ``span[0]`` up to ``span[1]``, those that failed.
+
+    Beside them stand ``columns`` of the input, as `sinks.columns.input_column` calls them.
+    """
+    found = results(home, job, *(span or ()))
+    if failed:
+        found = (batch.filter(pc.invert(batch.column("success"))) for batch in found)
+    return with_input(home.store, home.ledger.files_of(job.id, ROWS)[0], found, columns) if columns else found
 
 
 def tries(home: Home, job: Job, row: int) -> list[Shard]:
@@ -91,10 +113,26 @@ def export(
     failed: bool = False,
 ) -> int:
     """Write what results there are to every target, whole or not at all; how many rows. Raises StoreError."""
-    batches = selected(home, job, span=span, failed=failed)
-    rows = write_all(targets, batches, schema=schema_of(job), csv_raw=csv_raw)
+    columns = needed_columns(target.format for target in targets)
+    batches = selected(home, job, span=span, failed=failed, columns=columns)
+    rows = write_all(targets, batches, about(home, job), csv_raw=csv_raw)
     note_written(targets, home.folder(job), whole=span is None and not failed, csv_raw=csv_raw)
     return rows
+
+
+def pour(
+    home: Home,
+    job: Job,
+    file: BinaryIO,
+    form: Format,
+    *,
+    csv_raw: bool = False,
+    span: tuple[int, int] | None = None,
+    failed: bool = False,
+) -> int:
+    """Write the same to an open file, as it is read; how many rows. Raises OSError."""
+    batches = selected(home, job, span=span, failed=failed, columns=needed_columns([form]))
+    return stream(file, form, batches, about(home, job), csv_raw=csv_raw)
 
 
 def refresh(home: Home, job: Job) -> list[Path]:
@@ -107,9 +145,35 @@ def refresh(home: Home, job: Job) -> list[Path]:
     return [target.path for target, _ in known]
 
 
-def schema_of(job: Job) -> Mapping[str, Any] | None:
-    """The JSON Schema that the job's answers are held to, if there is one."""
-    return Parameters.from_dict(job.spec["parameters"]).schema
+def about(home: Home, job: Job) -> About:
+    """What outputs tell of the job, as it stands now."""
+    now, task = standing(home, job), Task.from_dict(job.spec["task"])
+    return About(
+        job_id=job.id,
+        model=job.model,
+        prompts=tuple(text for text in (task.system, task.prompt) if text is not None),
+        total=now.rows,
+        completed=now.succeeded,
+        failed=now.rows - now.pending - now.succeeded,
+        status=_STATUS[job.state],
+        started_at=_time(job.started_at),
+        completed_at=_time(job.finished_at),
+        written_at=dt.datetime.now(dt.UTC),
+        schema=Parameters.from_dict(job.spec["parameters"]).schema,
+        origin=Origin.of(job.spec),
+    )
+
+
+def _time(moment: float | None) -> dt.datetime | None:
+    return None if moment is None else dt.datetime.fromtimestamp(moment, dt.UTC)
+
+
+def file_names(home: Home, job: Job) -> Iterator[str]:
+    """The names of the files that the job's rows are; none where rows are no files."""
+    if Origin.of(job.spec).mode == "file":
+        with home.store.open(home.ledger.files_of(job.id, ROWS)[0].ref) as stream:
+            for batch in pq.ParquetFile(stream, pre_buffer=False).iter_batches(GROUP_ROWS, columns=["path"]):
+                yield from batch.column("path").to_pylist()
 
 
 def open_results(home: Home, job: Job) -> Results:

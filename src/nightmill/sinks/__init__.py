@@ -1,7 +1,8 @@
 """Sinks: results become files, each whole or not there at all.
 
 Results stream into a temporary file beside the target, which takes the target's place in one
-step when everything is written; an error leaves an existing file as it was.
+step when everything is written; an error leaves an existing file as it was. A folder with a file for
+each input file is filled in the same way.
 """
 
 from __future__ import annotations
@@ -10,27 +11,51 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal, Protocol
 
 import pyarrow as pa
 
 from nightmill.errors import StoreError, UsageError
 from nightmill.files import sync_folder
 from nightmill.killpoints import reach
+from nightmill.sinks import folders
+from nightmill.sinks.about import About, Origin
 from nightmill.sinks.columns import RESULT_SCHEMA
+from nightmill.sinks.documents import JsonWriter, SectionsWriter
 from nightmill.sinks.formats import CsvWriter, JsonlWriter, ParquetWriter, Writer
 
-__all__ = ["RESULT_SCHEMA", "Format", "Target", "check_distinct", "parse_target", "stream", "write", "write_all"]
+__all__ = [
+    "RESULT_SCHEMA",
+    "STREAMED",
+    "About",
+    "Format",
+    "Origin",
+    "Target",
+    "check_distinct",
+    "check_fit",
+    "needed_columns",
+    "parse_target",
+    "stream",
+    "write",
+    "write_all",
+]
 
-Format = Literal["jsonl", "csv", "parquet"]
+Format = Literal["jsonl", "csv", "parquet", "json", "sections", "files"]
 
-_BY_SUFFIX: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-_BY_NAME: dict[str, Format] = {"jsonl": "jsonl", "csv": "csv", "parquet": "parquet"}
-_WRITERS: dict[Format, Callable[..., Writer]] = {"jsonl": JsonlWriter, "csv": CsvWriter, "parquet": ParquetWriter}
+_BY_SUFFIX: dict[str, Format] = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".json": "json",
+}  # fmt: skip
+_WRITERS: dict[Format, Callable[..., Writer]] = {
+    "jsonl": JsonlWriter, "csv": CsvWriter, "parquet": ParquetWriter, "json": JsonWriter, "sections": SectionsWriter,
+}  # fmt: skip
+_BY_NAME: dict[str, Format] = {name: name for name in _WRITERS}
+_NEEDS: dict[Format, tuple[str, ...]] = {"sections": SectionsWriter.NEEDS, "files": folders.NEEDS}
+STREAMED: tuple[Format, ...] = ("jsonl", "csv", "json", "sections")  # what a pipe or a terminal can take
+_NOBODY = About()
 _HINTS = {
     errno.ENOSPC: "free some space, or name a path on another disk",
     errno.EDQUOT: "free some space, or name a path on another disk",
@@ -45,25 +70,32 @@ _HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
+    """Where results go. ``spares``: of a folder, files that others wrote or changed are left as they are."""
+
     format: Format
     path: Path
+    spares: bool = False
 
 
 def parse_target(spec: str) -> Target:
-    """``PATH``, whose suffix says the format, or ``FORMAT:PATH``.
+    """``PATH``, whose suffix says the format, ``FORMAT:PATH``, or ``DIR/``, which may be any folder that exists.
 
     Raises:
         UsageError: the format is unknown.
     """
-    known = "write PATH.jsonl, PATH.csv or PATH.parquet, or put jsonl:, csv: or parquet: before the path"
+    known = "write PATH.jsonl, .csv, .json or .parquet, or DIR/, or put one of {}: before the path".format(
+        ":, ".join(_BY_NAME)
+    )
     prefix, colon, rest = spec.partition(":")
     if colon and prefix.lower() in _BY_NAME:
         if not rest:
             raise UsageError(f"--out {spec}: no path", why="nothing follows the colon", fix=known)
         return Target(_BY_NAME[prefix.lower()], Path(rest))
     if colon and len(prefix) > 1 and prefix.isalnum():  # one letter is a drive
-        raise UsageError(f"--out {spec}: unknown format {prefix}", why="results go to jsonl, csv or parquet", fix=known)
+        raise UsageError(f"--out {spec}: unknown format {prefix}", why=f"there are {', '.join(_BY_NAME)}", fix=known)
     path = Path(spec)
+    if spec.endswith(("/", os.sep)) or (spec and path.is_dir()):
+        return Target("files", path)
     found = _BY_SUFFIX.get(path.suffix.lower())
     if found is None:
         what = f"unknown format {path.suffix}" if path.suffix else "no suffix"
@@ -71,28 +103,49 @@ def parse_target(spec: str) -> Target:
     return Target(found, path)
 
 
+def needed_columns(formats: Iterable[Format]) -> list[str]:
+    """Columns of the input that have to stand beside the results (as `columns.input_column` calls them)."""
+    return list(dict.fromkeys(name for each in formats for name in _NEEDS.get(each, ())))
+
+
+def check_fit(form: Format, origin: Origin, asked: str) -> None:
+    """Raises UsageError when the input lacks that by which its results would be laid out; ``asked`` is what for."""
+    if form == "files" and origin.mode != "file":
+        row = "a line" if origin.mode == "line" else "no file"
+        raise UsageError(
+            f"{asked}: not for these rows",
+            why=f"into a folder goes one file for each input file, and here a row is {row}",
+            fix="name a file, such as results.jsonl, or for text files make each a row: --rows file",
+        )
+    if form == "sections" and not set(SectionsWriter.NEEDS) <= set(origin.columns):
+        raise UsageError(
+            f"{asked}: the input has no sections",
+            why=f"its columns are {', '.join(origin.columns)}; a section and a name are needed",
+            fix='give it as {"SECTION": {"NAME": "prompt"}}, or write .json, .jsonl, .csv or .parquet',
+        )
+
+
 def write(
     target: Target,
     batches: Iterable[pa.RecordBatch],
+    about: About = _NOBODY,
     *,
-    schema: Mapping[str, Any] | None = None,
     csv_raw: bool = False,
 ) -> int:
     """Write results to one target; see `write_all`."""
-    return write_all([target], batches, schema=schema, csv_raw=csv_raw)
+    return write_all([target], batches, about, csv_raw=csv_raw)
 
 
 def write_all(
     targets: Sequence[Target],
     batches: Iterable[pa.RecordBatch],
+    about: About = _NOBODY,
     *,
-    schema: Mapping[str, Any] | None = None,
     csv_raw: bool = False,
 ) -> int:
     """Write results to every target in one pass over ``batches``; the number of rows.
 
-    ``batches`` are of `RESULT_SCHEMA`, in input order. ``schema`` is the task's JSON Schema: in
-    tables each of its top-level properties is a column.
+    ``batches`` are of `RESULT_SCHEMA`, in input order, and beside it have the `needed_columns`.
 
     Raises:
         UsageError: two targets are one file.
@@ -102,16 +155,19 @@ def write_all(
     check_distinct(targets)
     rows = 0
     with ExitStack() as open_outputs:
-        outputs = [open_outputs.enter_context(_opened(target, schema, csv_raw)) for target in targets]
+        outputs = [(target, open_outputs.enter_context(_opened(target, about, csv_raw))) for target in targets]
         for batch in batches:
             rows += batch.num_rows
-            for output in outputs:
-                output.write(batch)
-        for output in outputs:
-            output.finish()
+            for target, output in outputs:
+                with _reported(target):
+                    output.write(batch)
+        for target, output in outputs:
+            with _reported(target):
+                output.finish()
         reach("sinks.written")
-        for output in outputs:
-            output.publish()
+        for target, output in outputs:
+            with _reported(target):
+                output.publish()
         reach("sinks.published")
     return rows
 
@@ -120,8 +176,8 @@ def stream(
     file: BinaryIO,
     format: Format,  # noqa: A002  the word every caller uses
     batches: Iterable[pa.RecordBatch],
+    about: About = _NOBODY,
     *,
-    schema: Mapping[str, Any] | None = None,
     csv_raw: bool = False,
 ) -> int:
     """Write results to an open file as they come, and leave it open; the number of rows.
@@ -129,7 +185,7 @@ def stream(
     Raises:
         OSError: the file cannot be written; a pipe whose reader left is a BrokenPipeError.
     """
-    writer = _WRITERS[format](file, schema, csv_raw=csv_raw)
+    writer = _WRITERS[format](file, about, csv_raw=csv_raw)
     rows = 0
     for batch in batches:
         rows += batch.num_rows
@@ -152,47 +208,70 @@ def check_distinct(targets: Sequence[Target]) -> None:
             )
 
 
+class _Output(Protocol):
+    """One target while it is written. Raises OSError."""
+
+    def write(self, batch: pa.RecordBatch) -> None: ...
+
+    def finish(self) -> None:
+        """Everything is on the disk after this, under other names."""
+        ...
+
+    def publish(self) -> None:
+        """Everything is in its place after this."""
+        ...
+
+
 @dataclass(slots=True)
-class _Output:
-    """One target while it is written: into ``temporary``, until `publish` puts that in place.
+class _File:
+    """One file while it is written: into ``temporary``, until `publish` puts that in place.
 
     A device or a pipe cannot be replaced: it has no ``temporary`` and is written to as it is.
     """
 
-    target: Target
     path: Path
     temporary: Path | None
     file: BinaryIO
     writer: Writer
 
     def write(self, batch: pa.RecordBatch) -> None:
-        with _reported(self.target):
-            self.writer.write(batch)
+        self.writer.write(batch)
 
     def finish(self) -> None:
-        """Everything is on the disk after this, under the temporary name."""
-        with _reported(self.target):
-            self.writer.close()
-            self.file.flush()
-            if self.temporary is not None:
-                os.fsync(self.file.fileno())
-            self.file.close()
+        self.writer.close()
+        self.file.flush()
+        if self.temporary is not None:
+            os.fsync(self.file.fileno())
+        self.file.close()
 
     def publish(self) -> None:
         if self.temporary is None:
             return
-        with _reported(self.target):
-            self.temporary.replace(self.path)
-            self.temporary = None
-            sync_folder(self.path.parent)
+        self.temporary.replace(self.path)
+        self.temporary = None
+        sync_folder(self.path.parent)
 
 
 @contextmanager
-def _opened(target: Target, schema: Mapping[str, Any] | None, csv_raw: bool) -> Iterator[_Output]:
+def _opened(target: Target, about: About, csv_raw: bool) -> Iterator[_Output]:
+    if target.format == "files":
+        with _reported(target):
+            folder = folders.FolderOutput(target.path, about, spares=target.spares)
+        try:
+            yield folder
+        finally:
+            folder.discard()
+    else:
+        with _opened_file(target, about, csv_raw) as file:
+            yield file
+
+
+@contextmanager
+def _opened_file(target: Target, about: About, csv_raw: bool) -> Iterator[_File]:
     # A link stays a link: what it points to is replaced.
     path = Path(os.path.realpath(target.path))
     temporary: Path | None = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    output: _Output | None = None
+    output: _File | None = None
     try:
         with _reported(target):
             if path.is_dir():
@@ -203,8 +282,8 @@ def _opened(target: Target, schema: Mapping[str, Any] | None, csv_raw: bool) -> 
             file = path.open("wb") if temporary is None else temporary.open("xb")
         with _closed_after(file):
             with _reported(target):
-                writer = _WRITERS[target.format](file, schema, csv_raw=csv_raw)
-            output = _Output(target, path, temporary, file, writer)
+                writer = _WRITERS[target.format](file, about, csv_raw=csv_raw)
+            output = _File(path, temporary, file, writer)
             try:
                 yield output
             except BaseException:

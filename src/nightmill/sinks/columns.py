@@ -37,7 +37,7 @@ RESULT_SCHEMA = pa.schema(
         ("batch_id", pa.string()),
     ]
 )
-"""What `write` takes: one row a result, in input order."""
+"""What `write` takes: one row a result, in input order; columns of the input may stand beside (`input_column`)."""
 
 PARSED, COST, COST_USD = "parsed", "cost_nanos", "cost_usd"
 
@@ -65,6 +65,11 @@ class Property:
 def output_names() -> list[str]:
     """Column names of an output that keeps ``parsed`` whole, in order."""
     return [COST_USD if name == COST else name for name in RESULT_SCHEMA.names]
+
+
+def input_column(name: str) -> str:
+    """What a column of the input is called beside results."""
+    return f"input.{name}"
 
 
 def properties(schema: Mapping[str, Any] | None) -> tuple[Property, ...]:

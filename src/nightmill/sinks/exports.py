@@ -2,7 +2,8 @@
 
 The list lies in the job's folder: for each file its size, its time, the format it was written in (null
 where it holds a part of the results only) and whether CSV was left raw. A file on it counts as the
-job's own only while it is, to the nanosecond and the byte, as the job left it.
+job's own only while it is, to the nanosecond and the byte, as the job left it. Of a folder with a file for
+each input only its name is on the list: its files tell themselves whose they are.
 """
 
 from __future__ import annotations
@@ -12,45 +13,85 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from nightmill.errors import UsageError
-from nightmill.sinks import Target, check_distinct
+from nightmill.sinks import About, Target, check_distinct, check_fit
+from nightmill.sinks.folders import Layout
 
 _NAME = "exports.json"
 
 
 def check_targets(
-    targets: Sequence[Target], *, inputs: Sequence[str] = (), folder: Path | None = None, force: bool = False
+    targets: Sequence[Target],
+    about: About,
+    *,
+    names: Sequence[str] = (),
+    inputs: Sequence[str] = (),
+    folder: Path | None = None,
+    force: bool = False,
 ) -> None:
     """Refuse, before anything is spent, what could not or must not be written at the end.
 
-    ``folder`` is that of the job which goes on, or which the same command began before: its exports are fine.
+    ``names``: of the rows that are files. ``inputs``: files that are read. ``folder`` is that of the job which goes
+    on, or which the same command began before: its exports are fine.
 
     Raises:
-        UsageError: a target is a folder, an input, named twice, in a folder nobody may write to,
-            or a file that somebody else wrote and ``force`` is not given.
+        UsageError: a target is an input, named twice, in a folder nobody may write to, of no kind that the
+            results can be put in, or a file that somebody else wrote and ``force`` is not given.
     """
     check_distinct(targets)
     sources = {os.path.realpath(path) for path in inputs}
-    ours = _read(folder) if folder else {}
+    ours, job = (_read(folder), folder.name) if folder else ({}, None)
     for target in targets:
+        check_fit(target.format, about.origin, f"--out {target.path}")
         path = os.path.realpath(target.path)
-        if path in sources:
-            raise UsageError(f"{target.path} is an input", why="the results would replace it", fix="name another --out")
+        _check_no_input(target.path, sources)
+        if target.format == "files":
+            _check_folder(
+                target, Layout(target.path, about), names, sources, folder.name if folder else None, force=force
+            )
+            continue
         if os.path.isdir(path):
             raise UsageError(f"{target.path} is a folder", why="results go into a file", fix="name a file in it")
         _check_writable(target, path)
         if not force and _is_file(path) and ours.get(path, [])[:2] != _stamp(path):
-            raise UsageError(
-                f"{target.path} exists",
-                why="it was not written by this job, or was changed since"
-                if folder
-                else "this run begins a new job, and a job replaces only files that it wrote itself",
-                fix="name another --out, or replace it with --force",
-            )
+            raise _foreign(target.path, job)
+
+
+def _check_folder(
+    target: Target, layout: Layout, names: Sequence[str], sources: Collection[str], job: str | None, *, force: bool
+) -> None:
+    path = os.path.realpath(target.path)
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise UsageError(
+            f"{target.path} is a file", why="a folder was asked for", fix="name another folder, or move the file away"
+        )
+    _check_writable(target, os.path.join(path, "x"))
+    for place in layout.places(names):
+        for file in (place.answer, place.meta):
+            _check_no_input(file, sources)
+            if file.is_dir():
+                raise UsageError(f"{file} is a folder", why="an answer goes there", fix="name another folder")
+        if not force and place.is_taken and (job is None or place.left_by() != job):
+            raise _foreign(place.answer, job)
+
+
+def _check_no_input(path: Path, sources: Collection[str]) -> None:
+    if os.path.realpath(path) in sources:
+        raise UsageError(f"{path} is an input", why="the results would replace it", fix="name another --out")
+
+
+def _foreign(path: Path, job: str | None) -> UsageError:
+    return UsageError(
+        f"{path} exists",
+        why="it was not written by this job, or was changed since"
+        if job
+        else "this run begins a new job, and a job replaces only files that it wrote itself",
+        fix="name another --out, or replace it with --force",
+    )
 
 
 def note_written(targets: Sequence[Target], folder: Path, *, whole: bool, csv_raw: bool) -> None:
@@ -58,7 +99,9 @@ def note_written(targets: Sequence[Target], folder: Path, *, whole: bool, csv_ra
     ours = _read(folder)
     for target in targets:
         path = os.path.realpath(target.path)
-        if _is_file(path):
+        if target.format == "files":
+            ours[path] = [0, 0, target.format if whole else None, csv_raw]
+        elif _is_file(path):
             ours[path] = [*_stamp(path), target.format if whole else None, csv_raw]
     fresh = folder / f".{_NAME}.{os.getpid()}"
     fresh.write_text(json.dumps(ours), encoding="utf-8")
@@ -69,9 +112,9 @@ def unchanged(folder: Path) -> list[tuple[Target, bool]]:
     """The files with whole results that the job of ``folder`` wrote and nobody has touched since, and whether CSV
     was left raw."""
     return [
-        (Target(format_, Path(path)), csv_raw)
+        (Target(format_, Path(path), spares=format_ == "files"), csv_raw)
         for path, (*stamp, format_, csv_raw) in _read(folder).items()
-        if format_ and _is_file(path) and stamp == _stamp(path)
+        if format_ and (os.path.isdir(path) if format_ == "files" else _is_file(path) and stamp == _stamp(path))
     ]
 
 

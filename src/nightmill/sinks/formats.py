@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
 from typing import Any, BinaryIO, Protocol
 
 import msgspec
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from nightmill.files import GROUP_ROWS
 from nightmill.sinks import columns
+from nightmill.sinks.about import About
 
 # Few distinct values, where a dictionary pays; on prompts and answers it only costs.
 _REPETITIVE = ("error_kind", "finish_reason", "model", "provider", "lane", "shard", "batch_id")
@@ -33,15 +33,15 @@ class Writer(Protocol):
         ...
 
 
-class JsonlWriter:
-    """One object a line; ``parsed`` is the JSON value itself."""
+class RowLines:
+    """Results as JSON, one object a line; ``parsed`` is the JSON value itself."""
 
-    def __init__(self, file: BinaryIO, schema: Mapping[str, Any] | None, *, csv_raw: bool) -> None:
-        self._file = file
+    def __init__(self) -> None:
         self._row = msgspec.defstruct("Row", [(name, Any) for name in columns.output_names()], gc=False)
         self._encode = msgspec.json.Encoder().encode_lines
 
-    def write(self, batch: pa.RecordBatch) -> None:
+    def encoded(self, batch: pa.RecordBatch) -> bytes:
+        """A line for each row; nothing inside one is a line end."""
         values: list[list[Any]] = []
         for name in columns.RESULT_SCHEMA.names:
             column = batch.column(name)
@@ -52,7 +52,17 @@ class JsonlWriter:
             else:
                 values.append(column.to_pylist())
         row = self._row
-        self._file.write(self._encode([row(*each) for each in zip(*values, strict=True)]))
+        return self._encode([row(*each) for each in zip(*values, strict=True)])
+
+
+class JsonlWriter:
+    """One object a line."""
+
+    def __init__(self, file: BinaryIO, about: About, *, csv_raw: bool) -> None:
+        self._file, self._rows = file, RowLines()
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._file.write(self._rows.encoded(batch))
 
     def close(self) -> None:
         pass
@@ -67,8 +77,8 @@ class CsvWriter:
     Unless ``csv_raw``, text that a spreadsheet would take for a formula gets a leading ``'``.
     """
 
-    def __init__(self, file: BinaryIO, schema: Mapping[str, Any] | None, *, csv_raw: bool) -> None:
-        self._shown = columns.properties(schema)
+    def __init__(self, file: BinaryIO, about: About, *, csv_raw: bool) -> None:
+        self._shown = columns.properties(about.schema)
         self._schema = columns.table_schema(self._shown)
         self._raw = csv_raw
         names = self._schema.names if csv_raw else _guard(pa.array(self._schema.names, pa.string())).to_pylist()
@@ -93,8 +103,8 @@ class CsvWriter:
 class ParquetWriter:
     """Row groups of 5,000 rows, whatever the batches are; properties of the schema are typed."""
 
-    def __init__(self, file: BinaryIO, schema: Mapping[str, Any] | None, *, csv_raw: bool) -> None:
-        self._shown = columns.properties(schema)
+    def __init__(self, file: BinaryIO, about: About, *, csv_raw: bool) -> None:
+        self._shown = columns.properties(about.schema)
         self._schema = columns.table_schema(self._shown)
         self._writer = pq.ParquetWriter(
             file, self._schema, compression="zstd", use_dictionary=list(_REPETITIVE), write_statistics=["index"]

@@ -9,6 +9,7 @@ been spent by then, since planning reads every row before anything is sent.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -59,6 +60,11 @@ class Source:
     def has_keys(self) -> bool:
         """Whether keys come from the input; else they are the rows' indexes."""
         return self._key_from is not None
+
+    @property
+    def root(self) -> str:
+        """The folder below which all inputs were found, absolute."""
+        return os.path.commonpath([os.path.abspath(part.input.base) for part in self.parts])
 
     @property
     def _key_from(self) -> str | None:

@@ -45,6 +45,7 @@ class Input:
     packing: str = ""  # .gz, .zst, or none
     encoding: str = UTF8
     data: bytes | None = None  # what to read in place of the file
+    base: str = ""  # the folder that was named, or that of the file or the pattern
 
     @property
     def stem(self) -> str:
@@ -112,7 +113,7 @@ def find_inputs(
         raise InputError("no input", why="a run needs rows", fix="name a file: " + " ".join(_SUFFIXES))
     encoding = _known(encoding)
     found = [each for name in names for each in _files(os.fspath(name), stdin)]
-    return [_input(path, shown, format_, encoding) for path, shown, format_ in found]
+    return [_input(path, shown, format_, encoding, base) for path, shown, format_, base in found]
 
 
 def _known(encoding: str | None) -> str:
@@ -126,15 +127,15 @@ def _known(encoding: str | None) -> str:
         ) from None
 
 
-def _files(name: str, stdin: Path | None) -> Iterator[tuple[Path, str, Format | None]]:
-    """Path, name to tell, and format where it was said."""
+def _files(name: str, stdin: Path | None) -> Iterator[tuple[Path, str, Format | None, str]]:
+    """Path, name to tell, format where it was said, and the folder of what was named."""
     said, colon, rest = name.partition(":")
     format_: Format | None = None
     if colon and rest and said in get_args(Format) and not os.path.exists(name):
         format_, name = cast(Format, said), rest
     path = Path(name)
     if name == STDIN and stdin is not None:
-        yield stdin, name, format_ or _sniffed(stdin)
+        yield stdin, name, format_ or _sniffed(stdin), ""
     elif path.is_dir():
         below = [other for other in sorted(path.rglob("*")) if _is_meant(other, path, format_)]
         if not below:
@@ -143,14 +144,15 @@ def _files(name: str, stdin: Path | None) -> Iterator[tuple[Path, str, Format | 
                 why="no file below it ends in " + " ".join(_SUFFIXES),
                 fix="name another folder, or say how its files are written: FORMAT:" + name,
             )
-        yield from ((other, str(other), format_) for other in below)
+        yield from ((other, str(other), format_, name) for other in below)
     elif any(sign in name for sign in _MAGIC) and not path.exists():
         matched = [other for other in sorted(glob.glob(name, recursive=True)) if os.path.isfile(other)]
         if not matched:
             raise InputError(f"{name} matches no file", why="nothing is called like that", fix="check the pattern")
-        yield from ((Path(other), other, format_) for other in matched)
+        base = os.path.dirname(name[: min(name.find(sign) for sign in _MAGIC if sign in name)])
+        yield from ((Path(other), other, format_, base) for other in matched)
     else:
-        yield path, name, format_
+        yield path, name, format_, os.path.dirname(name)
 
 
 def _is_meant(path: Path, folder: Path, format_: Format | None) -> bool:
@@ -181,7 +183,7 @@ def _suffix(path: Path) -> str:
     return (path.with_suffix("") if path.suffix.lower() in _PACKED else path).suffix.lower()
 
 
-def _input(path: Path, name: str, format_: Format | None, encoding: str) -> Input:
+def _input(path: Path, name: str, format_: Format | None, encoding: str, base: str) -> Input:
     if not path.exists():
         near = difflib.get_close_matches(path.name, _siblings(path), n=1)
         hint = f"did you mean {path.parent / near[0]}?" if near else "check the path and the working folder"
@@ -193,7 +195,8 @@ def _input(path: Path, name: str, format_: Format | None, encoding: str) -> Inpu
             why="the suffix says how a file is written",
             fix=f"use one of {' '.join(_SUFFIXES)}, or say it: {' or '.join(f'{f}:{name}' for f in get_args(Format))}",
         )
-    return Input(path, name, known, path.suffix.lower() if path.suffix.lower() in _PACKED else "", encoding)
+    packing = path.suffix.lower() if path.suffix.lower() in _PACKED else ""
+    return Input(path, name, known, packing, encoding, base=base)
 
 
 def _siblings(path: Path) -> list[str]:

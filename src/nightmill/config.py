@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -117,7 +118,7 @@ class Settings:
     budget_day_nanos: int | None = None
     budget_month_nanos: int | None = None
     models: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # "P/M" -> price, path
-    providers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # name -> base_url, api_key_env, limits
+    providers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # name -> base_url, price, limits ...
     task_folders: tuple[Path, ...] = ()
     env: Mapping[str, str] = field(default_factory=Environment, repr=False)
     log_level: str = "INFO"
@@ -327,10 +328,31 @@ def _waits(value: object) -> tuple[float, ...]:
     raise ValueError("a list of numbers")
 
 
-def _lane(value: object) -> str:
-    if value in _LANES:
-        return str(value)
-    raise ValueError(f"one of {', '.join(_LANES)}")
+def _one_of(*words: str) -> Check:
+    def check(value: object) -> str:
+        if value in words:
+            return str(value)
+        raise ValueError(f"one of {', '.join(words)}")
+
+    return check
+
+
+def _yes_or_no(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("true or false")
+
+
+def _window(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[1-9]\d*[hd]", value):
+        return value
+    raise ValueError('a time such as "24h" or "7d"')
+
+
+def _headers(value: object) -> dict[str, str]:
+    if isinstance(value, dict) and all(isinstance(v, str) and f"{k}{v}".isprintable() for k, v in value.items()):
+        return dict(value)
+    raise ValueError('headers with their texts, such as { "X-Team" = "night" }')
 
 
 def _zone(value: object) -> str:
@@ -360,7 +382,12 @@ def _rate(value: object) -> int | Decimal:
     raise ValueError("dollars per million tokens")
 
 
-_DEFAULTS: Mapping[str, Check] = {"model": _text, "lane": _lane, "temperature": _temperature, "max_output": _whole}
+_DEFAULTS: Mapping[str, Check] = {
+    "model": _text,
+    "lane": _one_of(*_LANES),
+    "temperature": _temperature,
+    "max_output": _whole,
+}
 _BUDGET: Mapping[str, Check] = {"total": _dollars, "day": _dollars, "month": _dollars, "zone": _zone}
 _MODEL: Mapping[str, Check] = dict.fromkeys(("context", "quality", "aliases"), _not_yet)
 _PRICE: Mapping[str, Check] = dict.fromkeys(
@@ -369,11 +396,27 @@ _PRICE: Mapping[str, Check] = dict.fromkeys(
 _PROVIDER: Mapping[str, Check] = {
     "base_url": _text,
     "api_key_env": _text,
-    "batch": _not_yet,
-    "max_tokens_field": _not_yet,
+    "key_header": _text,
+    "headers": _headers,
+    "like": _text,
+    "batch": _yes_or_no,
+    "window": _window,
+    "max_tokens_field": _one_of("max_completion_tokens", "max_tokens"),
+    "schema": _one_of("json_schema", "json_object", "none"),
 }
 _LIMITS: Mapping[str, Check] = dict.fromkeys(
-    ("batch_requests", "batch_bytes", "batch_inputs", "request_bytes", "concurrency", "window_s", "rpm", "tpm"), _whole
+    (
+        "batch_requests",
+        "batch_bytes",
+        "batch_inputs",
+        "request_bytes",
+        "concurrency",
+        "window_s",
+        "context",
+        "rpm",
+        "tpm",
+    ),
+    _whole,
 )
 _TIMING: Mapping[str, Check] = {item.name: _number for item in fields(Timing)} | {"looks_s": _waits}
 _TABLES = ("budget", "defaults", "models", "providers", "tasks", "timing")
@@ -415,7 +458,7 @@ class _Reader:
             found[name] = self._model(f'models."{name}"', raw)
         return found
 
-    def _model(self, table: str, raw: object) -> dict[str, object]:
+    def _price(self, table: str) -> Check:
         def price(value: object) -> object:
             if value == "free":
                 return value
@@ -423,10 +466,13 @@ class _Reader:
                 return self._checked(f"{table}.price", value, _PRICE)
             raise ValueError('a price: { input = 1.00, output = 4.00 } in dollars per million tokens, or "free"')
 
+        return price
+
+    def _model(self, table: str, raw: object) -> dict[str, object]:
         def path(value: object) -> str:
             return str(self._path(_text(value)))
 
-        return self._checked(table, raw, {"price": price, "path": path, **_MODEL})
+        return self._checked(table, raw, {"price": self._price(table), "path": path, **_MODEL})
 
     def providers(self) -> dict[str, Mapping[str, object]]:
         return {name: self._provider(f"providers.{name}", raw) for name, raw in self._raw("providers").items()}
@@ -435,7 +481,7 @@ class _Reader:
         def limits(value: object) -> object:
             return self._checked(f"{table}.limits", value, _LIMITS)
 
-        return self._checked(table, raw, {**_PROVIDER, "limits": limits})
+        return self._checked(table, raw, {**_PROVIDER, "limits": limits, "price": self._price(table)})
 
     def refuse_other_tables(self) -> None:
         for name in self._tables:

@@ -22,7 +22,7 @@ from nightmill.errors import NightmillError
 from nightmill.ledger import LEDGER_NAME, Ledger
 from nightmill.pricing import price_sheet
 from nightmill.providers import local
-from nightmill.providers.resolve import HostedAccount, accounts
+from nightmill.providers.resolve import Offer, offers, runs_here
 from nightmill.store import Store
 from nightmill.types import Lane
 
@@ -70,21 +70,30 @@ def _settings(settings: Settings) -> Finding:
 
 def _providers(settings: Settings) -> list[Finding]:
     try:
-        known = accounts(settings.env, settings.providers)
+        known = offers(settings.env, settings.providers)
     except NightmillError as error:
         return [_failed("providers", error)]
     found = []
-    for account in known:
-        if not account.key:
-            fix = f"set {' or '.join(account.keys)} in the environment or in .env"
-            found.append(Finding(account.name, "note", "no key is set", fix))
+    for offer in known:
+        if not _is_wanted(offer, settings):
             continue
-        found.append(Finding(account.name, "ok", f"{account.key} is set"))
-        found += _reach(account)
+        if offer.lacks:
+            found.append(Finding(offer.name, "note", "not usable yet", f"{offer.lacks} in the environment or in .env"))
+            continue
+        found.append(Finding(offer.name, "ok", f"{offer.key} is set" if offer.key else "no key is sent"))
+        found += _reach(offer)
+    if not found:
+        return [Finding("providers", "note", "no key is set", "nightmill models lists what can be used, and how")]
     return found
 
 
-def _reach(account: HostedAccount) -> list[Finding]:
+def _is_wanted(offer: Offer, settings: Settings) -> bool:
+    """Whether anything says that this provider is to be used: a key, its table, the default model."""
+    by_default = (settings.default_model or "").startswith(f"{offer.name}/")
+    return offer.name not in ("local", "python") and bool(offer.key or offer.configured or by_default)
+
+
+def _reach(account: Offer) -> list[Finding]:
     """Whether the base URL answers, and what its clock says about ours."""
     name = f"{account.name} address"
     if not account.base_url.startswith(("http://", "https://")):
@@ -128,7 +137,11 @@ def _price(settings: Settings) -> Finding:
     model = settings.default_model
     if not model:
         return Finding("model", "note", "no default model", "set [defaults] model in nightmill.toml, or give --model")
-    sheet = price_sheet(model, Lane.LIVE, at=dt.datetime.now(dt.UTC), overrides=settings.models)
+    free = runs_here(model, settings.env, settings.providers)
+    sheet = price_sheet(
+        model, Lane.LIVE, at=dt.datetime.now(dt.UTC), overrides=settings.models, providers=settings.providers,
+        runs_here=free,
+    )  # fmt: skip
     return Finding("model", "ok", f"{model}: price known ({sheet.source}, {sheet.date})")
 
 

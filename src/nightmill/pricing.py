@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -27,6 +28,7 @@ FRAMING_TOKENS: Final = 16
 """Input tokens a provider may add to a request around its content (roles, separators, priming)."""
 
 _FREE_UNLESS_PRICED = ("local/", "python:")
+_NOTHING: Mapping[str, Mapping[str, object]] = MappingProxyType({})
 _ZERO = Fraction(0)
 
 
@@ -175,11 +177,14 @@ class PriceSheet:
 
 
 def price_sheet(
-    model_ref: str, lane: Lane, *, at: datetime, overrides: Mapping[str, Mapping[str, object]]
-) -> PriceSheet:
+    model_ref: str, lane: Lane, *, at: datetime, overrides: Mapping[str, Mapping[str, object]],
+    providers: Mapping[str, Mapping[str, object]] = _NOTHING, runs_here: bool = False,
+) -> PriceSheet:  # fmt: skip
     """The price of ``model_ref`` ("P/M") in ``lane`` for a request made at ``at`` (aware).
 
-    ``overrides`` are the ``[models."P/M"]`` tables; a ``price`` there wins over everything.
+    ``overrides`` are the ``[models."P/M"]`` tables, ``providers`` the ``[providers.P]`` tables; a
+    ``price`` there wins over everything, the model's own first. A model that ``runs_here``, on
+    hardware of the user's own, costs nothing unless they price it.
 
     Raises:
         UnknownPrice: nobody knows the price.
@@ -188,13 +193,14 @@ def price_sheet(
     date = at.astimezone(UTC).date().isoformat()
     if lane is Lane.CACHE:
         return _free(model_ref, lane, "paid for by an earlier job", date)
-    given = overrides.get(model_ref, {}).get("price")
+    of_all = providers.get(model_ref.partition("/")[0], {}).get("price")
+    given = overrides.get(model_ref, {}).get("price", of_all)
     if given == "free":
         return _free(model_ref, lane, "given as free", date)
     if given is not None:
         rates, batch_known = _given_rates(model_ref, lane, given)
         return PriceSheet(model_ref, lane, "nightmill.toml", date, batch_known, (rates,))
-    if model_ref.startswith(_FREE_UNLESS_PRICED):
+    if runs_here or model_ref.startswith(_FREE_UNLESS_PRICED):
         return _free(model_ref, lane, "runs here, free unless priced", date)
     return _listed(model_ref, lane, at, date)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[2] / "src/nightmill"
 
 # The one provider that the simulator plays; the others go through the same client under the same names.
-CLIENT = SOURCE / "providers/openai.py"
+CLIENT = SOURCE / "providers/compatible.py"
 _OPERATIONS = frozenset({"request", "upload", "download", "_call", "_pages"})
 
 # Verbs that running a small job does not reach, and why nobody needs to be killed there.

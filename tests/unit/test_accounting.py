@@ -30,7 +30,7 @@ from nightmill.collect import Collected, accounting, settle_shard
 from nightmill.lanes.batch import facts
 from nightmill.ledger import Counts, Shard
 from nightmill.plan import Order
-from nightmill.providers._openai_shape import batch_view
+from nightmill.providers._openai_talk import batch_view
 from nightmill.store import Store
 from nightmill.types import Lane, ShardState, Usage
 from nightmill.wire import ERROR, JOURNAL, OUTPUT, lost_mark, sent_mark, unsent_mark

@@ -161,8 +161,6 @@ def test_a_database_is_refused_while_it_would_be_ignored(tmp_path: Path) -> None
         ('models."a/b"', "context = 8192"),
         ('models."a/b"', "quality = 61.5"),
         ('models."a/b"', 'aliases = ["fast"]'),
-        ("providers.openai", "batch = false"),
-        ("providers.openai", 'max_tokens_field = "max_tokens"'),
     ],
 )
 def test_a_key_that_would_do_nothing_is_refused(tmp_path: Path, table: str, line: str) -> None:

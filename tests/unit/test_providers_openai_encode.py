@@ -13,7 +13,9 @@ from pydantic import TypeAdapter
 
 from nightmill.errors import CannotCarry
 from nightmill.providers import BatchProvider, Encoded, LiveProvider
-from nightmill.providers.openai import OpenAI, takes_sampling
+from nightmill.providers._fitting import takes_sampling
+from nightmill.providers.openai import OpenAI
+from nightmill.providers.servers import SERVERS
 
 SCHEMAS = Path(__file__).parents[1] / "data" / "wire" / "openai_schemas.json"
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "ping ✓ \r\n\u2028 😀"}]
@@ -163,7 +165,7 @@ def test_encoding_leaves_the_request_alone():
 )
 def test_reasoning_models_are_known_by_name(model, takes):
     """The rule for sampling parameters holds for families, snapshots and fine-tunes."""
-    assert takes_sampling(model) is takes
+    assert takes_sampling(SERVERS["openai"].thinks_first, model) is takes
 
 
 def test_turning_reasoning_off_brings_sampling_back():

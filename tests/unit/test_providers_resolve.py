@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from nightmill.errors import UnknownModel, UsageError
-from nightmill.providers.resolve import accounts, available, parse_model, resolve
+from nightmill.providers.resolve import available, offers, parse_model, resolve
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_the_settings_file_names_the_key_and_the_address():
     assert made.key_fingerprint == plain.key_fingerprint
     told = {**env, "OPENAI_BASE_URL": "http://127.0.0.1:8/v1"}
     assert resolve("openai/gpt-5-mini", env=told, tables=tables).account.base_url == "http://127.0.0.1:8/v1"
-    (account,) = accounts(env, tables)
-    assert (account.key, account.base_url) == ("TEAM_KEY", "http://127.0.0.1:9/v1")
+    offer = offers(env, tables)[0]
+    assert (offer.name, offer.key, offer.base_url) == ("openai", "TEAM_KEY", "http://127.0.0.1:9/v1")
 
 
 def test_a_missing_key_is_named_as_the_settings_file_names_it():
@@ -77,7 +77,6 @@ def test_a_missing_key_is_named_as_the_settings_file_names_it():
 @pytest.mark.parametrize(
     ("tables", "said"),
     [
-        ({"acme": {"base_url": "http://127.0.0.1:9/v1"}}, "[providers.acme]"),
         ({"local": {"base_url": "http://127.0.0.1:9/v1"}}, "base_url"),
         ({"python": {"api_key_env": "KEY"}}, "api_key_env"),
     ],
@@ -110,7 +109,7 @@ def test_an_unknown_provider_is_told_what_there_is():
 def test_what_is_available_is_said_in_lines():
     """Each way to get answers has one line, also those that lack something."""
     lines = available({})
-    assert lines[0].startswith("openai: set OPENAI_API_KEY")
+    assert "openai (set OPENAI_API_KEY)" in lines[-1]
     assert any(line.startswith("local: ") for line in lines)
     assert any(line.startswith("python: ") for line in lines)
 

@@ -12,6 +12,7 @@ is in the room that is named after it:
     again        failed rows once more
     doubt        what a person says became of a shard
     late         what came for a job that had ended
+    listing      what is usable here, and what it costs
 """
 
 from __future__ import annotations

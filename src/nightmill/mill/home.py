@@ -19,10 +19,18 @@ from nightmill.ledger import LEDGER_NAME, Job, Ledger, Limit
 from nightmill.plan import Compiled, Parameters, Scissors
 from nightmill.pricing import PriceSheet, price_sheet
 from nightmill.providers import Limits, Provider
-from nightmill.providers.resolve import resolve
+from nightmill.providers.resolve import resolve, runs_here
 from nightmill.store import Store
 from nightmill.tasks import Task, bind, check_answer
 from nightmill.types import Lane
+
+
+def sheet_of(settings: Settings, model: str, lane: Lane) -> PriceSheet:
+    """Today's prices of a model, by the settings or the catalogue. Raises UnknownPrice."""
+    free = runs_here(model, settings.env, settings.providers)
+    return price_sheet(
+        model, lane, at=dt.datetime.now(dt.UTC), overrides=settings.models, providers=settings.providers, runs_here=free
+    )
 
 
 def compiled_from(spec: Mapping[str, Any], provider: Provider) -> Compiled:
@@ -78,7 +86,7 @@ class Home:
 
     def sheet(self, model: str, lane: Lane) -> PriceSheet:
         """Today's prices of a model. Raises UnknownPrice."""
-        return price_sheet(model, lane, at=dt.datetime.now(dt.UTC), overrides=self.settings.models)
+        return sheet_of(self.settings, model, lane)
 
     def tightest(self, job_nanos: int | None = None) -> Limit | None:
         """The limit with the least money free, a job's own of ``job_nanos`` included."""

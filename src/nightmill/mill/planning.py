@@ -174,7 +174,7 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
         raise UsageError(
             "no model",
             why="usable here: " + "; ".join(available(settings.env, settings.providers)),
-            fix="name one with --model, or set [defaults] model in nightmill.toml",
+            fix="name one with --model, or set [defaults] model in nightmill.toml; nightmill models tells more",
         )
     provider = home.provider(model)
     task = _task(home, options, provider)

@@ -47,6 +47,7 @@ class Limits:
     request_bytes: int = 0  # most bytes in one request; 0 = unknown
     concurrency: int = 256  # most live requests in flight
     window_s: int = 86_400  # how long a batch may take
+    context: int = 0  # most tokens of a prompt and its answer together; 0 = unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class BatchView:
 class Encoded:
     """A canonical request in the provider's own words."""
 
-    url: str  # the endpoint, "/v1/chat/completions"
+    url: str  # the endpoint as the lines of a batch have it, "/v1/chat/completions"
     body: bytes  # JSON, one line
     notes: tuple[str, ...] = field(default=())  # defaults that were left out, and why
     cap_tokens: int = 0  # most output tokens that can be billed for it

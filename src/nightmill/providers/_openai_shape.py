@@ -1,4 +1,4 @@
-"""The OpenAI wire shape: result lines, error bodies, rate headers, batch objects.
+"""The OpenAI wire shape: the lines of result files, what is in them, and how ours are written.
 
 Shared by every provider that speaks it, also by those without HTTP, whose answers are written in
 the same shape. Nothing here sends anything.
@@ -7,43 +7,24 @@ the same shape. Nothing here sends anything.
 from __future__ import annotations
 
 import json
-import logging
-import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
 
-from nightmill.errors import CannotCarry, Limited, ProviderError, Refused, Uncertain
-from nightmill.providers import BatchView, LiveReply, PlainAnswers, RateHint, Request
-from nightmill.providers._http import Reply, retry_after_s, shorten
+from nightmill.errors import CannotCarry
+from nightmill.providers import LiveReply, PlainAnswers, Request
+from nightmill.providers._http import shorten
 from nightmill.types import Answer, Failed, FailureKind, Outcome, Succeeded, Usage
 
-log = logging.getLogger(__name__)
-
-METADATA_KEY = "nightmill"
-OUT_OF_MONEY = frozenset(
-    {
-        "insufficient_quota",
-        "billing_hard_limit_reached",
-        "billing_not_active",
-        "enforced_spend_limit_reached",
-        "spend_limit_reached",
-        "spending_limit_reached",
-    }
-)
 MODEL_ERROR = "model_error"  # our own code for a model that runs in this process and failed
+FILTERED = frozenset({"content_filter", "content_policy_violation"})
 
-_ABOUT_JOB = frozenset(
+ABOUT_JOB = frozenset(
     {"model_not_found", "mismatched_model", "model_mismatch", "invalid_url", "url_mismatch", "unsupported_model"}
 )
-_ABOUT_ACCOUNT = ("api_key", "auth", "permission", "quota", "billing", "account", "organization", "spend_limit")
 _REQUEST_ERRORS = ("invalid", "missing_", "context_length", "unsupported", "bad_request", "string_above", "unknown_p")
-_FILTERED = frozenset({"content_filter", "content_policy_violation"})
-_CAP = re.compile(r"limit:?\s*([\d][\d,_.]*)\s*enqueued", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|d|h|m|s)")
-_UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_BROKE_OFF = frozenset({"error", "abort", "insufficient_system_resource"})  # the server gave up on the way
 
 _encode = msgspec.json.encode
 _UNSTATED = Usage(0, 0, estimated=True)  # billed, and not a word of how much
@@ -63,7 +44,9 @@ _NO_DETAILS = _Details()
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int
     completion_tokens: int = 0
+    total_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
+    prompt_cache_hit_tokens: int | None = None  # where a server has no details
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -152,12 +135,7 @@ def decode_line(line: bytes) -> Answer:
     text = choice.message.content
     if not text or text.isspace():
         return _decode_any(line)
-    said, usage = body.usage, None
-    if said is not None:  # as in `_plain_usage`, without a call for every line
-        details = said.prompt_tokens_details
-        cached = details.cached_tokens or 0 if details else 0
-        written = details.cache_write_tokens or 0 if details else 0
-        usage = Usage(said.prompt_tokens, said.completion_tokens, cached, written)
+    usage = None if body.usage is None else _plain_usage(body.usage)
     return Answer(plain.custom_id, Succeeded(text, usage, choice.finish_reason, body.model), plain.duration_s)
 
 
@@ -183,8 +161,8 @@ def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
         [choice.finish_reason for choice in choices],
         [line.duration_s for line in plain],
         [usage.prompt_tokens for usage in usages],
-        [usage.completion_tokens for usage in usages],
-        [each.cached_tokens or 0 for each in details],
+        [max(usage.completion_tokens, (usage.total_tokens or 0) - usage.prompt_tokens) for usage in usages],
+        [d.cached_tokens or u.prompt_cache_hit_tokens or 0 for d, u in zip(details, usages, strict=True)],
         [each.cache_write_tokens or 0 for each in details],
     )
 
@@ -202,21 +180,15 @@ def _decode_embeddings(line: bytes) -> Answer | None:
     if not vectors or b"[]" in vectors or b'""' in vectors:
         return None
     text = f"[{b','.join(vectors).decode()}]"
-    return Answer(plain.custom_id, Succeeded(text, _plain_usage(body.usage), None, body.model), plain.duration_s)
+    usage = None if body.usage is None else _plain_usage(body.usage)
+    return Answer(plain.custom_id, Succeeded(text, usage, None, body.model), plain.duration_s)
 
 
-def _plain_usage(usage: _Usage | None) -> Usage | None:
-    if usage is None:
-        return None
-    details = usage.prompt_tokens_details
-    if details is None:
-        return Usage(usage.prompt_tokens, usage.completion_tokens)
-    return Usage(
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        details.cached_tokens or 0,
-        details.cache_write_tokens or 0,
-    )
+def _plain_usage(said: _Usage) -> Usage:
+    sent, written = said.prompt_tokens, max(said.completion_tokens, (said.total_tokens or 0) - said.prompt_tokens)
+    details = said.prompt_tokens_details or _NO_DETAILS
+    cached = details.cached_tokens or said.prompt_cache_hit_tokens or 0
+    return Usage(sent, written, cached, details.cache_write_tokens or 0)
 
 
 def _decode_any(line: bytes) -> Answer:
@@ -255,7 +227,7 @@ def scrub(text: str) -> str:
 
 def _line_outcome(response: Any, error: Any) -> Outcome:
     if error:
-        failed = _failed(_facts(error), status=None)
+        failed = _failed(facts(error), status=None)
         paid = response.get("body") if isinstance(response, dict) else None
         return msgspec.structs.replace(failed, usage=usage_of(paid)) if isinstance(paid, dict) else failed
     if not isinstance(response, dict):
@@ -267,7 +239,14 @@ def _line_outcome(response: Any, error: Any) -> Outcome:
         body = _inner(body)
     if 200 <= status < 300:
         return _billed(body_outcome(body), body)
-    return _failed(_facts(body.get("error") if isinstance(body, dict) else body), status=status)
+    return _failed(facts(_error_in(body)), status=status)
+
+
+def _error_in(body: Any) -> Any:
+    """What a body with a status of failure says of it: its error, or the body itself where servers have no such key."""
+    if not isinstance(body, dict):
+        return body
+    return body.get("error") or (body if isinstance(body.get("message"), str) else body.get("detail"))
 
 
 def _billed(outcome: Outcome, body: Any) -> Outcome:
@@ -294,9 +273,15 @@ def body_outcome(body: Any) -> Outcome:
             return _embedding_outcome(body)
         if isinstance(body.get("output"), list):
             return _response_outcome(body)
-        if body.get("error"):
-            return _failed(_facts(body["error"]), status=None)
+        if error := body.get("error"):
+            return _failed(facts(error), status=_status_in(error))
     return Failed(FailureKind.SERVER_ERROR, f"a success without an answer in it: {shorten(str(body), 200)}")
+
+
+def _status_in(error: Any) -> int | None:
+    """The status that an error tells in place of a code, as it would have been that of the whole answer."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else None
 
 
 def _chat_outcome(body: dict[str, Any]) -> Outcome:
@@ -316,6 +301,8 @@ def _judge(text: str, refusal: str, finish: Any, usage: Usage | None, model: Any
     if finish == "content_filter":
         message = "withheld by the provider's content filter"
         return Failed(FailureKind.CONTENT_FILTER, message, usage, text or None, finish, model)
+    if finish in _BROKE_OFF:
+        return Failed(FailureKind.SERVER_ERROR, f"the server broke off: {finish}", usage, text or None, finish, model)
     if finish == "length":
         message = "cut at the output cap" if text else "the output cap was used up before any text"
         return Failed(FailureKind.TRUNCATED, message, usage, text or None, finish, model)
@@ -353,7 +340,7 @@ def _embedding_outcome(body: dict[str, Any]) -> Outcome:
     whole = all(isinstance(item.get("embedding"), list | str) and item["embedding"] for item in items)
     if len(items) < len(body["data"]) or not whole:
         return Failed(FailureKind.EMPTY, "an embedding is missing from the answer", usage_of(body))
-    items.sort(key=lambda item: _count(item.get("index")))
+    items.sort(key=lambda item: count(item.get("index")))
     text = json.dumps([item["embedding"] for item in items], separators=(",", ":"))
     model = body.get("model")
     return _judge(text if items else "", "", None, usage_of(body), model)
@@ -362,7 +349,7 @@ def _embedding_outcome(body: dict[str, Any]) -> Outcome:
 def _response_outcome(body: dict[str, Any]) -> Outcome:
     said = [_parts(item.get("content")) for item in body["output"] if isinstance(item, dict)]
     if body.get("status") == "failed":
-        return msgspec.structs.replace(_failed(_facts(body.get("error")), status=None), usage=usage_of(body))
+        return msgspec.structs.replace(_failed(facts(body.get("error")), status=None), usage=usage_of(body))
     finish: Any = "stop"
     if body.get("status") == "incomplete":
         details = body.get("incomplete_details")
@@ -382,20 +369,22 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
         return None
     details = usage.get("prompt_tokens_details", usage.get("input_tokens_details"))
     details = details if isinstance(details, dict) else {}
+    written = count(usage.get("completion_tokens", usage.get("output_tokens")))
     return Usage(
         sent,
-        _count(usage.get("completion_tokens", usage.get("output_tokens"))),
-        _count(details.get("cached_tokens")),
-        _count(details.get("cache_write_tokens")),
+        max(written, count(usage.get("total_tokens")) - sent),  # some servers leave out what was only thought
+        count(details.get("cached_tokens")) or count(usage.get("prompt_cache_hit_tokens")),
+        count(details.get("cache_write_tokens")),
     )
 
 
-def _count(value: Any) -> int:
+def count(value: Any) -> int:
+    """A whole number, or 0 for anything else."""
     return value if isinstance(value, int) else 0
 
 
-def _failed(facts: tuple[str, str], *, status: int | None) -> Failed:
-    code, message = facts
+def _failed(said: tuple[str, str], *, status: int | None) -> Failed:
+    code, message = said
     kind = _kind_of_code(code) if status is None else _kind_of_status(status, code)
     text = ": ".join(part for part in (code, message) if part)
     return Failed(kind, text or (f"status {status}" if status is not None else "no reason given"))
@@ -406,11 +395,11 @@ def _kind_of_code(code: str) -> FailureKind:
         return FailureKind.EXPIRED
     if code == "batch_cancelled":
         return FailureKind.CANCELLED
-    if code in _FILTERED:
+    if code in FILTERED:
         return FailureKind.CONTENT_FILTER
     if code == "rate_limit_exceeded":
         return FailureKind.RATE_LIMIT
-    if code.startswith(_REQUEST_ERRORS) or code in _ABOUT_JOB:
+    if code.startswith(_REQUEST_ERRORS) or code in ABOUT_JOB:
         return FailureKind.BAD_REQUEST
     return FailureKind.SERVER_ERROR
 
@@ -419,14 +408,21 @@ def _kind_of_status(status: int, code: str) -> FailureKind:
     if status == 429:
         return FailureKind.RATE_LIMIT
     if 400 <= status < 500 and status not in (408, 409):
-        return FailureKind.CONTENT_FILTER if code in _FILTERED else FailureKind.BAD_REQUEST
+        return FailureKind.CONTENT_FILTER if code in FILTERED else FailureKind.BAD_REQUEST
     return FailureKind.MODEL_ERROR if code == MODEL_ERROR else FailureKind.SERVER_ERROR
 
 
-def _facts(error: Any) -> tuple[str, str]:
-    """``(code, message)`` of an error object, each on one line; the type stands in for a missing code."""
+def facts(error: Any) -> tuple[str, str]:
+    """``(code, message)`` of an error object, each on one line.
+
+    The type stands in for a code that is missing, or only the status once more.
+    """
     if isinstance(error, dict):
-        code = error.get("code") or error.get("type") or ""
+        code = error.get("code")
+        if not isinstance(code, str) or not code or code.isdigit():
+            code = error.get("type") or ""
+        if isinstance(error.get("metadata"), dict) and "flagged_input" in error["metadata"]:
+            code = "content_filter"
         return shorten(str(code), 80), shorten(str(error.get("message") or ""), 500)
     return "", shorten(str(error), 200) if error is not None else ""
 
@@ -535,23 +531,27 @@ class OpenAILines:
         return is_own(reply.status, reply.body)
 
 
-# -- refusals and limits -----------------------------------------------------------------------
+def own_error(body: bytes, *, plain: bool = False) -> dict[str, Any] | None:
+    """The error object of a body in the provider's own error shape; None for anyone else's.
 
-
-def own_error(body: bytes) -> dict[str, Any] | None:
-    """The error object of a body in the provider's own error shape; None for anyone else's."""
+    With ``plain`` a text will do for an object: servers that people run themselves answer so.
+    """
     try:
         whole = load_json(body)
     except ValueError:
         return None
-    error = whole.get("error") if isinstance(whole, dict) else None
+    if not isinstance(whole, dict):
+        return None
+    error = whole if whole.get("object") == "error" else whole.get("error")
+    if plain and isinstance(error, str):
+        return {"message": error}
     return error if isinstance(error, dict) and isinstance(error.get("message"), str) else None
 
 
-def is_own(status: int, body: bytes) -> bool:
+def is_own(status: int, body: bytes, *, plain: bool = False) -> bool:
     """Whether ``body`` is in the provider's own shape: an answer where ``status`` is a success, else an error."""
     if not 200 <= status < 300:
-        return own_error(body) is not None
+        return own_error(body, plain=plain) is not None
     try:
         shape = _decode_shape(body)
     except _NOT_STRICT:
@@ -568,183 +568,3 @@ def _holds_answer(body: bytes) -> bool:
     return isinstance(whole, dict) and (
         any(isinstance(whole.get(key), list) for key in ("choices", "data", "output")) or bool(whole.get("error"))
     )
-
-
-def failure(op: str, reply: Reply, now: float) -> ProviderError:
-    """What an answer that is no clean success means; to be raised by the caller.
-
-    `Refused` and `Limited` only on the provider's own word; everything else is `Uncertain`.
-    """
-    error = own_error(reply.body)
-    code, message = _facts(error)
-    status = reply.status
-    if code in OUT_OF_MONEY:
-        return _refused(op, status, code, message, scope="account")
-    if code == "token_limit_exceeded" or "nqueued token limit" in message:
-        return _enqueued_limit(code, message)
-    if status == 429:
-        after = retry_after_s(reply.headers, now)
-        return Limited(f"{op}: asked to wait", why=message or "status 429", after_s=after)
-    if error is not None and status in (400, 401, 403, 404, 413, 422):
-        return _refused(op, status, code, message, scope=_scope(status, error))
-    seen = message or shorten(reply.body[:1000].decode("utf-8", "replace"), 200) or "an empty body"
-    return Uncertain(f"{op}: an answer that cannot be trusted", why=f"status {status}: {seen}")
-
-
-def _scope(status: int, error: Mapping[str, Any]) -> str:
-    code = str(error.get("code") or "")
-    if status in (401, 403) or any(word in code for word in _ABOUT_ACCOUNT):
-        return "account"
-    if code in _ABOUT_JOB or error.get("param") == "model":
-        return "job"
-    if status == 404:
-        gone = re.search(r"no (such |)(file|batch)", str(error["message"]), re.IGNORECASE)
-        return "shard" if gone else "job"
-    return "shard"
-
-
-_FIXES = {
-    "account": "check the key, its project and its billing",
-    "job": "check the model's name and the base URL",
-}
-
-
-def _refused(op: str, status: int, code: str, message: str, *, scope: str, line: int | None = None) -> Refused:
-    return Refused(
-        f"{op}: refused" + (f" ({code})" if code else ""),
-        why=message,
-        fix=_FIXES.get(scope, ""),
-        status=status,
-        provider_code=code,
-        scope=scope,
-        line=line,
-    )
-
-
-def _enqueued_limit(code: str, message: str) -> Limited:
-    found = _CAP.search(message)
-    digits = re.sub(r"\D", "", found[1]) if found else ""
-    return Limited(
-        "the enqueued-token limit is reached",
-        why=message or code,
-        fix="it is tried again when open batches have ended",
-        enqueued_tokens_cap=int(digits) if digits else None,
-    )
-
-
-# -- rate headers ------------------------------------------------------------------------------
-
-
-def rate_hint(headers: Mapping[str, str], now: float) -> RateHint | None:
-    """What the headers of an answer say about the quota; None if nothing."""
-    if _HINTS.isdisjoint(headers):
-        return None
-    hint = RateHint(
-        limit_requests=_whole(headers.get("x-ratelimit-limit-requests")),
-        limit_tokens=_whole(headers.get("x-ratelimit-limit-tokens")),
-        remaining_requests=_whole(headers.get("x-ratelimit-remaining-requests")),
-        remaining_tokens=_whole(headers.get("x-ratelimit-remaining-tokens")),
-        reset_requests_s=duration_s(headers.get("x-ratelimit-reset-requests")),
-        reset_tokens_s=duration_s(headers.get("x-ratelimit-reset-tokens")),
-        retry_after_s=retry_after_s(headers, now),
-    )
-    return None if hint == _NO_HINT else hint
-
-
-_NO_HINT = RateHint()
-_HINTS = frozenset(
-    f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
-) | {"retry-after", "retry-after-ms"}
-
-
-@lru_cache(maxsize=1024)  # asked with every answer, and mostly the same few
-def duration_s(text: str | None) -> float | None:
-    """Seconds of a duration such as ``8.64s``, ``14ms``, ``6m0s`` or a plain number; None if it is none."""
-    if not text:
-        return None
-    parts = _DURATION.findall(text)
-    if parts and "".join(number + unit for number, unit in parts) == text:
-        return sum(float(number) * _UNIT_S[unit] for number, unit in parts)
-    return float(text) if re.fullmatch(r"\d{1,9}(\.\d+)?", text) else None
-
-
-def _whole(text: str | None) -> int | None:
-    return int(text) if text and len(text) <= 15 and text.isascii() and text.isdigit() else None
-
-
-def must_stop(status: int, body: bytes) -> bool:
-    """True when no call of this job will pass until someone acts: key, quota, spend limit, model or endpoint."""
-    if status in (401, 403, 404):
-        return True
-    return 400 <= status < 500 and _facts(own_error(body))[0] in OUT_OF_MONEY
-
-
-# -- batch objects -----------------------------------------------------------------------------
-
-_PHASES = {
-    "validating": "running",
-    "in_progress": "running",
-    "finalizing": "running",
-    "cancelling": "cancelling",
-    "completed": "ended",
-    "expired": "ended",
-    "cancelled": "ended",
-    "failed": "failed",
-}
-
-
-def batch_view(batch: Mapping[str, Any]) -> BatchView:
-    """A batch object. Its ``id`` and ``status`` must be texts; anything else may be missing."""
-    status = batch["status"]
-    phase = _PHASES.get(status)
-    if phase is None:
-        log.warning("batch %s has an unknown status; taken as running", batch["id"])
-        phase = "running"
-    counts = batch.get("request_counts")
-    counts = counts if isinstance(counts, dict) else {}
-    output, ran = _text(batch.get("output_file_id")), _count(counts.get("completed"))
-    if phase == "failed" and (output or ran):
-        phase = "ended"  # something ran after all: what there is was paid for and is collected
-    metadata = batch.get("metadata")
-    return BatchView(
-        id=batch["id"],
-        status=status,
-        phase=phase,
-        created_at=_moment(batch.get("created_at")),
-        total=_count_or_none(counts.get("total")),
-        completed=_count_or_none(counts.get("completed")),
-        failed=_count_or_none(counts.get("failed")),
-        output_file=output,
-        error_file=_text(batch.get("error_file_id")),
-        submission=_text(metadata.get(METADATA_KEY)) if isinstance(metadata, dict) else None,
-        input_file=_text(batch.get("input_file_id")),
-        refusal=_why_failed(batch.get("errors")) if phase == "failed" else None,
-        model=_text(batch.get("model")),
-    )
-
-
-def _why_failed(errors: Any) -> Limited | Refused:
-    data = errors.get("data") if isinstance(errors, dict) else None
-    entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
-    first = entries[0] if entries else {}
-    code, message = _facts(first)
-    if code == "token_limit_exceeded" or "nqueued token limit" in message:
-        return _enqueued_limit(code, message)
-    line = first.get("line")
-    line = line if isinstance(line, int) and line > 0 else None
-    scope = _scope(0, {**first, "message": message})
-    if scope == "shard" and line is not None:
-        scope = "line"
-    return _refused("validation", 0, code, message or "no reason given", scope=scope, line=line)
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _moment(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _count_or_none(value: Any) -> int | None:
-    return value if isinstance(value, int) else None

@@ -3,81 +3,118 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from nightmill.config import Environment, Timing
+from nightmill.config import Timing
 from nightmill.errors import UnknownModel, UsageError
 from nightmill.providers import Provider
-from nightmill.providers._env import no_key
+from nightmill.providers.servers import SERVERS, configured
 
 Tables = Mapping[str, Mapping[str, object]]  # [providers.NAME] of the settings file
 _NONE: Mapping[str, str] = MappingProxyType({})
 _NO_TABLES: Tables = MappingProxyType({})
 _USUAL = Timing()
+_KEYLESS = ("local", "python")  # run in this process
+_OWN_KEYS = frozenset({"limits", "price"})  # what [providers.NAME] may say of those
 
 
 @dataclass(frozen=True, slots=True)
-class _Hosted:
-    """A provider reached over the network. Its module has ``connect(model, env, timing) -> Provider``."""
+class Offer:
+    """One way to get answers here, and what it still lacks; never a key itself."""
 
-    module: str
-    keys: tuple[str, ...]  # any one of these variables will do
-    example: str
-    base_url_variable: str
-
-
-HOSTED: dict[str, _Hosted] = {
-    "openai": _Hosted("nightmill.providers.openai", ("OPENAI_API_KEY",), "openai/gpt-5-mini", "OPENAI_BASE_URL"),
-}
-_KEYLESS = ("local", "python")
-
-
-@dataclass(frozen=True, slots=True)
-class HostedAccount:
-    """What the environment says about one hosted provider; never the key itself."""
-
-    name: str
-    keys: tuple[str, ...]  # variables that may hold the key
-    key: str | None  # the one that does
-    base_url: str  # empty without a key
-    base_url_variable: str
+    name: str  # of the provider
+    example: str  # a model reference
+    keys: tuple[str, ...] = ()  # variables that may hold the key
+    key: str | None = None  # the one that does
+    needs_key: bool = False
+    base_url: str = ""  # empty for what runs in this process, and where nobody has said it
+    base_url_variable: str = ""  # one that goes before the settings file
+    lanes: tuple[str, ...] = ()
+    lacks: str = ""  # why it cannot be used yet; empty: it can
+    configured: bool = False  # [providers.NAME] tells of it
 
 
-def accounts(env: Mapping[str, str], tables: Tables = _NO_TABLES) -> list[HostedAccount]:
-    """Every hosted provider there is, with a key or without.
+def offers(env: Mapping[str, str], tables: Tables = _NO_TABLES) -> list[Offer]:
+    """Every provider there is, those that the settings file adds included.
 
     Raises:
-        UsageError: as `resolve`, for a key or table that cannot be used.
+        UsageError: a table that cannot be used; what only lacks a key or an address is an offer.
     """
-    _check_tables(tables)
-    found = []
-    for name, hosted in HOSTED.items():
-        keys = _key_variables(hosted, tables.get(name, {}))
-        key = next((key for key in keys if env.get(key, "").strip()), None)
-        base_url = resolve(hosted.example, env=env, tables=tables).account.base_url if key else ""
-        found.append(HostedAccount(name, keys, key, base_url, hosted.base_url_variable))
-    return found
+    check_tables(tables)
+    return [_offer(name, env, tables) for name in dict.fromkeys((*SERVERS, *tables)) if name not in _KEYLESS] + [
+        _local(),
+        Offer("python", "python:module.function", lanes=("live",)),
+    ]
 
 
-def _key_variables(hosted: _Hosted, table: Mapping[str, object]) -> tuple[str, ...]:
-    named = table.get("api_key_env")
-    return (str(named),) if named else hosted.keys
+def _offer(name: str, env: Mapping[str, str], tables: Tables) -> Offer:
+    from nightmill.providers.compatible import address
+
+    server = configured(name, tables.get(name, {}))
+    key = server.key_variable(env)
+    needs_key = bool(server.keys) and not server.key_optional
+    lacks = f"set {' or '.join(server.keys)}" if needs_key and key is None else ""
+    try:
+        base_url = address(name, server, env)
+    except UsageError:
+        base_url, lacks = "", " and ".join(filter(None, (lacks, f"set {server.base_url_env}")))
+    lanes = ("batch", "live") if server.limits.batch_requests else ("live",)
+    return Offer(
+        name, f"{name}/{server.example}", server.keys, key, needs_key, base_url, server.base_url_env, lanes, lacks,
+        name in tables,
+    )  # fmt: skip
 
 
-def _check_tables(tables: Tables) -> None:
-    """Refuse what [providers.NAME] says in vain."""
+def _local() -> Offer:
+    from nightmill.providers import local
+
+    lacks = "" if local.is_available() else local.availability()
+    return Offer("local", f"local/{local.DEMO_MODEL}", lanes=("live",), lacks=lacks)
+
+
+def available(env: Mapping[str, str], tables: Tables = _NO_TABLES) -> list[str]:
+    """In lines, what answers here, and at last all that needs only a key, an address or a server that runs."""
+    from nightmill.providers import local
+
+    lines, lacking, servers = [], [], []
+    for offer in offers(env, tables):
+        if offer.name == "local":
+            lines.append(f"local: {local.availability()}")
+        elif offer.name == "python":
+            lines.append("python: any importable function (python:module.function)")
+        elif offer.lacks:
+            lacking.append(f"{offer.name} ({offer.lacks})")
+        elif offer.configured or offer.needs_key:
+            state = f"{offer.key} is set" if offer.key else offer.base_url
+            lines.append(f"{offer.name}: {state} (for example {offer.example})")
+        else:
+            servers.append(offer.name)
+    if servers:
+        lines.append(f"a server on this machine: {', '.join(servers)}")
+    if lacking:
+        lines.append(f"with a key: {', '.join(lacking)}")
+    return lines
+
+
+def check_tables(tables: Tables) -> None:
+    """Refuse what [providers.NAME] says in vain.
+
+    Raises:
+        UsageError: a table of no provider, or one whose keys have no effect.
+    """
     for name, table in tables.items():
-        if name not in (*HOSTED, *_KEYLESS):
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
             raise UsageError(
-                f"[providers.{name}] names no provider",
-                why=f"there are {', '.join((*HOSTED, *_KEYLESS))}; servers under a name of their own are not"
-                " supported yet",
-                fix=f"remove [providers.{name}] or correct its name",
+                f"[providers.{name!r}] cannot be part of a model's name",
+                why="a model is called NAME/MODEL",
+                fix="give it a name of letters, digits, dots, dashes and underscores",
             )
-        if name in _KEYLESS and (vain := table.keys() & {"base_url", "api_key_env"}):
+        if name not in _KEYLESS:
+            configured(name, table)
+        elif vain := table.keys() - _OWN_KEYS:
             raise UsageError(
                 f"[providers.{name}]: {' and '.join(sorted(vain))} would have no effect",
                 why=f"{name} models run on this machine and need no address and no key",
@@ -85,22 +122,10 @@ def _check_tables(tables: Tables) -> None:
             )
 
 
-def _environment(name: str, env: Mapping[str, str], table: Mapping[str, object]) -> Mapping[str, str]:
-    """``env`` as the provider reads it: with the key and the base URL that its table tells of."""
-    hosted, said = HOSTED[name], {}
-    if variable := table.get("api_key_env"):
-        said[hosted.keys[0]] = env.get(str(variable), "").strip()
-        if not said[hosted.keys[0]]:
-            raise no_key(name, str(variable))
-    if (base_url := table.get("base_url")) and not env.get(hosted.base_url_variable, "").strip():
-        said[hosted.base_url_variable] = str(base_url)  # the environment goes before the file
-    return Environment({**env, **said}) if said else env
-
-
 def rehearsal_environment(url: str) -> dict[str, str]:
     """Variables that point a program at the simulator listening at ``url``."""
-    hosted = HOSTED["openai"]  # the wire format it speaks
-    return {hosted.base_url_variable: url, hosted.keys[0]: "sk-simulated", "BATCH_CHECK_INTERVAL": "1"}
+    server = SERVERS["openai"]  # the wire format it speaks
+    return {server.base_url_env: url, server.keys[0]: "sk-simulated", "BATCH_CHECK_INTERVAL": "1"}
 
 
 def parse_model(ref: str) -> tuple[str, str]:
@@ -132,10 +157,9 @@ def resolve(
     """The provider for ``ref``; nothing is sent and no local model is loaded yet.
 
     Args:
-        env: the environment, where keys and base URLs are.
+        env: the environment, where keys and base URLs are; it goes before ``tables``.
         model_paths: files of local models by reference (``local/NAME``) or by NAME.
-        tables: what [providers.NAME] says. ``api_key_env`` names the variable that holds the key;
-            ``base_url`` counts where the environment gives none.
+        tables: what [providers.NAME] says: it changes a known server or adds one.
         timing: how long each kind of call may take.
 
     Raises:
@@ -143,7 +167,7 @@ def resolve(
         UsageError: a key is missing (code ``no_key``), the local model or function cannot be had, or
             a table says what has no effect.
     """
-    _check_tables(tables)
+    check_tables(tables)
     provider, model = parse_model(ref)
     if provider == "local":
         from nightmill.providers import local
@@ -153,28 +177,37 @@ def resolve(
         from nightmill.providers import function
 
         return function.connect(model, env)
-    if provider not in HOSTED:
-        near = difflib.get_close_matches(provider, [*HOSTED, "local"], n=1)
+    known = dict.fromkeys((*SERVERS, *tables))
+    if provider not in known:
+        near = difflib.get_close_matches(provider, [*known, "local"], n=1)
         raise UnknownModel(
             f"unknown provider {provider!r} in {ref!r}",
             why="usable here: " + "; ".join(available(env, tables)),
-            fix=f"did you mean {near[0]}/{model}?" if near else "choose one of these with --model",
+            fix=f"did you mean {near[0]}/{model}?"
+            if near
+            else f"choose one of these with --model, or add its server as [providers.{provider}] to nightmill.toml",
         )
-    env = _environment(provider, env, tables.get(provider, {}))
-    made: Provider = importlib.import_module(HOSTED[provider].module).connect(model, env, timing)
-    return made
+    server = configured(provider, tables.get(provider, {}))
+    if provider == "openai":
+        from nightmill.providers import openai
+
+        return openai.connect(model, env, timing, server)
+    from nightmill.providers import compatible
+
+    return compatible.connect(provider, model, server, env, timing)
 
 
-def available(env: Mapping[str, str], tables: Tables = _NO_TABLES) -> list[str]:
-    """One line for each way to get answers here, saying what is there or what is missing."""
-    from nightmill.providers import local
+def runs_here(ref: str, env: Mapping[str, str], tables: Tables = _NO_TABLES) -> bool:
+    """Whether the model runs on hardware of the user's own, so that nobody bills for it."""
+    provider, model = parse_model(ref)
+    if provider in _KEYLESS:
+        return True
+    if provider not in SERVERS and provider not in tables:
+        return False
+    from nightmill.providers.compatible import address
 
-    lines = []
-    for name, hosted in HOSTED.items():
-        keys = _key_variables(hosted, tables.get(name, {}))
-        key = next((key for key in keys if env.get(key, "").strip()), None)
-        state = f"{key} is set" if key else f"set {' or '.join(keys)}"
-        lines.append(f"{name}: {state} (for example {hosted.example})")
-    lines.append(f"local: {local.availability()}")
-    lines.append("python: any importable function (python:module.function)")
-    return lines
+    server = configured(provider, tables.get(provider, {}))
+    try:
+        return server.runs_here(model, address(provider, server, env))
+    except UsageError:
+        return False  # nobody says where it is

@@ -1,0 +1,146 @@
+"""Servers that speak the OpenAI wire format, as data: what sets each of them apart.
+
+`SERVERS` are those that need no settings beyond a key; ``[providers.NAME]`` of the settings file changes one of
+them or adds another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from nightmill.errors import UsageError
+from nightmill.providers import Limits
+from nightmill.providers._env import is_nearby
+
+_MB = 1024 * 1024
+_USUAL_BATCH = {"batch_requests": 50_000, "batch_bytes": 100 * _MB}  # where nobody says what a batch may hold
+_GPT = r"(o[134]|gpt-[56])(?![0-9])"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server of the OpenAI shape. What is empty is as at OpenAI, or not there."""
+
+    base_url: str = ""  # with the version, without a slash at the end
+    base_url_env: str = ""  # a variable that goes before ``base_url``
+    base_url_path: str = ""  # what an address in that variable leaves out
+    keys: tuple[str, ...] = ()  # variables that may hold the key, any one of which will do; none: it takes no key
+    key_optional: bool = False
+    key_header: str = "Authorization"  # with "Bearer" before the key; any other header holds the bare key
+    headers: Mapping[str, str] = field(default_factory=dict)  # sent with every call
+    max_tokens_field: str = "max_completion_tokens"
+    schema: str = "json_schema"  # how an answer is bound to a schema: that, or "json_object", or "none"
+    batch_url: str = "/v1"  # what the lines of a batch file have before "/chat/completions"
+    window: str = "24h"  # how long a batch may take, in hours or days
+    lists_whole: bool = False  # its lists have no pages, and do not say so
+    thinks_first: str = ""  # how models that reason are called, as a pattern: no sampling, a higher cap
+    limits: Limits = field(default_factory=Limits)  # no batch lane where ``batch_requests`` is 0
+    runs_models: bool = False  # itself, so that on the user's own hardware they cost nothing
+    passes_on: str = ""  # how models are called that it has answered elsewhere, as a pattern
+    example: str = "MODEL"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
+
+    def key_variable(self, env: Mapping[str, str]) -> str | None:
+        """The variable that holds a key, of those that may."""
+        return next((name for name in self.keys if env.get(name, "").strip()), None)
+
+    def runs_here(self, model: str, base_url: str) -> bool:
+        """Whether ``model`` runs on hardware of the user's own."""
+        elsewhere = bool(self.passes_on) and re.search(self.passes_on, model) is not None
+        return self.runs_models and is_nearby(base_url) and not elsewhere
+
+
+SERVERS: Mapping[str, Server] = MappingProxyType(
+    {
+        "openai": Server(
+            "https://api.openai.com/v1", "OPENAI_BASE_URL", keys=("OPENAI_API_KEY",), thinks_first=_GPT,
+            limits=Limits(batch_requests=50_000, batch_bytes=200 * _MB, batch_inputs=50_000), example="gpt-5-mini",
+        ),
+        "azure": Server(
+            "", "AZURE_OPENAI_ENDPOINT", "/openai/v1", keys=("AZURE_OPENAI_API_KEY",), key_header="api-key",
+            batch_url="", thinks_first=_GPT, limits=Limits(batch_requests=100_000, batch_bytes=200 * _MB),
+            example="DEPLOYMENT",
+        ),
+        "groq": Server(
+            "https://api.groq.com/openai/v1", keys=("GROQ_API_KEY",),
+            limits=Limits(batch_requests=50_000, batch_bytes=100 * _MB), lists_whole=True,
+            example="openai/gpt-oss-20b",
+        ),
+        "openrouter": Server(
+            "https://openrouter.ai/api/v1", keys=("OPENROUTER_API_KEY",), max_tokens_field="max_tokens",
+            thinks_first="openai/" + _GPT, example="openai/gpt-5-mini",
+        ),
+        "deepseek": Server(
+            "https://api.deepseek.com/v1", keys=("DEEPSEEK_API_KEY",), max_tokens_field="max_tokens",
+            schema="json_object", thinks_first="deepseek-reasoner", example="deepseek-chat",
+        ),
+        "vllm": Server(
+            "http://127.0.0.1:8000/v1", keys=("VLLM_API_KEY",), key_optional=True, runs_models=True,
+        ),
+        "llamacpp": Server(
+            "http://127.0.0.1:8080/v1", keys=("LLAMA_API_KEY",), key_optional=True, max_tokens_field="max_tokens",
+            runs_models=True,
+        ),
+        # It ignores max_completion_tokens without a word.
+        "ollama": Server(
+            "http://127.0.0.1:11434/v1", max_tokens_field="max_tokens", runs_models=True, passes_on=r"[:-]cloud$",
+            example="llama3.2",
+        ),
+        "lmstudio": Server("http://127.0.0.1:1234/v1", max_tokens_field="max_tokens", runs_models=True),
+    }
+)  # fmt: skip
+
+
+def configured(name: str, table: Mapping[str, Any]) -> Server:
+    """The server that ``name`` is called by, as ``[providers.NAME]`` has it.
+
+    Raises:
+        UsageError: it is one that nobody knows, and the table gives no address.
+    """
+    like = table.get("like", name)
+    known = SERVERS.get(like)
+    if known is None and like != name:
+        raise UsageError(
+            f"[providers.{name}]: like = {like!r} is no server",
+            why=f"there are {', '.join(SERVERS)}",
+            fix="choose one of these, or leave like out",
+        )
+    server = known or Server()
+    said = {
+        key: table[key] for key in ("key_header", "headers", "max_tokens_field", "schema", "window") if key in table
+    }
+    if "api_key_env" in table:
+        said |= {"keys": (table["api_key_env"],), "key_optional": False}
+    if "base_url" in table:
+        said |= {"base_url": _checked(name, table["base_url"])}
+    elif known is None:
+        raise UsageError(
+            f"[providers.{name}] gives no base_url",
+            why=f"{name} is none of those that are known: {', '.join(SERVERS)}",
+            fix=f'add its address, such as base_url = "http://127.0.0.1:8000/v1", or correct the name {name}',
+        )
+    limits = server.limits
+    batch = table.get("batch")
+    if batch is False:
+        limits = Limits()
+    elif batch and not limits.batch_requests:
+        limits = replace(limits, **_USUAL_BATCH)
+    if "window" in table:
+        limits = replace(limits, window_s=int(table["window"][:-1]) * (3_600 if table["window"][-1] == "h" else 86_400))
+    return replace(server, limits=limits, **said)
+
+
+def _checked(name: str, base_url: str) -> str:
+    if re.fullmatch(r"https?://[!-~]+", base_url):
+        return base_url
+    raise UsageError(
+        f"[providers.{name}]: base_url = {base_url!r} is no address",
+        why="it begins with http:// or https:// and has no spaces",
+        fix='for example "http://127.0.0.1:8000/v1"',
+    )

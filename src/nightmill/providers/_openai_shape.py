@@ -274,12 +274,12 @@ def body_outcome(body: Any) -> Outcome:
         if isinstance(body.get("output"), list):
             return _response_outcome(body)
         if error := body.get("error"):
-            return _failed(facts(error), status=_status_in(error))
+            return _failed(facts(error), status=status_in(error))
     return Failed(FailureKind.SERVER_ERROR, f"a success without an answer in it: {shorten(str(body), 200)}")
 
 
-def _status_in(error: Any) -> int | None:
-    """The status that an error tells in place of a code, as it would have been that of the whole answer."""
+def status_in(error: Any) -> int | None:
+    """The status that an error tells in place of a code, where it tells one."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else None
 

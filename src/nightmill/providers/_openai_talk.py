@@ -11,7 +11,7 @@ from typing import Any
 from nightmill.errors import Limited, ProviderError, Refused, Uncertain
 from nightmill.providers import BatchView, RateHint
 from nightmill.providers._http import Reply, retry_after_s, shorten
-from nightmill.providers._openai_shape import ABOUT_JOB, FILTERED, count, facts, own_error
+from nightmill.providers._openai_shape import ABOUT_JOB, FILTERED, count, facts, own_error, status_in
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,18 @@ def must_stop(status: int, body: bytes) -> bool:
     if status == 403:
         return code not in FILTERED  # that would be about one row
     return 400 <= status < 500 and code in OUT_OF_MONEY
+
+
+def true_status(status: int, body: bytes, *, plain: bool) -> int:
+    """The status that an error within a success would have had: some servers can only tell it there.
+
+    With ``plain`` a text for an error, and no answer, is what a server says of an address that it does not have.
+    """
+    if b'"error"' not in body or b'"choices"' in body or b'"data"' in body:
+        return status
+    if error := own_error(body):
+        return status_in(error) or status
+    return 404 if plain and own_error(body, plain=True) else status
 
 
 # -- batch objects -----------------------------------------------------------------------------

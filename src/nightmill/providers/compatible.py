@@ -22,7 +22,7 @@ from nightmill.providers._env import is_nearby, no_key, sendable
 from nightmill.providers._fitting import fitted
 from nightmill.providers._http import Http, Reply, shorten
 from nightmill.providers._openai_shape import OpenAILines, is_own, load_json, own_error
-from nightmill.providers._openai_talk import METADATA_KEY, batch_view, failure, must_stop, rate_hint
+from nightmill.providers._openai_talk import METADATA_KEY, batch_view, failure, must_stop, rate_hint, true_status
 from nightmill.providers.servers import Server
 
 _USUAL = Timing()
@@ -73,19 +73,16 @@ class Compatible(OpenAILines):
         if reply.status == 503 and self._runs_here and (error := own_error(said, plain=True)):
             why = shorten(str(error["message"]), 200)
             raise NeverSent("send: the server is not ready", why=why, fix="wait until it has loaded its model")
+        status = reply.status
+        if status < 300:
+            status = true_status(status, said, plain=self._runs_here)
         return LiveReply(
-            reply.status,
+            status,
             said,
             rate_hint(reply.headers, time.time()),
             reply.headers.get("x-request-id", ""),
-            stop=self._must_stop(reply.status, said),
+            stop=status >= 400 and must_stop(status, said),
         )
-
-    def _must_stop(self, status: int, said: bytes) -> bool:
-        if status >= 400:
-            return must_stop(status, said)
-        # Success is what one of them says of an address that it does not have, with a text for an error.
-        return self._runs_here and said.startswith(b'{"error":"')
 
     def is_own(self, reply: LiveReply) -> bool:
         return is_own(reply.status, reply.body, plain=self._runs_here)

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from nightmill import cli, config
+from nightmill.providers.servers import SERVERS
 from nightmill.sinks import RESULT_SCHEMA
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
@@ -34,10 +35,11 @@ _EXIT_CODES = {
 }
 _ENVIRONMENT = {
     "NIGHTMILL_HOME": "where ledger, jobs, cache and logs are; `~/.nightmill` where it is not set",
-    "OPENAI_API_KEY": "the key of `openai/` models",
+    **{key: f"the key of `{name}/` models" for name, server in SERVERS.items() for key in server.keys},
     "OPENAI_BASE_URL": "another address of the same API, up to and with `/v1`",
     "OPENAI_ORG_ID": "the organisation that is billed",
     "OPENAI_PROJECT_ID": "the project that is billed",
+    "AZURE_OPENAI_ENDPOINT": "the address of the resource that has the deployments",
     "BATCH_CHECK_INTERVAL": "seconds between two polls of a batch",
     "LOG_LEVEL": f"how much is logged: {', '.join(config._LOG_LEVELS)}",
     "NO_COLOR": "no colours, whatever its value",
@@ -108,7 +110,7 @@ def _settings() -> Iterator[str]:
     tables = {
         "[budget]": config._BUDGET,
         "[defaults]": config._DEFAULTS,
-        "[providers.NAME]": {**config._PROVIDER, "limits": None},
+        "[providers.NAME]": {**config._PROVIDER, "limits": None, "price": None},
         "[providers.NAME.limits]": config._LIMITS,
         '[models."PROVIDER/MODEL"]': {"price": None, "path": None, **config._MODEL},
         '[models."PROVIDER/MODEL".price]': config._PRICE,

@@ -177,7 +177,7 @@ def batch_view(batch: Mapping[str, Any]) -> BatchView:
     status = batch["status"]
     phase = _PHASES.get(status)
     if phase is None:
-        log.warning("batch %s has the unknown status %s; taken as running", batch["id"], shorten(status, 60))
+        log.warning("batch %s has an unknown status; taken as running", batch["id"])
         phase = "running"
     counts = batch.get("request_counts")
     counts = counts if isinstance(counts, dict) else {}

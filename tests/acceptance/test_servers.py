@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 from cli_kit import Done, Place, adds_up
 from servers_kit import BatchServer, Call, Said, chat, serving
+
+from nightmill.providers import local
 
 pytestmark = pytest.mark.req("D2")
 
@@ -403,3 +406,33 @@ def test_azure_in_batches(tmp_path: Path) -> None:
     assert (done.code, done.json["lane"], done.json["succeeded"]) == (0, "batch", 12), done.err
     assert done.json["spent_usd"] == pytest.approx(12 * (100 * 0.5 + 20 * 1) / 1e6)
     assert texts(place)[11] == "ROW 11"
+
+
+# -- the real thing --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_real_server_of_llama_cpp(tmp_path: Path) -> None:
+    """The server itself, with a real model: it is bound to a schema, keeps the cap, and refuses in the way we read."""
+    llama = importlib.import_module("xllamacpp")
+    params = llama.CommonParams()
+    params.model.path = str(local.connect(local.DEMO_MODEL, {})._file)
+    params.verbosity, params.n_parallel, params.n_ctx, params.cpuparams.n_threads = 0, 2, 2048, 1
+    params.warmup, params.cache_ram_mib, params.api_keys, params.ui = False, 0, ["sk-llama"], False
+    server = llama.Server(params)
+    place = place_at(tmp_path, "llamacpp", server.listening_address + "/v1", LLAMA_API_KEY="sk-llama")
+    calm = {**SCHEMA, "properties": {"mood": {"enum": ["calm"]}}}
+    (tmp_path / "schema.json").write_text(json.dumps(calm))
+    (tmp_path / "in.txt").write_text("Name a mood.\n" + "word " * 3000 + "\n")
+    bound = run(place, "llamacpp/any", "--schema", "schema.json")
+    assert (bound.code, kinds(place)) == (3, [None, "bad_request"]), bound.err
+    first, second = place.results("r.jsonl")
+    assert first["parsed"] == {"mood": "calm"}
+    assert min(first["tokens_in"], first["tokens_out"]) > 0
+    assert "context" in second["error"]
+    cut = run(place, "llamacpp/any", "--limit", "1", "--max-output", "3")
+    assert (cut.code, cut.json["tokens_out"], kinds(place)) == (3, 3, ["truncated"]), cut.err
+    place.env["LLAMA_API_KEY"] = "wrong"
+    refused = run(place, "llamacpp/any", "--limit", "1", "--no-cache", "--new")
+    assert (refused.code, refused.json["status"]) == (1, "paused")
+    assert "HTTP 401" in refused.err

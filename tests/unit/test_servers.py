@@ -10,7 +10,7 @@ import pytest
 
 from nightmill.errors import UnknownPrice, UsageError
 from nightmill.pricing import price_sheet
-from nightmill.providers import BatchProvider, LiveProvider, LiveReply
+from nightmill.providers import BatchProvider, Limits, LiveProvider, LiveReply
 from nightmill.providers.resolve import offers, resolve, runs_here
 from nightmill.providers.servers import SERVERS, configured
 from nightmill.types import Failed, FailureKind, Lane, Usage
@@ -122,7 +122,7 @@ def test_a_price_of_the_provider_is_that_of_its_models() -> None:
 def test_a_small_context_leaves_room_for_the_prompt() -> None:
     """Our cap is half of what prompt and answer may have together; one that was asked for is sent as it is."""
     provider = made("vllm")
-    provider.limits = configured("vllm", {}).limits.__class__(context=2048)
+    provider.limits = Limits(context=2048)
     ours = provider.encode({"messages": MESSAGES, "max_completion_tokens": 2000})
     assert (json.loads(ours.body)["max_completion_tokens"], ours.cap_tokens) == (1024, 1024)
     assert "1,024 instead of 2,000" in ours.notes[0]

@@ -282,6 +282,7 @@ def test_a_key_that_is_refused_pauses_the_job(paying: Place, lane: str, key: str
     assert tables(paying.home, "SELECT sum(held_nanos) FROM limits") == [(0,)]
 
 
+@pytest.mark.req("B9")
 def test_an_unknown_price_shows_the_lines_to_write(paying: Place) -> None:
     """What has no price is refused; the very lines that the message shows make it run, for money and for free."""
     command = ("run", "c.csv", *SAY, "--model", "openai/gpt-house", "--yes", "--json")
@@ -319,6 +320,7 @@ def test_a_budget_too_small_refuses_and_a_dry_run_only_says_so(paying: Place) ->
     assert len(paying.log()) == asked
 
 
+@pytest.mark.req("B9")
 def test_money_is_not_spent_where_nobody_can_be_asked(paying: Place) -> None:
     """Without a terminal and without --yes a job that costs is refused and leaves nothing."""
     asked = len(paying.log())
@@ -483,6 +485,7 @@ def test_a_plan_too_large_for_the_disk_leaves_room_again(tmp_path: Path) -> None
         assert (again.code, again.json["succeeded"]) == (0, 300), again.err
 
 
+@pytest.mark.req("B9")
 def test_files_that_may_not_grow_are_told_like_a_full_disk(tmp_path: Path) -> None:
     """A limit on the size of files is a full disk without root: exit 1, nothing sent, and it runs without it."""
     place = Place(tmp_path)
@@ -496,7 +499,7 @@ def test_files_that_may_not_grow_are_told_like_a_full_disk(tmp_path: Path) -> No
     assert (again.code, again.json["succeeded"]) == (0, 300), again.err
 
 
-@pytest.mark.req("X1")
+@pytest.mark.req("X1", "B9")
 @pytest.mark.parametrize("lane", ["batch", "live"])
 def test_a_disk_that_fills_up_in_the_middle_loses_nothing(tmp_path: Path, lane: str) -> None:
     """The run stops and says so; after space is freed the same command goes on to the right end, and what was

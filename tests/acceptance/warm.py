@@ -33,6 +33,16 @@ def run(arguments: tuple[str, ...], folder: Path, env: dict[str, str], seconds: 
     return code, out, err
 
 
+def run_in_terminal(arguments: tuple[str, ...], folder: Path, env: dict[str, str], seconds: float, tty: str) -> int:
+    """The same in the foreground of a terminal of its own; the exit code."""
+    asked = {"arguments": [os.fsencode(a).hex() for a in arguments], "folder": str(folder), "env": env,
+             "seconds": seconds, "terminal": tty}  # fmt: skip
+    code = _nursery().ask(asked)
+    if code is None:
+        raise TimeoutError(f"nightmill {' '.join(arguments)} took more than {seconds} s")
+    return code
+
+
 class _Nursery:
     def __init__(self) -> None:
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
@@ -77,8 +87,13 @@ def _become(asked: dict[str, Any]) -> NoReturn:
     """Take on folder, environment and streams, run the command, and end as it ends."""
     from nightmill.cli import main
 
-    for number, path, how in [(0, os.devnull, os.O_RDONLY), *((n, p, os.O_WRONLY | os.O_CREAT)
-                              for n, p in enumerate(asked["streams"], 1))]:  # fmt: skip
+    streams = [(0, os.devnull, os.O_RDONLY)]
+    if "terminal" in asked:
+        os.setsid()  # so that the terminal opened first is ours, and its Ctrl-C too
+        streams = [(n, asked["terminal"], os.O_RDWR) for n in range(3)]
+    else:
+        streams += [(n, path, os.O_WRONLY | os.O_CREAT) for n, path in enumerate(asked["streams"], 1)]
+    for number, path, how in streams:
         opened = os.open(path, how)
         os.dup2(opened, number)
         os.close(opened)

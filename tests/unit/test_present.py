@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import unicodedata
 from dataclasses import replace
 
+import pyte
 import pytest
 
 from nightmill.cli.present import (
@@ -387,20 +389,11 @@ class Terminal(io.StringIO):
         return True
 
     def screen(self) -> list[str]:
-        """The lines a person sees, having obeyed cursor and erase codes."""
-        lines, row = [""], 0
-        for part in re.split(r"(\x1b\[\??\d*[A-Za-z]|\n)", self.getvalue()):
-            if part == "\n":
-                row += 1
-                lines += [""] * (row + 1 - len(lines))
-            elif move := re.fullmatch(r"\x1b\[(\d+)F", part):
-                row -= int(move[1])
-                assert row >= 0
-            elif part == "\x1b[J":
-                lines[row:] = [""]
-            elif not part.startswith("\x1b"):
-                lines[row] += part
-        return lines
+        """The lines a person sees."""
+        screen = pyte.Screen(100, 40)
+        screen.set_mode(pyte.modes.LNM)
+        pyte.Stream(screen).feed(self.getvalue())
+        return [line.rstrip() for line in screen.display]
 
 
 class Clock:
@@ -415,7 +408,7 @@ def at(ok: int, phase: str = "sending") -> ProgressView:
 
 
 def drawn(mode: Mode, stream: io.StringIO, clock: Clock, **env: str) -> Progress:
-    return Progress(mode, stream, env, clock=clock, columns=lambda: 100)
+    return Progress(mode, stream, env, clock=clock, size=lambda: os.terminal_size((100, 24)))
 
 
 @pytest.mark.parametrize(
@@ -456,8 +449,8 @@ def test_the_bar_is_redrawn_in_place() -> None:
     assert "processed 100" in screen[2]
 
 
-def test_the_bar_gives_the_cursor_back() -> None:
-    """However it ends, a hidden cursor is shown again, once."""
+def test_the_cursor_is_never_lost() -> None:
+    """However it ends, also by a kill that nobody hears of, the cursor is visible and below the panel."""
     stream = Terminal()
     progress = drawn("bar", stream, Clock())
 
@@ -469,9 +462,52 @@ def test_the_bar_gives_the_cursor_back() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     progress.close()
-    text = stream.getvalue()
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
-    assert text.index("\x1b[?25l") < text.index("\x1b[?25h")
+    assert "\x1b[?25l" not in stream.getvalue()
+    assert stream.getvalue().endswith("\n\x1b[J")
+
+
+@pytest.mark.parametrize("reflows", [True, False])
+def test_a_narrower_window_keeps_one_panel(reflows: bool) -> None:
+    """Where the terminal breaks old lines anew, the panel's beginning is so many lines further up; else it is not."""
+    stream, clock, columns = Terminal(), Clock(), [100]
+    env = {} if reflows else {"XTERM_VERSION": "XTerm(390)"}
+    progress = Progress("bar", stream, env, clock=clock, size=lambda: os.terminal_size((columns[0], 24)))
+    progress.update(RUNNING)
+    drawn_lines = stream.getvalue().split("\n")[:-1]
+    clock.now += 1
+    columns[0] = 60
+    before = len(stream.getvalue())
+    progress.update(RUNNING)
+    up = re.match(r"\x1b\[(\d+)F", stream.getvalue()[before:])
+    assert up is not None
+    seen = [re.sub(r"\x1b\[\d*[A-Za-z]", "", line) for line in drawn_lines]
+    assert int(up[1]) == (sum(-(-len(line) // 60) for line in seen) if reflows else len(seen))
+    assert max(cells(line) for line in seen) > 60
+
+
+def test_a_low_window_is_not_scrolled() -> None:
+    """In a window of four lines the panel has three, and is drawn over like any other."""
+    stream, clock = Terminal(), Clock()
+    with Progress("bar", stream, {}, clock=clock, size=lambda: os.terminal_size((60, 4))) as progress:
+        for ok in (1, 2, 3):
+            progress.update(at(ok))
+            clock.now += 1
+    screen = [line for line in stream.screen() if line]
+    assert len(screen) == 3
+    assert "3/100" in screen[0]
+
+
+def test_what_keeps_a_job_is_told_once() -> None:
+    """Trouble is told at once and in its own words; one that comes and goes fills no log."""
+    stream, clock = io.StringIO(), Clock()
+    with drawn("plain", stream, clock) as progress:
+        for trouble in ("", "no network\x1b[2J", "", "no network\x1b[2J", "no money", ""):
+            progress.update(replace(at(1), trouble=trouble))
+    lines = stream.getvalue().splitlines()
+    assert [line.partition("waits: ")[2] for line in lines] == ["", "no network␛[2J", "no money", ""]
+    panel = status_table(replace(RUNNING, trouble="word " * 100, leave=("Ctrl-C stops",)), width=60).split("\n")
+    assert sum("word" in line for line in panel) == 3
+    assert panel[-1] == " Ctrl-C stops"
 
 
 def test_the_bar_draws_at_most_ten_times_a_second_but_always_the_last() -> None:

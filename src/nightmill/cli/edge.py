@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from nightmill.cli import present
 from nightmill.cli.logs import start_log
@@ -80,16 +81,21 @@ class Edge:
         return (sys.stderr.encoding or "utf-8").lower().replace("-", "").startswith("utf")
 
     def say(self, text: str) -> None:
-        """Narration, on stderr."""
-        _write(sys.stderr, text)
+        """Narration, on stderr; whatever is quoted in it is made harmless."""
+        _write(sys.stderr, present.show(text))
 
     def _say_beside(self, line: str) -> None:
         (self.beside or self.say)(line)
 
     def put(self, text: str) -> None:
-        """Data, on stdout; with ``--json`` only `answer` writes there."""
+        """Data, on stdout, made harmless where that is a terminal; with ``--json`` only `answer` writes there."""
         if not self.json:
-            _write(sys.stdout, text)
+            _write(sys.stdout, present.show(text) if sys.stdout.isatty() else text)
+
+    @property
+    def data(self) -> BinaryIO:
+        """stdout as a file of UTF-8: to the byte what is written, except on a terminal."""
+        return cast("BinaryIO", _Harmless()) if sys.stdout.isatty() else sys.stdout.buffer
 
     def answer(self, data: Mapping[str, Any]) -> None:
         """The one object of ``--json``."""
@@ -105,7 +111,7 @@ class Edge:
         if not sys.stdin.isatty():
             raise UsageError("nobody can be asked here", why="stdin is no terminal", fix="add --yes")
         with _signals_heard() as heard:
-            sys.stderr.write(question)
+            sys.stderr.write(present.show(question))
             sys.stderr.flush()
             heard()
             return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -153,6 +159,17 @@ class Edge:
             log.error("unexpected", exc_info=error)
             fix += f", and so does {self.log_file}"
         return self.fail(Unexpected(f"unexpected {type(error).__name__}", why=str(error), fix=fix).of(error))
+
+
+class _Harmless(io.RawIOBase):
+    """A terminal to which text goes that came from anywhere."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        _write(sys.stdout, present.show(bytes(data).decode("utf-8", "replace")), end="")
+        return len(data)
 
 
 class Interrupted(NightmillError):
@@ -206,9 +223,9 @@ def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _write(stream: Any, text: str) -> None:
+def _write(stream: Any, text: str, end: str = "\n") -> None:
     encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + end)
     stream.flush()
 
 

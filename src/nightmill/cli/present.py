@@ -8,6 +8,7 @@ than ``width`` cells, except commands, which are there to be copied whole.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from nightmill.errors import NightmillError
 from nightmill.types import NANOS_PER_USD
 
 _WIDEST = 100  # lines longer than this are hard to read, however wide the window
+_NARROW = 79  # in narrower windows some things move from the bar's line to those under it
+_LEAST_ITEM = 12  # cells
+_TROUBLE_LINES = 3
 _SEP = " · "
 
 # -- untrusted text
@@ -34,6 +38,8 @@ _MARKS |= {
             *range(0x2066, 0x206A),
         ),  # bidi: text that lies about its order
         *(0x2028, 0x2029),  # line ends that are not "\n"
+        *(0xAD, 0x115F, 0x1160, 0x180E, 0x200B, *range(0x2060, 0x2065), *range(0x206A, 0x2070), 0x3164, 0xFEFF, 0xFFA0),
+        *(*range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)),  # nothing to see, yet it makes two names differ
         *range(0xD800, 0xE000),  # lone surrogates cannot be written at all
     )
 }
@@ -41,6 +47,10 @@ _PLAIN = {"·": "|", "≈": "~", "→": "->", "…": "...", "–": "-", "≠": "
 _PLAIN |= {"✓": "+", "◆": "*", "‖": "=", "✗": "x", "␡": "^?"}
 _PLAIN |= {chr(0x2400 + code): "^" + chr(0x40 + code) for code in range(0x20)}
 _ASCII = str.maketrans(_PLAIN)
+# Some terminals draw what these join as one, others apart. More marks on a letter than four are no writing.
+_JOINERS = dict.fromkeys((0x200C, 0x200D, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+_MARK = r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
+_HEAP = re.compile(f"({_MARK}{{4}}){_MARK}+")
 
 
 def show(text: str) -> str:
@@ -53,8 +63,9 @@ def show(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Untrusted text on one line, made harmless."""
-    return " ".join(show(text).split())
+    """Untrusted text on one line, made harmless, and as wide on every terminal: nothing that joins or heaps letters."""
+    line = " ".join(show(text).split())
+    return line if line.isascii() else _HEAP.sub(r"\1", unicodedata.normalize("NFC", line.translate(_JOINERS)))
 
 
 def _inked(text: str, unicode: bool) -> str:
@@ -134,7 +145,7 @@ def duration(seconds: float | None, *, clock: bool = False) -> str:
 # -- layout
 
 
-def _cells(text: str) -> int:
+def cells_of(text: str) -> int:
     """How many terminal cells ``text`` takes."""
     if text.isascii():
         return len(text)
@@ -142,7 +153,7 @@ def _cells(text: str) -> int:
 
 
 def _cell(char: str) -> int:
-    if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
@@ -159,14 +170,14 @@ def _head(text: str, width: int) -> str:
 
 def _cut(text: str, width: int, *, unicode: bool = True) -> str:
     """``text`` in at most ``width`` cells, with an ellipsis if something is missing."""
-    if _cells(text) <= width:
+    if cells_of(text) <= width:
         return text
     ellipsis = "…" if unicode else "..."
     return _head(text, width - len(ellipsis)) + ellipsis if width > len(ellipsis) else ellipsis[:width]
 
 
 def _pad(text: str, width: int, *, right: bool = False) -> str:
-    gap = " " * (width - _cells(text))
+    gap = " " * (width - cells_of(text))
     return gap + text if right else text + gap
 
 
@@ -175,12 +186,12 @@ def _wrap(text: str, width: int) -> list[str]:
     lines, line = [], ""
     for word in text.split():
         joined = f"{line} {word}" if line else word
-        if _cells(joined) <= width:
+        if cells_of(joined) <= width:
             line = joined
             continue
         if line:
             lines.append(line)
-        while _cells(word) > width:
+        while cells_of(word) > width:
             part = _head(word, width) or word[0]
             lines.append(part)
             word = word[len(part) :]  # noqa: PLW2901  the rest of the word is the next word
@@ -194,11 +205,16 @@ def _flow(pieces: Iterable[str], width: int, sep: str) -> list[str]:
     line = ""
     for piece in pieces:
         joined = f"{line}{sep}{piece}" if line else piece
-        if line and _cells(joined) > width:
+        if line and cells_of(joined) > width:
             lines += _wrap(line, width)
             joined = piece
         line = joined
     return lines + _wrap(line, width)
+
+
+def _wrapped(text: str, width: int, *, unicode: bool) -> list[str]:
+    """Untrusted text by words into lines, indented by a space."""
+    return [f" {line}" for line in _wrap(_inked(one_line(text), unicode), width)]
 
 
 def _paragraph(pieces: Iterable[str], width: int, *, unicode: bool, indent: str = "") -> list[str]:
@@ -237,7 +253,7 @@ class QuoteView:
     duplicates: int = 0
     cached: int = 0
     invalid: int = 0
-    done: int = 0  # rows answered before, in the job this one resumes
+    done: int = 0  # rows answered before, in the job that goes on or by earlier ones
     waves: int = 1
     budget_nanos: int | None = None  # the tightest limit; None = there is none
     free_nanos: int | None = None
@@ -283,7 +299,7 @@ def _lane_lines(lanes: Sequence[LaneView], width: int) -> list[str]:
     for lane in lanes:
         costs = [money(lane.expected_nanos), money(lane.at_most_nanos, toward="up")]
         table.append([lane.lane, *costs, "◀ chosen" if lane.chosen else ""])
-    widths = [max(_cells(row[at]) for row in table) for at in range(len(table[0]))]
+    widths = [max(cells_of(row[at]) for row in table) for at in range(len(table[0]))]
     return [
         _cut("  ".join(_pad(cell, widths[at], right=at in (1, 2)) for at, cell in enumerate(row)).rstrip(), width)
         for row in table
@@ -322,7 +338,7 @@ def _source_pieces(q: QuoteView) -> list[str]:
 
 def _frame(title: str, lines: Sequence[str], unicode: bool) -> list[str]:
     tl, tr, bl, br, h, v = "┌┐└┘─│" if unicode else "++++-|"
-    inner = max(_cells(line) for line in lines)
+    inner = max(cells_of(line) for line in lines)
     top = f"{tl}{h} {title} {h * (inner - len(title) - 1)}{tr}"
     return [top, *(f"{v} {_pad(line, inner)} {v}" for line in lines), f"{bl}{h * (inner + 2)}{br}"]
 
@@ -353,6 +369,8 @@ class ProgressView:
     eta_s: float | None = None
     item: str = ""  # the row that was answered last
     job_id: str = ""
+    outside: tuple[int, int] | None = None  # rows that the provider says are done, of those in its batches
+    trouble: str = ""  # why it does not go on at the moment, in the words of whoever said so
     leave: tuple[str, ...] = ()  # what Ctrl-C does now, and how to come back
 
     @property
@@ -377,18 +395,17 @@ def bar_line(
     share = percent(p.processed, p.total) if p.total else "100 %"
     numbers = [f"{share:>5}", f"{count(p.processed)}/{count(p.total)}", duration(p.elapsed_s, clock=True)]
     numbers.append(f"ETA {duration(p.eta_s, clock=True)}")
-    if width < 80:
+    if width < _NARROW:
         del numbers[2]  # elapsed is in the table below; a bar that can be seen is worth more
     text = _inked("  ".join(numbers), unicode)
-    room = width - _cells(phase) - len(text) - 3
+    room = width - cells_of(phase) - len(text) - 3
     if room < 6:
         return _cut(f"{phase} {text.strip()}", width, unicode=unicode)
     ends = ("", "") if unicode else ("[", "]")
-    cells = min(30, room - len(ends[0] + ends[1]))
-    filled, empty = bar(p, cells, unicode=unicode)
     item = ""
-    if p.item and room - cells > 8:
-        item = "  " + _cut(_inked(one_line(p.item), unicode), room - cells - 4, unicode=unicode)
+    if p.item and width >= _NARROW:
+        item = "  " + _cut(_inked(one_line(p.item), unicode), max(_LEAST_ITEM, room - 36), unicode=unicode)
+    filled, empty = bar(p, max(0, min(30, room - len(ends[0] + ends[1]) - cells_of(item))), unicode=unicode)
     return f"{phase} {ends[0]}{paint(filled)}{empty}{ends[1]}  {text}{item}"
 
 
@@ -403,14 +420,17 @@ def status_table(p: ProgressView, *, width: int = 80, unicode: bool = True) -> s
     counts.append(f"success {percent(p.ok, p.processed)}")
     pace = [f"{_pace(p.per_minute)} a minute", f"elapsed {duration(p.elapsed_s, clock=True)}"]
     pace += [f"ETA {duration(p.eta_s, clock=True)}", f"tokens {tokens(p.tokens_in)} in, {tokens(p.tokens_out)} out"]
+    if p.item and width < _NARROW:
+        pace.append(f"last {_cut(one_line(p.item), width // 3, unicode=unicode)}")
+    if p.outside is not None:
+        counts.append(f"done at the provider {count(p.outside[0])} of {count(p.outside[1])}")
     amounts = (("spent", p.spent_nanos), ("held", p.held_nanos), ("list", p.list_nanos), ("saved", p.saved_nanos))
     cost = [f"{word} {money(nanos)}" for word, nanos in amounts]
-    lines = [
-        line
-        for pieces in (counts, pace, cost, p.leave)
-        for line in _paragraph(pieces, min(width, _WIDEST), unicode=unicode, indent=" ")
-    ]
-    return "\n".join(lines)
+    wide = min(width, _WIDEST)
+    blocks = [_paragraph(pieces, wide, unicode=unicode, indent=" ") for pieces in (counts, pace, cost, p.leave)]
+    if p.trouble:
+        blocks.insert(3, _wrapped(f"waits: {p.trouble}", wide - 1, unicode=unicode)[:_TROUBLE_LINES])
+    return "\n".join(line for block in blocks for line in block)
 
 
 def plain_line(p: ProgressView, *, unicode: bool = True) -> str:
@@ -420,7 +440,10 @@ def plain_line(p: ProgressView, *, unicode: bool = True) -> str:
     others = (("missing", p.missing), ("expired", p.expired), ("cancelled", p.cancelled))
     pieces += [f"{word} {count(number)}" for word, number in others if number]
     pieces += [f"spent {money(p.spent_nanos)}", f"elapsed {duration(p.elapsed_s, clock=True)}"]
-    return _inked("  ".join([*pieces, f"ETA {duration(p.eta_s, clock=True)}"]), unicode)
+    pieces += [f"ETA {duration(p.eta_s, clock=True)}"]
+    pieces += [f"done at the provider {count(p.outside[0])}"] if p.outside is not None else []
+    pieces += [f"waits: {one_line(p.trouble)}"] if p.trouble else []
+    return _inked("  ".join(pieces), unicode)
 
 
 def _pace(per_minute: float | None) -> str:
@@ -525,7 +548,7 @@ def _failure_lines(groups: Sequence[FailureGroup], width: int, unicode: bool) ->
     tails = max(len(f"  e.g. row {count(group.row)}") for group in groups)
     room = max(0, width - numbers - kinds - tails - 6)
     messages = [_cut(_inked(one_line(group.message), unicode), room, unicode=unicode) for group in groups]
-    wide = max(_cells(message) for message in messages)
+    wide = max(cells_of(message) for message in messages)
     lines = []
     for group, message in zip(groups, messages, strict=True):
         head = f"  {count(group.count):>{numbers}}  {group.kind:<{kinds}}  {_pad(message, wide)}"
@@ -574,7 +597,7 @@ def jobs_table(rows: Sequence[JobRow], *, width: int = 100, unicode: bool = True
     if not rows:
         return "No jobs yet. Try: nightmill run words.txt --task define --dry-run"
     table = [[heading for heading, *_ in _JOB_COLUMNS], *([_inked(c, unicode) for c in _job_cells(r)] for r in rows)]
-    natural = [max(_cells(line[at]) for line in table) for at in range(len(_JOB_COLUMNS))]
+    natural = [max(cells_of(line[at]) for line in table) for at in range(len(_JOB_COLUMNS))]
     widths = _fit(natural, width)
     lines = []
     for line in table:
@@ -628,7 +651,7 @@ def table(
 ) -> list[str]:
     """Rows under their headings, columns aligned; a line that is too wide loses its end."""
     inked = [[_inked(one_line(cell), unicode) for cell in row] for row in rows]
-    widths = [max(_cells(row[at]) for row in inked) for at in range(len(rows[0]))]
+    widths = [max(cells_of(row[at]) for row in inked) for at in range(len(rows[0]))]
     padded = ([_pad(cell, widths[at], right=at in right) for at, cell in enumerate(row)] for row in inked)
     return [_cut("  ".join(cells).rstrip(), width, unicode=unicode) for cells in padded]
 

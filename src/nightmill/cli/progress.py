@@ -26,7 +26,7 @@ _REDRAW_S = 0.1  # the bar, at most so often
 _PLAIN_S = 60.0  # a line at least so often while there are updates
 _JSON_S = 1.0  # an object at most so often, except at changes of phase
 _STEP = 10  # percent between two plain lines
-_HIDE, _SHOW, _ERASE = "\x1b[?25l", "\x1b[?25h", "\x1b[J"
+_END_OF_LINE, _BELOW = "\x1b[K", "\x1b[J"  # erase from the cursor on
 _GREEN, _RESET = "\x1b[32m", "\x1b[0m"
 
 
@@ -43,7 +43,7 @@ class Progress:
 
     ``auto`` is a bar on a terminal that is not ``TERM=dumb`` and not in CI, else plain lines;
     ``bar`` is one on any terminal that can move its cursor, else plain lines too. ``clock`` gives
-    seconds that only rise; ``columns`` the width of the terminal.
+    seconds that only rise; ``size`` the terminal's columns and lines.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Progress:
         env: Mapping[str, str],
         *,
         clock: Callable[[], float] = time.monotonic,
-        columns: Callable[[], int] | None = None,
+        size: Callable[[], os.terminal_size] | None = None,
     ) -> None:
         out = _Out(stream)
         self._lock = threading.Lock()  # what is noted may come from any thread
         self.mode = chosen_mode(mode, stream, env)
         self._renderer: _Renderer = _Silent()
         if self.mode == "bar":
-            self._renderer = _Bar(out, clock, columns or (lambda: _columns(stream, env)), bool(env.get("NO_COLOR")))
+            self._renderer = _Bar(out, clock, size or (lambda: _size(stream, env)), env)
         elif self.mode == "plain":
             self._renderer = _Plain(out, clock)
         elif self.mode == "json":
@@ -97,13 +97,14 @@ def chosen_mode(mode: Mode, stream: TextIO, env: Mapping[str, str]) -> Mode:
     return "bar" if watched and (mode == "bar" or not in_ci) else "plain"
 
 
-def _columns(stream: TextIO, env: Mapping[str, str]) -> int:
-    if (told := env.get("COLUMNS", "")).isdecimal() and int(told):
-        return int(told)
+def _size(stream: TextIO, env: Mapping[str, str]) -> os.terminal_size:
+    """Columns and lines; what nobody knows is 80 and 24."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
+        columns, lines = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):
-        return 80
+        columns, lines = 0, 0
+    told = env.get("COLUMNS", "")
+    return os.terminal_size((int(told) if told.isdecimal() and int(told) else columns or 80, lines or 24))
 
 
 class _Out:
@@ -136,48 +137,58 @@ class _Silent:
 
 
 class _Bar:
-    """A few lines at the bottom of a terminal, redrawn in place."""
+    """A few lines at the bottom of a terminal, drawn over in place. The cursor is never hidden, so never lost."""
 
-    def __init__(self, out: _Out, clock: Callable[[], float], columns: Callable[[], int], no_color: bool) -> None:
-        self._out, self._clock, self._columns = out, clock, columns
-        self._paint = (lambda text: text) if no_color else (lambda text: f"{_GREEN}{text}{_RESET}" if text else "")
+    def __init__(
+        self, out: _Out, clock: Callable[[], float], size: Callable[[], os.terminal_size], env: Mapping[str, str]
+    ) -> None:
+        self._out, self._clock, self._size = out, clock, size
+        coloured = not env.get("NO_COLOR")
+        self._paint = (lambda text: f"{_GREEN}{text}{_RESET}" if text else "") if coloured else (lambda text: text)
+        # Most terminals break lines that were written before anew when they become narrower.
+        self._reflows = "XTERM_VERSION" not in env and env.get("TERM") != "linux"
         self._view: ProgressView | None = None
         self._drawn_at: float | None = None
-        self._lines = 0
+        self._drawn: list[int] = []  # cells of each line on the screen
 
     def update(self, view: ProgressView) -> None:
-        moved_on = self._view is None or view.phase != self._view.phase
+        before = self._view
         self._view = view
+        moved_on = before is None or (view.phase, view.trouble) != (before.phase, before.trouble)
         if moved_on or self._drawn_at is None or self._clock() - self._drawn_at >= _REDRAW_S:
             self._draw()
 
     def note(self, text: str) -> None:
-        self._out.write(f"{self._home()}{present.show(text)}\n")
-        self._lines = 0
+        self._out.write(f"{self._home()}{present.show(text)}{_END_OF_LINE}\n{_BELOW}")
+        self._drawn = []
         if self._view is not None:
             self._draw()
 
     def close(self) -> None:
         if self._view is not None:
             self._draw()
-            self._out.write(_SHOW)
             self._view = None
-            self._lines = 0
+            self._drawn = []
 
     def _home(self) -> str:
-        """Go to where the panel began, and clear from there."""
-        return f"\x1b[{self._lines}F{_ERASE}" if self._lines else ""
+        """Go to where the panel began."""
+        columns = self._size().columns
+        lines = sum(max(1, -(-cells // columns)) for cells in self._drawn) if self._reflows else len(self._drawn)
+        return f"\x1b[{lines}F" if lines else ""
 
     def _draw(self) -> None:
+        """One write, over what is there: nothing is blank in between. What was typed meanwhile goes."""
         if self._view is None:
             return
+        columns, lines = self._size()
         # One column stays free: a full line would wrap on some terminals and upset the count.
-        width, unicode = max(20, self._columns() - 1), self._out.unicode
-        first = present.bar_line(self._view, width=width, unicode=unicode, paint=self._paint)
-        lines = [first, *present.status_table(self._view, width=width, unicode=unicode).split("\n")]
-        hide = "" if self._lines else _HIDE
-        self._out.write(f"{hide}{self._home()}" + "".join(f"{line}\n" for line in lines))
-        self._lines = len(lines)
+        width, unicode = max(20, columns - 1), self._out.unicode
+        first = present.bar_line(self._view, width=width, unicode=unicode)
+        painted = present.bar_line(self._view, width=width, unicode=unicode, paint=self._paint)
+        rest = present.status_table(self._view, width=width, unicode=unicode).split("\n")[: max(0, lines - 2)]
+        body = "".join(f"{line}{_END_OF_LINE}\n" for line in (painted, *rest))
+        self._out.write(f"{self._home()}{body}{_BELOW}")
+        self._drawn = [present.cells_of(line) for line in (first, *rest)]
         self._drawn_at = self._clock()
 
 
@@ -188,12 +199,14 @@ class _Lines(ABC):
         self._out, self._clock = out, clock
         self._view: ProgressView | None = None
         self._shown: ProgressView | None = None
+        self._told = ""  # the trouble told last: a limit that comes and goes is told once
         self._shown_at = 0.0
 
     def update(self, view: ProgressView) -> None:
         self._view = view
         shown = self._shown
-        if shown is None or view.phase != shown.phase or self._is_due(view, shown, self._clock() - self._shown_at):
+        moved_on = shown is None or view.phase != shown.phase or view.trouble not in ("", self._told)
+        if moved_on or shown is None or self._is_due(view, shown, self._clock() - self._shown_at):
             self._write(view)
 
     def note(self, text: str) -> None:
@@ -205,6 +218,7 @@ class _Lines(ABC):
 
     def _write(self, view: ProgressView) -> None:
         self._shown, self._shown_at = view, self._clock()
+        self._told = view.trouble or self._told
         self._out.write(self._line(view) + "\n")
 
     @abstractmethod
@@ -253,6 +267,7 @@ def progress_object(view: ProgressView) -> dict[str, object]:
         "event": "progress",
         "job_id": view.job_id,
         "phase": view.phase,
+        "trouble": view.trouble,
         "total": view.total,
         "processed": view.processed,
         "succeeded": view.ok,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Any
 
 import click
@@ -57,7 +56,7 @@ def results(
             rows = mill.export(found, targets, csv_raw=csv_raw, **chosen)
             edge.say(f"{present.some(rows, 'row')} written")
         else:
-            rows = mill.pour(found, sys.stdout.buffer, form, csv_raw=csv_raw, **chosen)
+            rows = mill.pour(found, edge.data, form, csv_raw=csv_raw, **chosen)
         now, paths = mill.standing(found), [str(target.path) for target in targets]
         answer = views.job_object(found, now, out=paths, interrupted=interrupted) | {"written": rows}
         code, error = tell_end(edge, mill, found, now, interrupted=interrupted, wrote=True) if worked else (0, None)

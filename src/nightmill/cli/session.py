@@ -9,11 +9,13 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from nightmill.cli import present, views
 from nightmill.cli.edge import Edge, error_object
+from nightmill.cli.keys import unechoed
 from nightmill.cli.progress import Mode, Progress
 from nightmill.engine import Stop
 from nightmill.errors import NightmillError, StoreError
@@ -35,6 +37,7 @@ class Order:
     aside: bool = False  # work only on what nobody else works on
     targets: tuple[Target, ...] = ()
     csv_raw: bool = False
+    quits: bool = False  # the key q does what Ctrl-C does
 
 
 def work(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order) -> bool:
@@ -43,8 +46,11 @@ def work(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order) -> bool:
     The first Ctrl-C or SIGTERM finishes what is in hand, the second stops at once.
     """
     log.info("working on %s", ", ".join(job.id for job in jobs))
-    with Progress(order.mode, sys.stderr, os.environ) as progress:
-        session = _Session(mill, [job.id for job in jobs], progress, order)
+    with Progress(order.mode, sys.stderr, os.environ) as progress, ExitStack() as terminal:
+        keys = None
+        if progress.mode == "bar":
+            keys = terminal.enter_context(unechoed(heard=order.quits))
+        session = _Session(mill, [job.id for job in jobs], progress, order, keys)
         edge.beside = progress.note if progress.mode != "none" else None
         try:
             asyncio.run(session.run())
@@ -68,8 +74,8 @@ def look_again(edge: Edge, mill: Mill, job: Job) -> Job:
 
 
 class _Session:
-    def __init__(self, mill: Mill, job_ids: list[str], progress: Progress, order: Order) -> None:
-        self._mill, self._ids, self._progress, self._order = mill, job_ids, progress, order
+    def __init__(self, mill: Mill, job_ids: list[str], progress: Progress, order: Order, keys: int | None) -> None:
+        self._mill, self._ids, self._progress, self._order, self._keys = mill, job_ids, progress, order, keys
         self._follower = mill.follow(job_ids)
         self._stop = Stop()
         self._signals = 0
@@ -87,6 +93,8 @@ class _Session:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt)
+        if self._keys is not None:
+            loop.add_reader(self._keys, self._hear, self._keys)
         self.show()  # before a cent is spent: how to stop, and how to come back
         self._main = asyncio.create_task(self._watch() if self._order.aside else self._work(self._ids))
         ticker = asyncio.create_task(self._tick()) if self._progress.mode != "none" else None
@@ -96,6 +104,8 @@ class _Session:
             if not self._signals:
                 raise
         finally:
+            if self._keys is not None:
+                loop.remove_reader(self._keys)
             if ticker is not None:
                 ticker.cancel()
                 await asyncio.gather(ticker, return_exceptions=True)
@@ -120,13 +130,23 @@ class _Session:
                 except TimeoutError:
                     continue
 
+    def _hear(self, keys: int) -> None:
+        try:
+            typed = os.read(keys, 1024)
+        except OSError:  # the terminal is gone
+            typed = b""
+        if not typed:
+            asyncio.get_running_loop().remove_reader(keys)
+        elif b"q" in typed.lower():
+            self._interrupt()
+
     def _interrupt(self) -> None:
         self._signals += 1
         if self._signals > 1:
             self._cancel()
             return
         grace = self._mill.settings.timing.stop_grace_s
-        hands = sum(look.in_hand for look in self._looks)
+        hands = sum(look.in_hand for look in self._looks) if self._works else 0
         in_hand = f": {hands} in hand, up to {grace:.0f} s" if hands else ""
         self._progress.note(f"stopping{in_hand}; again to stop now")
         self._stop.gently.set()
@@ -151,7 +171,8 @@ class _Session:
         done = sum(look.now.done for look in looks)
         self._before = done if self._before is None else self._before
         elapsed_s = time.monotonic() - self._began
-        view = views.progress_view(looks, before=self._before, elapsed_s=elapsed_s, works=self._works)
+        stops = "q or Ctrl-C" if self._keys is not None else "Ctrl-C"
+        view = views.progress_view(looks, before=self._before, elapsed_s=elapsed_s, works=self._works, stops=stops)
         self._progress.update(view)
 
     def show(self) -> None:
@@ -206,8 +227,9 @@ def tell_end(
     edge: Edge, mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: bool
 ) -> tuple[int, NightmillError | None]:
     """Say where a job stands when work on it ends; its exit code, and the error told, if it is one."""
-    code, error = views.ending(job, now, interrupted=interrupted)
-    view = views.end_view(mill, job, now, interrupted=interrupted, wrote=wrote)
+    goes_on = interrupted and job.state in UNFINISHED and mill.attended(job)
+    code, error = views.ending(job, now, interrupted=interrupted, goes_on=goes_on)
+    view = views.end_view(mill, job, now, interrupted=interrupted and not goes_on, wrote=wrote)
     edge.say(present.end_report(view, width=edge.width, unicode=edge.unicode))
     for alert in mill.alerts(job):
         edge.say(f"  alert: {present.show(alert.text)}")

@@ -58,7 +58,7 @@ def quote_view(prepared: Prepared, costs: Sequence[LaneCost], before: Standing |
         duplicates=plan.duplicates,
         cached=plan.cached,
         invalid=plan.invalid,
-        done=before.done if before else 0,
+        done=before.done if before else plan.cached,
         waves=quote.waves,
         budget_nanos=free.cap_nanos if free else None,
         free_nanos=free.free_nanos if free else None,
@@ -106,12 +106,18 @@ def job_object(job: Job, now: Standing, *, out: Sequence[str] = (), interrupted:
     }  # fmt: skip
 
 
-def ending(job: Job, now: Standing, *, interrupted: bool) -> tuple[int, NightmillError | None]:
-    """The exit code that a job's end deserves, and the error to tell, if it is one."""
+def ending(job: Job, now: Standing, *, interrupted: bool, goes_on: bool = False) -> tuple[int, NightmillError | None]:
+    """The exit code that a job's end deserves, and the error to tell, if it is one.
+
+    ``goes_on``: another process works on it.
+    """
     error: NightmillError | None = None
-    if job.state in UNFINISHED and interrupted:
+    done = f"{now.done:,} of {now.rows - now.invalid:,} rows are done"
+    if job.state in UNFINISHED and goes_on:
+        error = Interrupted(f"left: {done}", why="another process works on it", fix=f"nightmill watch {job.id}")
+    elif job.state in UNFINISHED and interrupted:
         error = Interrupted(
-            f"interrupted: {now.done:,} of {now.rows - now.invalid:,} rows are done, nothing is lost",
+            f"interrupted: {done}, nothing is lost",
             why="what is at the provider goes on there" if now.states.get(ShardState.WAITING) else "",
             fix=f"nightmill resume {job.id}",
         )
@@ -203,8 +209,8 @@ def phase(look: Look) -> str:
     return f"paused, {doing}" if job.state is JobState.PAUSED else doing
 
 
-def _leave(looks: Sequence[Look], *, works: bool) -> tuple[str, ...]:
-    """What Ctrl-C does while these jobs run, and how to come back to them."""
+def _leave(looks: Sequence[Look], stops: str, *, works: bool) -> tuple[str, ...]:
+    """What Ctrl-C (``stops``: and what else does the same) does while these jobs run, and how to come back to them."""
     still_open = [look for look in looks if look.job.state in UNFINISHED]
     if not still_open:
         return ()
@@ -212,11 +218,19 @@ def _leave(looks: Sequence[Look], *, works: bool) -> tuple[str, ...]:
     what = "stops here, batches go on at the provider" if waits else "finishes what is in hand and stops"
     job = f" {still_open[0].job.id}" if len(looks) == 1 else ""
     if not works:
-        return "Ctrl-C stops watching, another process works on", f"back with: nightmill watch{job}"
-    return f"Ctrl-C {what}", f"back with: nightmill resume{job}"
+        return f"{stops} stops watching, another process works on", f"back with: nightmill watch{job}"
+    return f"{stops} {what}", f"back with: nightmill resume{job}"
 
 
-def progress_view(looks: Sequence[Look], *, before: int, elapsed_s: float, works: bool) -> ProgressView:
+def _outside(looks: Sequence[Look]) -> tuple[int, int] | None:
+    """What providers say of batches under way; None where nothing is there, or nothing was said."""
+    done, total = (sum(numbers) for numbers in zip(*((o.outside.done, o.outside.total) for o in looks), strict=True))
+    return (done, total) if total else None
+
+
+def progress_view(
+    looks: Sequence[Look], *, before: int, elapsed_s: float, works: bool, stops: str = "Ctrl-C"
+) -> ProgressView:
     """Several jobs as one.
 
     ``before``: how many requests were done when this process began to look. ``works``: whether it
@@ -251,5 +265,7 @@ def progress_view(looks: Sequence[Look], *, before: int, elapsed_s: float, works
         eta_s=(total - done) / pace if pace else None,
         item=next((look.item for look in looks if look.item), ""),
         job_id=looks[0].job.id if len(looks) == 1 else "",
-        leave=_leave(looks, works=works),
+        outside=_outside(looks),
+        trouble="" if phases == ["done"] else next((look.outside.reason for look in looks if look.outside.reason), ""),
+        leave=_leave(looks, stops, works=works),
     )

@@ -29,7 +29,7 @@ def watch(edge: Edge, job: str | None, exit_status: bool, mode: Mode) -> int:
             edge.say("nothing is unfinished")
             edge.answer({"jobs": []})
             return 0
-        order = Order(mode, aside=True)
+        order = Order(mode, aside=True, quits=True)
         open_jobs = [j for j in jobs if j.state in UNFINISHED]
         interrupted = bool(open_jobs) and work(edge, mill, open_jobs, order)
         code = conclude(edge, mill, jobs, order, interrupted=interrupted)

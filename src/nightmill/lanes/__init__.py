@@ -158,9 +158,11 @@ async def halve(desk: Desk, work: Work, shard: Shard) -> None:
     await desk.book(desk.ledger.recut, shard, halves)
 
 
+_BUDGETS = {"total": "the budget", "day": "today's budget", "month": "this month's budget", "job": "the job's budget"}
+
+
 def over_budget(denied: Denied) -> str:
-    scope = {"total": "the budget", "day": "today's budget", "month": "this month's budget", "job": "the job's budget"}
-    name = scope[denied.scope.partition(":")[0]]
+    name = _BUDGETS[denied.scope.partition(":")[0]]
     flag = {"total": "", "day": " --day", "month": " --month"}.get(denied.scope.partition(":")[0], " --job JOB")
     return (
         f"{name} has ${usd(denied.free_nanos):.6f} free and the next request may cost ${usd(denied.needed_nanos):.6f}; "
@@ -169,7 +171,8 @@ def over_budget(denied: Denied) -> str:
 
 
 def _waits_for(denied: Denied) -> str:
-    return f"waits for {denied.scope}"
+    whose = _BUDGETS.get(denied.scope.partition(":")[0])
+    return f"waits for money that is held to come free in {whose}" if whose else f"waits for {denied.scope}"
 
 
 class _Everything:

@@ -427,9 +427,20 @@ async def _refused_whole(desk: Desk, work: Work, shard: Shard, sub: Submission, 
         lines = list(await asyncio.to_thread(_line_ids, desk, shard))
         row = lines[error.line - 1] if error.line <= len(lines) else None
     if row is None:
-        await _not_sent(desk, work, shard, sub, error)
+        await _not_sent(desk, work, shard, sub, _named(view, error))
     else:
         await _fail_line(desk, work, shard, sub, row, error)
+
+
+def _named(view: BatchView, error: ProviderError) -> ProviderError:
+    """A refusal that says which batch it is about."""
+    if not isinstance(error, Refused):
+        return error
+    fix = error.fix or "the provider's own page of the batch may say more"
+    return Refused(
+        f"batch {view.id} failed: {error.what}", why=error.why, fix=fix, status=error.status,
+        provider_code=error.provider_code, scope=error.scope, line=error.line,
+    )  # fmt: skip
 
 
 def _line_ids(desk: Desk, shard: Shard) -> list[int]:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from nightmill.errors import Conflict
 from nightmill.ledger._database import Database, wall
-from nightmill.ledger.records import Counts, Job, NewShard, StoredFile, SubmissionState, Tally
+from nightmill.ledger.records import Counts, Job, NewShard, Outside, StoredFile, SubmissionState, Tally
 from nightmill.ledger.schema import alerts, entries, files, jobs, limits, shards, submissions
 from nightmill.ledger.shards import insert_files, insert_shards, pause_job, stored_file, unless_cancelled
 from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState
@@ -378,6 +378,20 @@ class JobVerbs(Database):
         insert_files(connection, job_id, results)
 
     # -- counting ------------------------------------------------------------------------------
+
+    def outside(self, job_id: str) -> Outside:
+        """What the job's open shards wait for, as far as somebody has said."""
+        still_open = and_(shards.c.job_id == job_id, shards.c.state != ShardState.SETTLED)
+        batches = and_(submissions.c.tag == shards.c.tag, submissions.c.n == shards.c.submission)
+        with self._read() as connection:
+            told = and_(still_open, shards.c.reason.is_not(None), shards.c.owner.is_(None))
+            reason = connection.execute(select(shards.c.reason).where(told).order_by(shards.c.due).limit(1)).scalar()
+            waiting = and_(
+                still_open, shards.c.state == ShardState.WAITING, batches, submissions.c.completed.is_not(None)
+            )
+            sums = (func.coalesce(func.sum(column), 0) for column in (submissions.c.completed, shards.c["count"]))
+            done, total = connection.execute(select(*sums).where(waiting)).one()
+        return Outside(reason or "", int(done), int(total))
 
     def tally(self, job_id: str) -> Tally:
         """The job in numbers, from the sums of its shards: no file is read."""

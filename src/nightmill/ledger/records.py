@@ -289,6 +289,15 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Outside:
+    """What a job's open shards wait for."""
+
+    reason: str  # why one of them does not go on; empty: nothing keeps them
+    done: int  # requests that providers say they have done ...
+    total: int  # ... of those in the batches that they have told of
+
+
+@dataclass(frozen=True, slots=True)
 class Tally:
     """A job in numbers, from its shards; money in nano-dollars."""
 

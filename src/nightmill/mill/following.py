@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow.parquet as pq
 
 from nightmill.collect import Answers, SoFar
 from nightmill.errors import UsageError
 from nightmill.files import GROUP_ROWS
-from nightmill.ledger import Job, Standing, standing_of, with_answers
+from nightmill.ledger import Job, Outside, Standing, standing_of, with_answers
 from nightmill.mill.home import Home
+from nightmill.providers import Provider
 from nightmill.types import Lane, ShardState
 from nightmill.wire import ROWS
 
+_COOLING = "{} asks to wait (rate limit); it goes on by itself, and with --rpm or --tpm below the limit evenly"
 _UNDER_WAY = (ShardState.SENDING, ShardState.COLLECTING)
 
 
@@ -26,6 +28,7 @@ class Look:
     now: Standing  # distinct requests
     in_hand: int  # live calls under way
     item: str  # key of the row that was answered last
+    outside: Outside
 
 
 class Follower:
@@ -33,7 +36,7 @@ class Follower:
 
     def __init__(self, home: Home, job_ids: Sequence[str], *, distinct: bool = True) -> None:
         self._home, self._ids, self._distinct = home, list(job_ids), distinct
-        self._journals: dict[str, SoFar] = {}
+        self._journals: dict[str, tuple[SoFar, Provider]] = {}
         self._keys: dict[tuple[str, int], list[str | None]] = {}
 
     def look(self) -> list[Look]:
@@ -48,17 +51,20 @@ class Follower:
             if ledger.tally(job_id).states == tally.states:
                 break
         job = home.job(job_id)
-        now = standing_of(job, tally, distinct=self._distinct)
+        now, outside = standing_of(job, tally, distinct=self._distinct), ledger.outside(job_id)
         if not shards:
-            return Look(job, now, 0, "")
+            return Look(job, now, 0, "", outside)
         if job_id not in self._journals:
             try:
                 kit = home.open_kit(job_id)
             except UsageError:  # its key or its function is not here now; the rest can be told all the same
-                return Look(job, now, 0, "")
-            self._journals[job_id] = SoFar(home.store, kit.provider, kit.list_sheet, kit.check)
-        found = self._journals[job_id].look(shards)
-        return Look(job, _joined(now, found), found.in_hand, self._key(job_id, found.last_row))
+                return Look(job, now, 0, "", outside)
+            self._journals[job_id] = SoFar(home.store, kit.provider, kit.list_sheet, kit.check), kit.provider
+        journals, provider = self._journals[job_id]
+        if ledger.cooling_until(provider.account.id, provider.model) > ledger.moment():
+            outside = replace(outside, reason=_COOLING.format(provider.name))
+        found = journals.look(shards)
+        return Look(job, _joined(now, found), found.in_hand, self._key(job_id, found.last_row), outside)
 
     def _key(self, job_id: str, row: int | None) -> str:
         if row is None:

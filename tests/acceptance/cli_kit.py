@@ -155,13 +155,24 @@ class Place:
 
     def typed(self, answer: str | signal.Signals, *arguments: str) -> Done:
         """Run in a terminal; type ``answer`` at the question, or send that signal. All it shows is in ``out``."""
+
+        def act(terminal: int, process: subprocess.Popen[bytes]) -> None:
+            if isinstance(answer, str):
+                os.write(terminal, answer.encode())
+            else:
+                process.send_signal(answer)
+
+        return self.watched("[y/N] ", act, *arguments)
+
+    def watched(self, mark: str, act: Callable[[int, subprocess.Popen[bytes]], None], *arguments: str) -> Done:
+        """Run in a terminal and ``act`` once, when ``mark`` is shown. All it shows is in ``out``."""
         ours, theirs = pty.openpty()
         process = subprocess.Popen(
             [*COMMAND, *arguments], cwd=self.folder, env=self.env, stdin=theirs, stdout=theirs, stderr=theirs
         )
         os.close(theirs)
         shown = b""
-        typed = False
+        acted = False
         while True:
             try:
                 some = os.read(ours, 65_536)
@@ -170,12 +181,9 @@ class Place:
             if not some:
                 break
             shown += some
-            if not typed and b"[y/N] " in shown:
-                typed = True
-                if isinstance(answer, str):
-                    os.write(ours, answer.encode())
-                else:
-                    process.send_signal(answer)
+            if not acted and mark.encode() in shown:
+                acted = True
+                act(ours, process)
         os.close(ours)
         return Done(process.wait(SECONDS), shown.decode(), "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -123,6 +124,10 @@ yes = click.option("--yes", is_flag=True, help="Do not ask.")
 out = click.option(
     "--out", "outs", multiple=True, metavar="PATH",
     help="Write results here: .jsonl, .csv, .parquet, .json, sections:PATH, FORMAT:PATH, or DIR/ for a file each.",
+)  # fmt: skip
+checkpoint = click.option(
+    "--checkpoint", type=click.Path(path_type=Path), metavar="FILE",
+    help="Keep this file up to date: words that are done, words that failed and why, cost and tokens so far.",
 )  # fmt: skip
 force = click.option("--force", is_flag=True, help="Replace files that this job did not write.")
 csv_raw = click.option("--csv-raw", is_flag=True, help="Leave CSV text that begins like a formula as it is.")

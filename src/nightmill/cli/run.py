@@ -66,6 +66,7 @@ class _Manner:
 @click.option("--no-cache", is_flag=True, help="Do not use answers of earlier jobs.")
 @click.option("--no-dedupe", is_flag=True, help="Send rows that are alike one by one.")
 @click.option("--dry-run", is_flag=True, help="Plan and price; send, spend and keep nothing.")
+@flags.checkpoint
 @flags.yes
 @flags.force
 @flags.csv_raw
@@ -81,7 +82,7 @@ def run(edge: Edge, **given: Any) -> int:
     if not inputs:
         raise UsageError("no input", why="there is nothing to run", fix="nightmill run words.txt --task define")
     targets = tuple(parse_target(text) for text in given.pop("outs"))
-    order = Order(given.pop("mode"), targets=targets, csv_raw=given.pop("csv_raw"))
+    order = Order(given.pop("mode"), targets=targets, csv_raw=given.pop("csv_raw"), checkpoint=given.pop("checkpoint"))
     manner = _Manner(order, given.pop("yes"), given.pop("force"), given.pop("dry_run"))
     with edge.piped(inputs) as stdin, edge.mill(create=not manner.dry_run) as mill:
         options = _options(given | {"stdin": stdin})
@@ -119,7 +120,7 @@ def _prompt(text: str) -> str:
 
 def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:
     prepared = mill.rehearse(options)
-    mill.check_outputs(manner.order.targets, prepared, force=manner.force)
+    mill.check_outputs(manner.order.files, prepared, force=manner.force)
     _show_quote(edge, mill, prepared)
     if prepared.resumes is not None:
         edge.say(f"it would go on with unfinished job {prepared.resumes.id}")
@@ -150,7 +151,7 @@ def _run(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:
     prepared = mill.prepare(options)
     try:
         prepared = _joined_to_late(edge, mill, prepared)
-        mill.check_outputs(manner.order.targets, prepared, force=manner.force)
+        mill.check_outputs(manner.order.files, prepared, force=manner.force)
         edge.known = views.quote_object(prepared) | {"status": "refused"}
         _confirm(edge, mill, prepared, manner)
         job = mill.submit(prepared)
@@ -178,7 +179,8 @@ def _confirm(edge: Edge, mill: Mill, prepared: Prepared, manner: _Manner) -> Non
     job = prepared.resumes
     if job is not None:
         now = mill.standing(job)
-        edge.say(f"goes on with job {job.id}: {now.done:,} of {now.rows - now.invalid:,} rows are done")
+        done = f"{now.done:,} of {now.rows - now.invalid:,} rows are done, {now.pending:,} remain"
+        edge.say(f"goes on with job {job.id}: {done}")
         if not mill.is_dearer(job):
             return
     _show_quote(edge, mill, prepared)

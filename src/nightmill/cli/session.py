@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nightmill.cli import present, views
@@ -25,6 +26,7 @@ from nightmill.types import UNFINISHED
 
 log = logging.getLogger(__name__)
 
+_SAVING = 0.1  # most of the time that goes into keeping a checkpoint
 _LOOK_S = 0.25  # between two looks at a job that is shown
 _ASIDE_S = 0.5  # between two looks at a job that another process works on
 
@@ -38,6 +40,12 @@ class Order:
     targets: tuple[Target, ...] = ()
     csv_raw: bool = False
     quits: bool = False  # the key q does what Ctrl-C does
+    checkpoint: Path | None = None  # of the one job that is worked on
+
+    @property
+    def files(self) -> tuple[Target, ...]:
+        """All that will be written."""
+        return self.targets if self.checkpoint is None else (*self.targets, Target("checkpoint", self.checkpoint))
 
 
 def work(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order) -> bool:
@@ -54,6 +62,9 @@ def work(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order) -> bool:
         edge.beside = progress.note if progress.mode != "none" else None
         try:
             asyncio.run(session.run())
+        except BaseException:
+            session.save()
+            raise
         finally:
             edge.beside = None
             edge.restore_signals()
@@ -84,6 +95,9 @@ class _Session:
         self._looks: list[Look] = []
         self._works = not order.aside
         self._main: asyncio.Task[None] | None = None
+        path = order.checkpoint
+        self._checkpoint = mill.checkpoint(mill.job(job_ids[0]), path) if path is not None else None
+        self._save_at = 0.0
 
     @property
     def interrupted(self) -> bool:
@@ -97,7 +111,8 @@ class _Session:
             loop.add_reader(self._keys, self._hear, self._keys)
         self.show()  # before a cent is spent: how to stop, and how to come back
         self._main = asyncio.create_task(self._watch() if self._order.aside else self._work(self._ids))
-        ticker = asyncio.create_task(self._tick()) if self._progress.mode != "none" else None
+        is_looked_at = self._progress.mode != "none" or self._checkpoint is not None
+        ticker = asyncio.create_task(self._tick()) if is_looked_at else None
         try:
             await self._main
         except asyncio.CancelledError:
@@ -162,9 +177,25 @@ class _Session:
         while True:
             try:
                 self._show(await asyncio.to_thread(self._follower.look))
+                await self._keep_checkpoint()
             except NightmillError as error:  # the engine meets it too, and ends the run with it
                 log.warning("progress: %s", error.logged)
             await asyncio.sleep(_LOOK_S)
+
+    async def _keep_checkpoint(self) -> None:
+        """What came since goes into the file; the longer that takes, the less often."""
+        began = time.monotonic()
+        if self._checkpoint is not None and began >= self._save_at:
+            await asyncio.to_thread(self._checkpoint.keep, self._looks[0].now)
+            self._save_at = began + (time.monotonic() - began) / _SAVING
+
+    def save(self) -> None:
+        """Write the checkpoint as well as it can be when work broke off: what broke is being told."""
+        if self._checkpoint is not None:
+            try:
+                self._checkpoint.finish()
+            except NightmillError as error:
+                log.warning("checkpoint: %s", error.logged)
 
     def _show(self, looks: list[Look]) -> None:
         self._looks = looks
@@ -199,15 +230,18 @@ def conclude(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order, *, inter
 
 def _export(mill: Mill, job: Job, order: Order) -> list[str]:
     """Write the files that were asked for, else bring those up to date that an earlier command wrote; their paths."""
+    paths = [str(target.path) for target in order.targets]
     try:
         if order.targets:
             mill.export(job, order.targets, csv_raw=order.csv_raw)
         elif not order.aside:
-            return [str(path) for path in mill.refresh(job)]
+            paths = [str(path) for path in mill.refresh(job)]
+        if order.checkpoint is not None:
+            mill.checkpoint(job, order.checkpoint).finish()
     except StoreError as error:  # what was paid for is safe: say so, and how to get at it
         fix = f"{error.fix}; the results are kept: nightmill results {job.id} --out PATH"
         raise StoreError(error.what, why=error.why, fix=fix) from error
-    return [str(target.path) for target in order.targets]
+    return paths
 
 
 def _conclude_one(edge: Edge, mill: Mill, job: Job, order: Order, *, interrupted: bool) -> tuple[int, dict[str, Any]]:

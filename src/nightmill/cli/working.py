@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -11,7 +12,7 @@ from nightmill.cli.edge import Edge
 from nightmill.cli.progress import Mode
 from nightmill.cli.run import Declined
 from nightmill.cli.session import Order, conclude, look_again, work
-from nightmill.errors import Conflict
+from nightmill.errors import Conflict, UsageError
 from nightmill.mill import Job, Mill
 from nightmill.types import UNFINISHED, JobState, ShardState
 
@@ -39,10 +40,11 @@ def watch(edge: Edge, job: str | None, exit_status: bool, mode: Mode) -> int:
 @click.command(short_help="Go on with what is unfinished.")
 @click.argument("job", required=False)
 @click.option("--list", "only_list", is_flag=True, help="Only list what can be resumed.")
+@flags.checkpoint
 @flags.yes
 @flags.progress
 @flags.common
-def resume(edge: Edge, job: str | None, only_list: bool, yes: bool, mode: Mode) -> int:
+def resume(edge: Edge, job: str | None, only_list: bool, checkpoint: Path | None, yes: bool, mode: Mode) -> int:
     """Go on with a job, or with all that are unfinished; paused ones are tried again."""
     with edge.mill() as mill:
         jobs = [_open(look_again(edge, mill, mill.job(job)))] if job else mill.unfinished()
@@ -51,14 +53,30 @@ def resume(edge: Edge, job: str | None, only_list: bool, yes: bool, mode: Mode) 
             edge.say("nothing is unfinished" if not jobs else _table(edge, mill, jobs))
             edge.answer({"jobs": [views.job_object(j, now) for j, now in rows]})
             return 0
+        order = _kept(mill, jobs, mode, checkpoint)
         if not job:
             edge.say(_table(edge, mill, jobs))
         for one, now in rows:
             edge.say(f"goes on with job {one.id}: {now.done:,} of {now.rows - now.invalid:,} rows are done")
             if one.state is JobState.PAUSED:
                 _unpause(edge, mill, one, yes=yes)
-        interrupted = work(edge, mill, jobs, Order(mode))
-        return conclude(edge, mill, jobs, Order(mode), interrupted=interrupted)
+        interrupted = work(edge, mill, jobs, order)
+        return conclude(edge, mill, jobs, order, interrupted=interrupted)
+
+
+def _kept(mill: Mill, jobs: Sequence[Job], mode: Mode, checkpoint: Path | None) -> Order:
+    """The order to work on jobs and keep a checkpoint. Raises UsageError where it could not be written."""
+    order = Order(mode, checkpoint=checkpoint)
+    if checkpoint is None:
+        return order
+    if len(jobs) > 1:
+        raise UsageError(
+            f"--checkpoint {checkpoint} for {len(jobs)} jobs",
+            why="a checkpoint is that of one job",
+            fix="name the job: nightmill resume JOB --checkpoint FILE",
+        )
+    mill.check_files(order.files, jobs[0], force=False)
+    return order
 
 
 def _open(job: Job) -> Job:
@@ -133,13 +151,18 @@ def cancel(edge: Edge, job: str, yes: bool, mode: Mode) -> int:
 @click.argument("job")
 @click.option("--max-output", type=flags.WHOLE, help="Most tokens an answer may have.")
 @click.option("--temperature", type=flags.TEMPERATURE)
+@flags.checkpoint
 @flags.yes
 @flags.progress
 @flags.common
-def retry(edge: Edge, job: str, max_output: int | None, temperature: float | None, yes: bool, mode: Mode) -> int:
+def retry(
+    edge: Edge, job: str, max_output: int | None, temperature: float | None, checkpoint: Path | None, yes: bool,
+    mode: Mode,
+) -> int:  # fmt: skip
     """Send the failed rows of a finished job again, with a fresh three attempts; the others stay."""
     with edge.mill() as mill:
         found = look_again(edge, mill, mill.job(job))
+        order = _kept(mill, [found], mode, checkpoint)
         again = mill.prepare_retry(found, max_output=max_output, temperature=temperature)
         try:
             if again.at_most_nanos and not yes:
@@ -155,5 +178,5 @@ def retry(edge: Edge, job: str, max_output: int | None, temperature: float | Non
             edge.answer(views.job_object(found, mill.standing(found)))
             return 0
         edge.say(f"job {found.id}: {again.rows:,} rows go out again")
-        interrupted = work(edge, mill, [found], Order(mode))
-        return conclude(edge, mill, [found], Order(mode), interrupted=interrupted)
+        interrupted = work(edge, mill, [found], order)
+        return conclude(edge, mill, [found], order, interrupted=interrupted)

@@ -9,6 +9,7 @@ is in the room that is named after it:
     submitting   a plan becomes a job
     following    where jobs stand, asked several times a second
     reading      results in input order, and writing them to files
+    checkpoint   where a job stands, word by word, in a file that is kept up to date
     again        failed rows once more
     doubt        what a person says became of a shard
     late         what came for a job that had ended
@@ -32,6 +33,7 @@ from nightmill.errors import Conflict
 from nightmill.ledger import LEDGER_NAME, Event, Job, Limit, Shard, Standing, Tally
 from nightmill.mill import again, doubt, following, late, planning, reading, submitting
 from nightmill.mill.again import Again
+from nightmill.mill.checkpoint import Checkpoint
 from nightmill.mill.following import Follower, Look
 from nightmill.mill.home import Home
 from nightmill.mill.planning import LaneCost, Prepared, RunOptions
@@ -241,6 +243,10 @@ class Mill:
         """Where jobs stand, as often as one asks."""
         return Follower(self.home, job_ids)
 
+    def checkpoint(self, job: Job, path: Path) -> Checkpoint:
+        """The file at ``path`` as the job's checkpoint: `Checkpoint.keep` while it runs, `Checkpoint.finish` then."""
+        return Checkpoint(self.home, job.id, path)
+
     def folder(self, job: Job) -> Path:
         """Where the job's files lie."""
         return self.home.folder(job)
@@ -342,6 +348,7 @@ class Mill:
 __all__ = [
     "Again",
     "Alert",
+    "Checkpoint",
     "Event",
     "Follower",
     "Group",

@@ -39,12 +39,13 @@ __all__ = [
     "check_fit",
     "needed_columns",
     "parse_target",
+    "save",
     "stream",
     "write",
     "write_all",
 ]
 
-Format = Literal["jsonl", "csv", "parquet", "json", "sections", "files"]
+Format = Literal["jsonl", "csv", "parquet", "json", "sections", "files", "checkpoint"]
 
 _BY_SUFFIX: dict[str, Format] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".json": "json",
@@ -194,6 +195,23 @@ def stream(
     writer.close()
     file.flush()
     return rows
+
+
+def save(target: Target, pieces: Iterable[bytes]) -> None:
+    """Write a file in one step in place of what was there. Raises StoreError: that is still there then."""
+    path = Path(os.path.realpath(target.path))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with _reported(target):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):  # it is in its place, or what broke is being reported
+            temporary.unlink(missing_ok=True)
 
 
 def check_distinct(targets: Sequence[Target]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from nightmill.errors import UsageError
 from nightmill.sinks import About, Target, check_distinct, check_fit
+from nightmill.sinks.checkpoints import job_of
 from nightmill.sinks.folders import Layout
 
 _NAME = "exports.json"
@@ -57,8 +58,19 @@ def check_targets(
         if os.path.isdir(path):
             raise UsageError(f"{target.path} is a folder", why="results go into a file", fix="name a file in it")
         _check_writable(target, path)
-        if not force and _is_file(path) and ours.get(path, [])[:2] != _stamp(path):
+        if target.format == "checkpoint":
+            is_ours = _is_own_checkpoint(target, path, job)
+        else:
+            is_ours = not _is_file(path) or ours.get(path, [])[:2] == _stamp(path)
+        if not force and not is_ours:
             raise _foreign(target.path, job)
+
+
+def _is_own_checkpoint(target: Target, path: str, job: str | None) -> bool:
+    """Whether the file is the job's, whoever wrote it last and however that ended, or an empty one."""
+    if os.path.exists(path) and not _is_file(path):
+        raise UsageError(f"{target.path} is no file", why="a checkpoint is replaced again and again", fix="name a file")
+    return not os.path.exists(path) or not os.path.getsize(path) or (job is not None and job_of(Path(path)) == job)
 
 
 def _check_folder(
@@ -90,7 +102,7 @@ def _foreign(path: Path, job: str | None) -> UsageError:
         why="it was not written by this job, or was changed since"
         if job
         else "this run begins a new job, and a job replaces only files that it wrote itself",
-        fix="name another --out, or replace it with --force",
+        fix="name another path, or replace it with --force",
     )
 
 

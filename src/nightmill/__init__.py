@@ -11,15 +11,18 @@ if _typing.TYPE_CHECKING:
     from nightmill.config import Settings, load_settings
     from nightmill.errors import NightmillError
     from nightmill.mill import Mill, RunOptions
+    from nightmill.tasks import Messages, task
 
-__all__ = ["Mill", "NightmillError", "RunOptions", "Settings", "load_settings"]
+__all__ = ["Messages", "Mill", "NightmillError", "RunOptions", "Settings", "load_settings", "task"]
 
 _HOMES = {
+    "Messages": "nightmill.tasks",
     "Mill": "nightmill.mill",
     "NightmillError": "nightmill.errors",
     "RunOptions": "nightmill.mill",
     "Settings": "nightmill.config",
     "load_settings": "nightmill.config",
+    "task": "nightmill.tasks",
 }
 
 

@@ -119,7 +119,7 @@ class Settings:
     budget_month_nanos: int | None = None
     models: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # "P/M" -> price, path
     providers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # name -> base_url, price, limits ...
-    task_folders: tuple[Path, ...] = ()
+    task_folders: tuple[Path, ...] = ()  # tasks/ beside the file, or in the working folder, unless it says others
     env: Mapping[str, str] = field(default_factory=Environment, repr=False)
     log_level: str = "INFO"
 
@@ -138,7 +138,7 @@ def load_settings(cwd: Path, environ: Mapping[str, str]) -> Settings:
     _refuse_database(env)
     home = _folder(env.get("NIGHTMILL_HOME") or "~/.nightmill", cwd, env)
     file = find_file(cwd, home)
-    reader = _Reader(file, env, _read_toml(file) if file else {})
+    reader = _Reader(file, cwd, env, _read_toml(file) if file else {})
     timing = _timing(reader, env)
     settings = Settings(
         home=home,
@@ -425,8 +425,9 @@ _TABLES = ("budget", "defaults", "models", "providers", "tasks", "timing")
 class _Reader:
     """One nightmill.toml, table by table; every refusal names the file and the key."""
 
-    def __init__(self, file: Path | None, env: Mapping[str, str], tables: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path | None, cwd: Path, env: Mapping[str, str], tables: Mapping[str, Any]) -> None:
         self._file, self._env, self._tables = file, env, tables
+        self._folder = file.parent if file else cwd  # what paths are relative to
 
     def where(self, table: str) -> str:
         """How a refusal begins: the file, where there is one, and the table."""
@@ -443,7 +444,7 @@ class _Reader:
         return self._table("timing", _TIMING)
 
     def task_folders(self) -> tuple[Path, ...]:
-        folders = self._table("tasks", {"folders": _texts}).get("folders", ())
+        folders = self._table("tasks", {"folders": _texts}).get("folders", ("tasks",))
         return tuple(self._path(folder) for folder in folders)
 
     def models(self) -> dict[str, Mapping[str, object]]:
@@ -489,7 +490,7 @@ class _Reader:
                 self._refuse_unknown(str(self._file), f"[{name}]", name, _TABLES)
 
     def _path(self, text: str) -> Path:
-        return _folder(text, self._file.parent if self._file else Path(), self._env)
+        return _folder(text, self._folder, self._env)
 
     def _raw(self, table: str) -> Mapping[str, Any]:
         raw = self._tables.get(table, {})

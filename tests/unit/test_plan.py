@@ -21,15 +21,17 @@ from nightmill.errors import InputError, TaskError, UsageError
 from nightmill.ledger import NewShard
 from nightmill.plan import Bounds, Compiled, Order, Parameters, Plan, Scissors, bounds, make_plan, with_waves
 from nightmill.providers import Limits
-from nightmill.sources import open_source
+from nightmill.sources import JSON_MARK, open_source
 from nightmill.store import Store
-from nightmill.tasks import bind, prompt_task
+from nightmill.tasks import Task, bind, prompt_task
 from nightmill.types import Lane
 from nightmill.wire import ROWS, TWINS, body_of, shard_lines
 
 quick = settings(max_examples=60, deadline=None)
 texts = st.text(min_size=1, max_size=30).filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
 literals = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}#%"), max_size=12)
+numbers = st.integers(-(2**53), 2**53) | st.booleans() | st.none()
+nested = st.lists(numbers | literals, max_size=3) | st.dictionaries(literals, numbers | literals, max_size=3)
 holes = st.sampled_from(["{{ a }}", "{{b}}", "{{ key }}"])
 
 
@@ -64,8 +66,6 @@ def sent(plan: Plan, store: Store) -> dict[int, dict[str, Any]]:
 def test_joined_bodies_are_the_bytes_that_rendering_gives(parts: list[str], rows: list[tuple[str, ...]]) -> None:
     """Whatever the template says around its columns and whatever the values hold."""
     prompt = "{{ a }}" + "".join(parts)
-    if prompt.startswith("@"):
-        prompt = " " + prompt
     fast = compiled(prompt, max_output=CAP)
     assert fast.is_spliced
     batch = pa.record_batch({name: [row[i] for row in rows] for i, name in enumerate(("key", "a", "b"))})
@@ -73,6 +73,37 @@ def test_joined_bodies_are_the_bytes_that_rendering_gives(parts: list[str], rows
     fast.check(batch, 0, bodies)  # against full rendering, byte by byte
     said = [json.loads(body)["messages"][-1]["content"] for body in bodies]
     assert said == fast.prompts(batch).to_pylist()
+
+
+@quick
+@given(st.lists(nested, min_size=1, max_size=4))
+def test_nested_values_are_json_on_both_paths(values: list[Any]) -> None:
+    """A JSON column stands in the prompt as its JSON, with the same bytes whether joined or rendered."""
+    fast, slow = compiled("{{ a }}"), compiled("{% if true %}{{ a }}{% endif %}")
+    assert (fast.is_spliced, slow.is_spliced) == (True, False)
+    fields = [pa.field("key", pa.string()), pa.field("a", pa.string(), metadata=JSON_MARK), pa.field("b", pa.string())]
+    cells = [msgspec.json.encode(value).decode() for value in values]
+    batch = pa.record_batch([["k"] * len(cells), cells, ["b"] * len(cells)], schema=pa.schema(fields))
+    bodies = fast.bodies(batch, range(batch.num_rows))
+    fast.check(batch, 0, bodies)
+    assert bodies == slow.bodies(batch, range(batch.num_rows))
+    said = [json.loads(body)["messages"][-1]["content"] for body in bodies]
+    assert said == fast.prompts(batch).to_pylist() == slow.prompts(batch).to_pylist()
+    assert [json.loads(text) for text in said] == values
+
+
+def test_examples_stand_before_the_row_on_both_paths() -> None:
+    """A task with examples is joined from pieces as well, and its bytes are those of full rendering."""
+    example = {"input": {"a": "x"}, "output": {"y": [1]}}
+    task = Task("t", system="{{ b }}", prompt="Say {{ a }}", examples=[example])
+    fast = Compiled(provider_of(), bind(task, ["key", "a", "b"], {}), Parameters())
+    assert fast.is_spliced
+    batch = pa.record_batch({"key": ["k"], "a": ['"'], "b": ["s"]})
+    (body,) = fast.bodies(batch, [0])
+    fast.check(batch, 0, [body])
+    said = [(m["role"], m["content"]) for m in json.loads(body)["messages"]]
+    assert said == [("system", "s"), ("user", "Say x"), ("assistant", '{"y":[1]}'), ("user", 'Say "')]
+    assert fast.prompts(batch).to_pylist() == ['Say "']
 
 
 @pytest.mark.parametrize("prompt", ["{{ a | upper }}", "{% if a %}{{ b }}{% endif %}{{ a }}", "{{ a }}{{ b ~ a }}"])

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import msgspec
 import pytest
@@ -18,12 +20,17 @@ from nightmill.tasks import (
     Column,
     Task,
     Template,
+    as_text,
     bind,
     check_answer,
+    find_task,
+    function_task,
+    import_task,
+    known_tasks,
     load_schema,
-    load_task,
+    new_task,
     prompt_task,
-    task_names,
+    task,
     verbatim_task,
 )
 
@@ -69,10 +76,10 @@ def test_parts_join_to_what_jinja_gives(pieces: list[str], a: object, b: object,
     sets = {"v": v} if "{{ v }}" in pieces and "{{ a }}" in pieces and v not in ("a", "b") else {}
     template = user_template(source, ["a", "b", "v"], **sets)
     row = {"a": a, "b": b, "v": "column"}
-    jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=as_text)
     expected = jinja.from_string(source).render({**row, **sets})
     assert template.parts is not None
-    assert "".join(part if isinstance(part, str) else str(row[part.name]) for part in template.parts) == expected
+    assert "".join(part if isinstance(part, str) else as_text(row[part.name]) for part in template.parts) == expected
     assert template.render(row) == expected
 
 
@@ -187,13 +194,11 @@ def test_rows_sent_as_they_are() -> None:
         verbatim_task(["id", "n"])
 
 
-def test_a_prompt_from_a_file(tmp_path: Path) -> None:
-    """``@FILE`` reads the prompt as it is, its last line end included."""
-    (tmp_path / "p.txt").write_text("Define {{ text }}\n")
-    assert prompt_task(f"@{tmp_path}/p.txt").prompt == "Define {{ text }}\n"
-    for missing in (f"@{tmp_path}/no.txt", "  "):
-        with pytest.raises(TaskError):
-            prompt_task(missing)
+def test_an_empty_prompt_is_refused() -> None:
+    """There is nothing to ask; a prompt that begins with @ is a prompt like any other."""
+    with pytest.raises(TaskError, match="empty"):
+        prompt_task("  ")
+    assert prompt_task("@all: {{ text }}").prompt == "@all: {{ text }}"
 
 
 # -- task files --
@@ -216,19 +221,22 @@ def test_from_dict_refuses_what_it_does_not_know() -> None:
 
 
 def test_user_tasks_come_before_built_in_ones(tmp_path: Path) -> None:
-    """A task file in a folder, or given by path, is used; a folder's wins over the built-in one."""
+    """A task file in a folder, or given by path, is used; a folder's wins over the built-in one, and says so."""
     (tmp_path / "define.toml").write_text('prompt = "mine {{ text }}"\n[variables]\ntone = "dry"\n')
-    assert load_task("define", [tmp_path]).prompt == "mine {{ text }}"
-    assert load_task(str(tmp_path / "define.toml")).variables == {"tone": "dry"}
-    assert load_task("define").prompt != "mine {{ text }}"
+    mine = find_task("define", [tmp_path])
+    assert (mine.load().prompt, mine.hides_built_in) == ("mine {{ text }}", True)
+    assert find_task(str(tmp_path / "define.toml")).load().variables == {"tone": "dry"}
+    assert find_task("define").load().prompt != "mine {{ text }}"
     (tmp_path / "other.toml").write_text('prompt = "x"')
-    assert set(task_names([tmp_path])) == {*task_names(), "other"}
+    assert not find_task("other", [tmp_path]).hides_built_in
+    names = [each.name for each in known_tasks([tmp_path])]
+    assert names == sorted({*(each.name for each in known_tasks()), "other"})
 
 
 def test_an_unknown_task_lists_what_there_is() -> None:
     """A misspelt task says which tasks there are."""
     with pytest.raises(TaskError) as caught:
-        load_task("defin")
+        find_task("defin")
     assert "define" in caught.value.why
 
 
@@ -243,22 +251,34 @@ def test_an_unknown_task_lists_what_there_is() -> None:
         ('system = "x"', "asks nothing"),
         ("prompt = ", "no TOML"),
         ('prompt = "x"\nschema = {type = "strin"}', "schema"),
+        ('prompt = "x"\nschema = {default = 2020-01-01}', "schema"),
+        ('prompt = "x"\nabout = 1', "about"),
+        ('prompt = "x"\nexamples = [{input = {}}]', "examples"),
+        ('prompt = "x"\nexamples = [{input = {}, output = 2020-01-01}]', "examples"),
+        ('prompt = "{{ a }}"\nexamples = [{input = {}, output = ""}]', "example 1 has no a"),
+        ('prompt = "{{ a }}"\nexamples = [{input = {a = 1, b = 2}, output = ""}]', "example 1 gives b"),
+        ('messages_column = "m"\nexamples = [{input = {}, output = ""}]', "no place"),
+        ('prompt = "x"\nexamples = [{input = {}, output = "no"}]\nschema = {type = "object"}', "example 1"),
     ],
 )
 def test_task_files_that_are_refused(tmp_path: Path, content: str, says: str) -> None:
     """Unknown keys, wrong values, no prompt and unsound schemas are refused."""
     (tmp_path / "t.toml").write_text(content)
     with pytest.raises(TaskError) as caught:
-        load_task("t", [tmp_path])
+        find_task("t", [tmp_path]).load()
     assert says in caught.value.what
 
 
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", [each.name for each in known_tasks()])
 def test_built_in_tasks_are_sound(name: str) -> None:
-    """Every built-in task loads, takes a text file's columns, and bounds whatever an answer may hold."""
-    task = load_task(name)
+    """Every built-in task says what it does, takes a text file's columns, and is quick: its templates are plain.
+    Whatever an answer may hold is bounded."""
+    file = find_task(name)
+    task = file.load()
+    assert file.about()
+    assert task.names == ["text"]
     columns = {"line": ["text", "line"], "file": ["text", "name", "path"]}[task.rows]
-    assert bind(task, columns).columns
+    assert all(template.parts is not None for _, template in bind(task, columns).templates)
     assert task.max_output
     if task.schema is not None:
         for part in _parts_of(task.schema):
@@ -273,7 +293,7 @@ def _parts_of(schema: dict[str, object]) -> list[dict[str, object]]:
 
 def test_define_accepts_an_entry() -> None:
     """A good dictionary entry passes, one without an etymology or with endless lists does not."""
-    check = check_answer(load_task("define").schema or {})
+    check = check_answer(find_task("define").load().schema or {})
     entry = {
         "part_of_speech": "noun",
         "definitions": ["A stick of wax with a wick in it, burned to give light."],
@@ -287,6 +307,164 @@ def test_define_accepts_an_entry() -> None:
         assert value is None
         assert error
         assert error.startswith("$")
+
+
+# -- values, examples, new files --
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"a": [1, None, "ü"], "b": {"c": True}}, '{"a":[1,null,"ü"],"b":{"c":true}}'),
+        (["x", 1.5], '["x",1.5]'),
+        (True, "true"),
+        ("'x' <&>", "'x' <&>"),
+        (3, "3"),
+    ],
+)
+def test_values_stand_in_a_prompt_as_json(value: object, text: str) -> None:
+    """Lists, objects and truth values are JSON in a prompt, never Python, on the quick path as on the other."""
+    template = user_template("{{ a }}", ["a"])
+    assert [as_text(value), template.render({"a": value})] == [text, text]
+    assert user_template("{% if true %}{{ a }}{% endif %}", ["a"]).render({"a": value}) == text
+    assert user_template("{{ a | tojson }}", ["a"]).render({"a": "'<&>"}) == '"\'<&>"'
+    assert user_template("{{ a | tojson(indent=2) }}", ["a"]).render({"a": [1]}) == "[\n  1\n]"
+
+
+def test_examples_are_said_before_the_row(tmp_path: Path) -> None:
+    """An example is a user's and an assistant's message, from the prompt itself; its own values go before variables."""
+    (tmp_path / "t.toml").write_text(
+        'system = "s"\nprompt = "{{ tone }} {{ text }}"\nvariables = {tone = "dry"}\n'
+        '[[examples]]\ninput = {text = "a"}\noutput = "A"\n'
+        '[[examples]]\ninput = {text = "b", tone = "wet"}\noutput = {x = [1]}\n'
+    )
+    bound = bind(find_task("t", [tmp_path]).load(), ["gloss"], {"text": "gloss", "tone": "warm"})
+    assert bound.shots == (("user", "warm a"), ("assistant", "A"), ("user", "wet b"), ("assistant", '{"x":[1]}'))
+    assert bound.columns == ("gloss",)
+
+
+def test_a_new_task_works_and_replaces_nothing(tmp_path: Path) -> None:
+    """What `new_task` writes is a task; a file that is there, or a name that is none, is refused."""
+    path = new_task("my-reply", tmp_path / "tasks")
+    assert bind(find_task("my-reply", [path.parent]).load(), ["text", "line"]).columns == ("text",)
+    path.write_text("mine")
+    for name in ("my-reply", "../x", "", "a b"):
+        with pytest.raises(TaskError):
+            new_task(name, tmp_path / "tasks")
+    assert path.read_text() == "mine"
+    assert [each.name for each in (tmp_path / "tasks").iterdir()] == ["my-reply.toml"]
+
+
+def test_what_a_new_task_file_shows_works_too(tmp_path: Path) -> None:
+    """Without their # signs the examples and the schema in a new task file hold as well."""
+    path = new_task("t", tmp_path)
+    text = path.read_text()
+    assert re.search(r"^# \[\[examples", text, re.MULTILINE)
+    shown = re.sub(r"^# (?=\[|input|type|additional|required|reply|urgent)", "", text, flags=re.MULTILINE)
+    path.write_text(shown.replace("# output = ", 'output = { reply = "Soon.", urgent = true } # '))
+    loaded = find_task("t", [tmp_path]).load()
+    assert loaded.examples[0]["output"] == {"reply": "Soon.", "urgent": True}
+    assert set((loaded.schema or {})["properties"]) == {"reply", "urgent"}
+
+
+# -- functions --
+
+
+def plain(row: dict[str, str], tone: str = "dry", *, length: str) -> str:
+    """Ask in a tone.
+
+    And more.
+    """
+    return f"{tone} {length} {row['text']}"
+
+
+def test_a_function_is_a_task() -> None:
+    """It is called with a row and what was set; a text becomes a user's message, a list of messages is a chat."""
+    made = task(plain)
+    assert (made.name, made.about, made.variables) == (
+        f"{__name__}:plain",
+        "Ask in a tone.",
+        {"tone": "dry", "length": None},
+    )
+    assert made({"text": "x"}, length="short") == "dry short x"
+    asked = made.with_sets({"length": "long"}).ask({"text": "x"})
+    assert json.loads(asked) == [{"role": "user", "content": "dry long x"}]
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    assert json.loads(task(lambda row: chat).ask({})) == chat
+    assert function_task(made) is made
+
+
+def test_a_class_is_a_task_that_can_be_overridden() -> None:
+    """A small class with ``__call__`` is made once and called for each row; a subclass changes what it likes."""
+
+    class Formal:
+        greeting = "Sir"
+
+        def __call__(self, row: dict[str, str]) -> str:
+            return f"{self.greeting}: {row['text']}"
+
+    @task(schema={"type": "object"}, max_output=9, rows="file")
+    class Casual(Formal):
+        greeting = "Hey"
+
+    assert "Hey: x" in Casual.ask({"text": "x"})
+    assert (Casual.task.schema, Casual.task.max_output, Casual.task.rows) == ({"type": "object"}, 9, "file")
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda row: row["txt"], "KeyError: 'txt', which is no column; the columns are text (" + __file__),
+        (lambda row: 1 // 0, "ZeroDivisionError"),
+        (lambda row: None, "NoneType"),
+        (lambda row: "", "an empty text"),
+        (lambda row: [], "an empty list"),
+        (lambda row: [{"content": "x"}], "without a role"),
+        (lambda row: [{"role": "user", "content": object()}], "JSON cannot hold"),
+        (lambda row: "\ud800", "JSON cannot hold"),
+    ],
+)
+def test_what_a_function_does_wrong_is_told(function: Callable[..., Any], says: str) -> None:
+    """A row for which a function raises or returns no chat has a reason that names the function and its line."""
+    with pytest.raises(TaskError) as caught:
+        task(function).ask({"text": "x"})
+    assert says in caught.value.what
+    assert "<lambda>" in caught.value.what
+
+
+async def not_now(row: dict[str, str]) -> str:
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [(lambda: "x", "no row"), (not_now, "async"), (3, "called"), (type("N", (), {}), "called")],
+)
+def test_what_cannot_be_a_task_is_refused(wrong: Any, says: str) -> None:
+    """Something that takes no row, is async or cannot be called is refused before any row is read."""
+    with pytest.raises(TaskError, match=says):
+        function_task(wrong)
+
+
+def test_sets_of_a_function_are_its_parameters() -> None:
+    """A set that it does not take, one that it needs, and a wrong option are refused, with the nearest name."""
+    with pytest.raises(TaskError) as caught:
+        task(plain).with_sets({"tune": "x"})
+    assert "tone" in caught.value.fix
+    with pytest.raises(TaskError, match="needs length"):
+        task(plain).with_sets({})
+    with pytest.raises(TaskError, match="max_output"):
+        task(max_output=0)(plain)
+
+
+def test_functions_are_named_like_schemas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``module:function`` is found in the working folder; what is not there is refused."""
+    (tmp_path / "asks_of_mine.py").write_text("def ask(row): return 'x'\n")
+    monkeypatch.chdir(tmp_path)
+    assert import_task("asks_of_mine:ask").name == "asks_of_mine:ask"
+    for wrong in ("asks_of_mine:nothing", "no_such_module:ask"):
+        with pytest.raises(TaskError, match=wrong):
+            import_task(wrong)
 
 
 # -- schemas --

@@ -31,6 +31,7 @@ _COMMANDS = {
     "results": ("results", "Write a job's results, to stdout or files."),
     "resolve": ("results", "Say what became of a shard in doubt."),
     "models": ("models", "What is usable here, its keys and prices."),
+    "tasks": ("tasks", "List the tasks there are, show one, begin a new one."),
     "budget": ("budget", "Show or set what may be spent."),
     "simulate": ("simulate", "A provider on this machine, to rehearse with."),
     "doctor": ("doctor", "Check keys, prices, disk, ledger and clock."),

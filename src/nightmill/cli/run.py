@@ -40,7 +40,7 @@ class _Manner:
 
 @click.command(short_help="Run a task or a prompt over rows.")
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
-@click.option("--task", metavar="NAME", help="A task, by name or .toml file.")
+@click.option("--task", metavar="NAME", help="A task: its name, a .toml file, or module:function.")
 @click.option("--prompt", metavar="TEXT|@FILE", help="A prompt; {{ column }} stands for a row's value.")
 @click.option("--model", metavar="P/M", help="The model, such as local/smollm2-135m.")
 @click.option("--lane", type=click.Choice(("auto", "batch", "live")), help="Half price and slow, or at once.")

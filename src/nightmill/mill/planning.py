@@ -19,7 +19,19 @@ from nightmill.providers import BatchProvider, LiveProvider, Provider
 from nightmill.providers.resolve import available
 from nightmill.sources import Source, open_source
 from nightmill.store import Store
-from nightmill.tasks import BoundTask, Task, bind, load_schema, load_task, prompt_task, verbatim_task
+from nightmill.tasks import (
+    MESSAGES,
+    BoundTask,
+    Task,
+    TaskFunction,
+    bind,
+    check_examples,
+    find_task,
+    import_task,
+    load_schema,
+    prompt_task,
+    verbatim_task,
+)
 from nightmill.types import Lane, Quote, Usage
 
 LIVE_UP_TO = 10  # rows that run live unless told otherwise
@@ -32,7 +44,7 @@ class RunOptions:
     """What a user asks for. None: not said."""
 
     inputs: tuple[str, ...]
-    task: str | None = None
+    task: str | Task | TaskFunction | None = None  # by name, .toml file or module:function
     prompt: str | None = None
     model: str | None = None
     lane: str | None = None  # auto, batch or live
@@ -66,6 +78,7 @@ class _Draft:
     spec: dict[str, Any]
     model: str
     free: Limit | None  # the tightest limit
+    notice: str | None  # about the task, for who looks at the price
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +151,8 @@ def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_i
     """The plan with its price, its files in ``store``."""
     order, free = draft.order, draft.free
     plan = make_plan(order, store, job_id)
-    plan = replace(plan, quote=with_waves(plan.quote, free.free_nanos if free else None))
+    notes = (*filter(None, [draft.notice]), *plan.quote.notes)
+    plan = replace(plan, quote=with_waves(replace(plan.quote, notes=notes), free.free_nanos if free else None))
     unfinished = None if options.new else _unfinished_like(home, plan, draft.spec, options)
     digest = order.compiled.digest
     return Prepared(plan, draft.spec, options, order.source, draft.model, order.lane, digest, free, unfinished)
@@ -177,7 +191,7 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
             fix="name one with --model, or set [defaults] model in nightmill.toml; nightmill models tells more",
         )
     provider = home.provider(model)
-    task = _task(home, options, provider)
+    task, function, notice = _task(home, options, provider)
     rows = options.rows or task.rows
     source = open_source(
         options.inputs, rows="file" if rows == "file" else "line", key=options.key, limit=options.limit,
@@ -185,7 +199,8 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     )  # fmt: skip
     if options.task is None and options.prompt is None:
         task = _for_model(verbatim_task(_columns(source)), provider)
-    bound = bind(task, _columns(source), options.sets)
+    columns = _columns(source, function)
+    bound = bind(task, columns, {} if function else options.sets)
     parameters = _parameters(home, options, bound.task)
     compiled = Compiled(provider, bound, parameters)
     lane = _lane(options.lane or settings.default_lane, provider, source)
@@ -193,11 +208,12 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     order = Order(
         source, provider, compiled, lane, home.sheet(model, lane), home.sheet(model, Lane.LIVE),
         Bounds(1, 0, None), expect, options.skip_bad, options.dedupe, home.cache if options.cache else None,
-        (f"limit={options.limit}", f"key={options.key}"),
+        (f"limit={options.limit}", f"key={options.key}"), function,
     )  # fmt: skip
-    spec = _spec(options, bound, parameters, model, lane, source) | {"price": order.sheet.to_json()}
+    spec = _spec(options, bound, parameters, model, lane, source)
+    spec |= {"columns": columns, "price": order.sheet.to_json()}
     free = home.tightest(options.budget_nanos)
-    return _Draft(_bounded(order, options, free), spec, model, free)
+    return _Draft(_bounded(order, options, free), spec, model, free, notice)
 
 
 def _expected_tokens(home: Home, model: str, task: Task, compiled: Compiled) -> int:
@@ -208,16 +224,30 @@ def _expected_tokens(home: Home, model: str, task: Task, compiled: Compiled) -> 
     return min(compiled.cap_tokens, measured or task.expect or _EXPECTED_OUTPUT)
 
 
-def _task(home: Home, options: RunOptions, provider: Provider) -> Task:
+def _task(home: Home, options: RunOptions, provider: Provider) -> tuple[Task, TaskFunction | None, str | None]:
+    """The task, the function that it is if it is one, and what is to be said about it."""
     if options.task is not None and options.prompt is not None:
         raise UsageError("both a task and a prompt", why="one of them says what to ask", fix="give only one")
-    if options.task is not None:
-        return load_task(options.task, home.settings.task_folders)
-    return _for_model(prompt_task(options.prompt), provider) if options.prompt is not None else Task("verbatim")
+    if options.prompt is not None:
+        return _for_model(prompt_task(options.prompt), provider), None, None
+    found = options.task
+    if isinstance(found, str):
+        if ":" not in found or found.endswith(".toml"):
+            file = find_task(found, home.settings.task_folders)
+            notice = f"the task {file.name} is that of {file.where}, not the built-in one"
+            return file.load(), None, notice if file.hides_built_in else None
+        found = import_task(found)
+    if isinstance(found, TaskFunction):
+        found = found.with_sets(options.sets)
+        return found.task, found, None
+    return found or Task("verbatim"), None, None
 
 
 def _parameters(home: Home, options: RunOptions, task: Task) -> Parameters:
-    schema = load_schema(options.schema) if options.schema else task.schema
+    schema = task.schema
+    if options.schema:
+        schema = load_schema(options.schema)
+        check_examples(task.examples, schema, f"the task {task.name} with --schema {options.schema}")
     return Parameters(
         temperature=_first(options.temperature, task.temperature, home.settings.default_temperature),
         max_output=_first(options.max_output, task.max_output, home.settings.default_max_output),
@@ -290,9 +320,12 @@ def _for_model(task: Task, provider: Provider) -> Task:
     return replace(task, endpoint="embeddings") if "embed" in provider.model.lower() else task
 
 
-def _columns(source: Source) -> list[str]:
+def _columns(source: Source, function: TaskFunction | None = None) -> list[str]:
+    """What a task may use: the source's columns, and beside them what a function makes of each row."""
     names = list(source.schema.names)
-    return names if "key" in names else ["key", *names]
+    if "key" not in names:
+        names.insert(0, "key")
+    return names if function is None or MESSAGES in names else [*names, MESSAGES]
 
 
 def _spec(
@@ -300,8 +333,9 @@ def _spec(
 ) -> dict[str, Any]:
     """Everything needed to go on without the caller."""
     return {
-        "inputs": list(options.inputs), "task": bound.task.to_dict(), "columns": _columns(source),
-        "parameters": parameters.to_dict(), "model": model, "lane": lane.value, "batch_size": options.batch_size,
+        "inputs": list(options.inputs), "task": bound.task.to_dict(), "parameters": parameters.to_dict(),
+        "model": model,
+        "lane": lane.value, "batch_size": options.batch_size,
         "cache": options.cache, "dedupe": options.dedupe, "rpm": options.rpm, "tpm": options.tpm,
         "concurrency": options.concurrency, "on_error": options.on_error or "continue",
         "row_mode": source.kind, "folder": str(Path.cwd()), "root": source.root,

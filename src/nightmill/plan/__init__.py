@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, NoReturn
 
 import msgspec
@@ -28,6 +28,7 @@ from nightmill.errors import InputError, UsageError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import NewShard, Shard, StoredFile
 from nightmill.plan._behind import Behind, at_once
+from nightmill.plan.asking import asked
 from nightmill.plan.badrows import BadRows, bad_rows
 from nightmill.plan.compiling import Compiled, Parameters
 from nightmill.plan.cutting import Bounds, Cutter, bounds
@@ -36,6 +37,7 @@ from nightmill.pricing import PriceSheet, estimate_tokens
 from nightmill.providers import Provider
 from nightmill.sources import KEY, Source, Taken
 from nightmill.store import Store, Writer, digest_text, new_digest
+from nightmill.tasks import TaskFunction
 from nightmill.types import Lane, Quote, Usage
 
 __all__ = [
@@ -74,6 +76,7 @@ class Order:
     dedupe: bool = True
     cache: AnswerCache | None = None
     fingerprint_extra: tuple[str, ...] = ()
+    function: TaskFunction | None = None  # what makes the requests of the rows, where the task is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,8 @@ class _Planner:
         behind = Behind()
         cutter = self._cutter(behind.do)
         taken = self._order.source.taken()
+        if self._order.function is not None:
+            taken = asked(taken, self._order.function)
         beginning = next(taken)
         path = f"{self._folder}/rows.parquet"
         try:
@@ -179,16 +184,17 @@ class _Planner:
         for some in chain([beginning], taken):
             blanks = self._order.compiled.blanks(some.batch)
             count += len(blanks)
-            shown += [(first + i, ", ".join(names)) for i, names in islice(blanks.items(), _SHOWN - len(shown))]
+            reasons = [(first + i, some.bad.get(i, f"no {', '.join(names)}")) for i, names in blanks.items()]
+            shown += reasons[: _SHOWN - len(shown)]
             first += some.batch.num_rows
         places = self._order.source.places([row for row, _ in shown])
-        named = "; ".join(f"{place}: no {names}" for place, (_, names) in zip(places, shown, strict=True))
+        named = "; ".join(f"{place}: {why}" for place, (_, why) in zip(places, shown, strict=True))
         more = f"; and {count - len(shown):,} more" if count > len(shown) else ""
-        raise InputError(
-            "rows without a value that the task needs",
-            why=named + more,
-            fix="fill them in or take them out of the input; nothing was sent",
-        )
+        if (function := self._order.function) is not None:
+            what, fix = f"rows of which {function.name} makes no request", "correct the function or the rows"
+        else:
+            what, fix = "rows without a value that the task needs", "fill them in or take them out of the input"
+        raise InputError(what, why=named + more, fix=f"{fix}; nothing was sent")
 
     def _keep(self, writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
         writer.write_batch(batch)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from nightmill.errors import InputError, TaskError, UsageError
 from nightmill.providers import Encoded, Provider
 from nightmill.sources import decode_row_values, is_json
-from nightmill.tasks import BoundTask, Column, Template
+from nightmill.tasks import BoundTask, Column, Template, as_text
 
 DEFAULT_TEMPERATURE = 0.3
 DEFAULT_MAX_OUTPUT = 2_000
@@ -143,7 +143,7 @@ class Compiled:
         column, field = batch.column(part.name), batch.schema.field(part.name)
         if pa.types.is_string(column.type) and not is_json(field):
             return column
-        return pa.array(map(str, decode_row_values(column, field)), pa.string())
+        return pa.array(map(as_text, decode_row_values(column, field)), pa.string())
 
     def check(self, batch: pa.RecordBatch, first: int, bodies: Sequence[bytes], rows: int = 20) -> None:
         """Compare the first rows with full rendering. Raises TaskError where a byte differs."""
@@ -177,7 +177,8 @@ class Compiled:
             if task.endpoint == "embeddings":
                 request["input"] = said[-1][1]
             else:
-                request["messages"] = [{"role": role, "content": text} for role, text in said]
+                chat = [*said[:-1], *self._task.shots, said[-1]]
+                request["messages"] = [{"role": role, "content": text} for role, text in chat]
         user_set = set(p.extra)
         if task.endpoint == "chat":
             self._add_sampling(request, user_set)
@@ -219,7 +220,7 @@ class Compiled:
 
     def _quoted(self, values: Sequence[Any]) -> list[bytes]:
         """Each value as the inside of a JSON string, escaped."""
-        texts = [v if type(v) is str else str(v) for v in values]
+        texts = [v if type(v) is str else as_text(v) for v in values]
         return [line[1:-1] for line in map(self._encoder.encode, texts)]
 
     def _joined(self, columns: list[list[bytes]], count: int) -> list[bytes]:

@@ -24,10 +24,10 @@ from nightmill.errors import InputError
 from nightmill.files import GROUP_ROWS
 from nightmill.sources import columnar, delimited, documents, jsonlines, plain
 from nightmill.sources.inputs import Input, find_inputs
-from nightmill.sources.jsonlines import is_json
+from nightmill.sources.jsonlines import JSON_MARK, is_json
 from nightmill.sources.taken import Taken, cut, rechunk
 
-__all__ = ["BATCH_ROWS", "KEY", "Source", "Taken", "decode_row_values", "is_json", "open_source"]
+__all__ = ["BATCH_ROWS", "JSON_MARK", "KEY", "Source", "Taken", "decode_row_values", "is_json", "open_source"]
 
 BATCH_ROWS = GROUP_ROWS
 KEY = "key"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import jsonschema_rs
 import msgspec
 
 from nightmill.errors import TaskError
+from nightmill.tasks.importing import import_name
 
 _SHOWN = 300  # characters of a validator's message, which quotes the whole value
 
@@ -32,7 +31,7 @@ def load_schema(spec: str | Path | type | Mapping[str, Any]) -> dict[str, Any]:
             return check_schema(_from_class(spec, spec.__name__), spec.__name__)
     text = str(spec)
     if not isinstance(spec, Path) and ":" in text and not text.lower().endswith(".json"):
-        return check_schema(_from_class(_import(text), text), text)
+        return check_schema(_from_class(import_name(text, "schema class"), text), text)
     return check_schema(_from_file(Path(spec)), text)
 
 
@@ -97,25 +96,6 @@ def _from_file(path: Path) -> Any:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeError) as error:
         raise TaskError(f"{path} is no JSON", why=str(error), fix="correct the file") from error
-
-
-def _import(spec: str) -> object:
-    module_name, _, class_name = spec.partition(":")
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        found: object = importlib.import_module(module_name)
-        for step in class_name.split("."):
-            found = getattr(found, step)
-    except Exception as error:  # importing runs the user's code: anything can come out of it
-        raise TaskError(
-            f"{spec}: the schema class cannot be imported",
-            why=f"{type(error).__name__}: {error}",
-            fix="write module:Class, for a module in the working folder or on the import path",
-        ) from error
-    finally:
-        sys.path.remove(folder)
-    return found
 
 
 def _from_class(found: object, name: str) -> Any:

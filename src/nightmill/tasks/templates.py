@@ -15,12 +15,14 @@ from functools import cache
 from typing import Any
 
 import jinja2
+import msgspec
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nightmill.errors import TaskError
 
 _SINGLE_BRACES = re.compile(r"(?<!\{)\{[^\S\n]*([^{}\n]*[^{}\s])[^\S\n]*\}(?!\})")
+_JSON_KINDS = (dict, list, tuple, bool, type(None))
 # What Jinja itself puts behind a name, so that a column cannot be had by it.
 _RESERVED = frozenset({"self", "super", "caller", "varargs", "kwargs"})
 
@@ -36,8 +38,8 @@ class Column:
 class Template:
     """A template bound to columns and variables.
 
-    ``parts`` is what to join, with ``str(value)`` in the place of each `Column`, or None when
-    only `render` gives the text.
+    ``parts`` is what to join, with `as_text` of its value in the place of each `Column`, or None
+    when only `render` gives the text.
     """
 
     source: str
@@ -98,6 +100,16 @@ def parse(source: str) -> Parsed:
     return Parsed(source, tree, frozenset(names))
 
 
+def as_text(value: Any) -> str:
+    """A value as it stands in a prompt: lists, objects, true, false and null as JSON, everything else as it reads."""
+    kind = type(value)
+    if kind is str:
+        return str(value)
+    if kind in _JSON_KINDS:
+        return msgspec.json.encode(value, enc_hook=str).decode()
+    return str(value)
+
+
 def bind_template(parsed: Parsed, names: Mapping[str, str], variables: Mapping[str, str]) -> Template:
     """Bind every name of the template, to a source column by ``names`` or to a text by ``variables``."""
     names = {name: names[name] for name in sorted(parsed.names) if name in names}
@@ -147,10 +159,18 @@ def _environment() -> ImmutableSandboxedEnvironment:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         autoescape=False,
+        finalize=as_text,
     )
+    # Jinja's own escapes what would be HTML.
+    environment.filters["tojson"] = _to_json
     # Every other global would hide a missing column of its name.
     environment.globals = {"range": environment.globals["range"]}
     return environment
+
+
+def _to_json(value: Any, indent: int = 0) -> str:
+    text = msgspec.json.encode(value, enc_hook=str)
+    return msgspec.json.format(text, indent=indent).decode() if indent else text.decode()
 
 
 def _failed(error: Exception, source: str) -> TaskError:

@@ -17,7 +17,7 @@ from nightmill.tasks.schemas import check_answer, check_schema
 from nightmill.tasks.templates import as_text, parse
 
 _SUFFIX = ".toml"
-_NEW = "_new.toml"  # what a new task file begins as; no task of its own
+_NEW = "new_task.txt"  # what a new task file begins as
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def known_tasks(folders: Sequence[Path] = ()) -> list[TaskFile]:
         for path in sorted(folder.glob("*" + _SUFFIX)):
             found.setdefault(path.stem, TaskFile(path.stem, path))
     for entry in resources.files(__package__).iterdir():
-        if entry.name.endswith(_SUFFIX) and entry.name != _NEW:
+        if entry.name.endswith(_SUFFIX):
             name = entry.name.removesuffix(_SUFFIX)
             found.setdefault(name, TaskFile(name, None))
     return [found[name] for name in sorted(found)]

@@ -114,6 +114,7 @@ def _settings() -> Iterator[str]:
         "[providers.NAME.limits]": config._LIMITS,
         '[models."PROVIDER/MODEL"]': {"price": None, "path": None, **config._MODEL},
         '[models."PROVIDER/MODEL".price]': config._PRICE,
+        "[retention]": config._RETENTION,
         "[tasks]": {"folders": None},
     }
     for name, keys in tables.items():

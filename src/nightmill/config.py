@@ -23,6 +23,9 @@ FILE_NAME = "nightmill.toml"
 DEFAULT_BUDGET_NANOS = 5_000_000_000  # the ledger as a whole, until someone sets another
 _MOST_NANOS = 9_000_000_000_000_000_000  # what a signed 64-bit column of the ledger can hold
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+LEAST_DAYS = 30  # nothing younger is ever removed: answers of a batch may come for so long
+_MOST_DAYS = 100_000
+_PROVIDER_FILES = ("keep", "delete")
 _LANES = ("auto", "batch", "live")
 
 
@@ -103,6 +106,16 @@ def _check_wait(name: str, value: float | tuple[float, ...]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """How long things are kept, in days after a job ended; None: as long as the home is there."""
+
+    jobs_days: int | None = None  # finished jobs, whole
+    wire_days: int | None = None  # what came back of them, as it came; the results stay
+    logs_days: int | None = None  # log files that are full
+    provider_files: str = "keep"  # "delete": at the provider, once nothing of them can be needed
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What a run is set to. Money in nano-dollars; None means "not set here"."""
 
@@ -120,6 +133,7 @@ class Settings:
     models: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # "P/M" -> price, path
     providers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # name -> base_url, price, limits ...
     task_folders: tuple[Path, ...] = ()  # tasks/ beside the file, or in the working folder, unless it says others
+    retention: Retention = field(default_factory=Retention)
     env: Mapping[str, str] = field(default_factory=Environment, repr=False)
     log_level: str = "INFO"
 
@@ -149,6 +163,7 @@ def load_settings(cwd: Path, environ: Mapping[str, str]) -> Settings:
         models=reader.models(),
         providers=reader.providers(),
         task_folders=reader.task_folders(),
+        retention=reader.retention(),
         env=env,
         log_level=_log_level(env),
     )
@@ -295,6 +310,18 @@ def _whole(value: object) -> int:
     raise ValueError("a whole number above 0")
 
 
+def _days(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and LEAST_DAYS <= value <= _MOST_DAYS:
+        return value
+    raise ValueError(f"a whole number of days, {LEAST_DAYS} or more")
+
+
+def _provider_files(value: object) -> str:
+    if value in _PROVIDER_FILES:
+        return str(value)
+    raise ValueError(f"one of {', '.join(_PROVIDER_FILES)}")
+
+
 def _number(value: object) -> float:
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
@@ -419,7 +446,11 @@ _LIMITS: Mapping[str, Check] = dict.fromkeys(
     _whole,
 )
 _TIMING: Mapping[str, Check] = {item.name: _number for item in fields(Timing)} | {"looks_s": _waits}
-_TABLES = ("budget", "defaults", "models", "providers", "tasks", "timing")
+_RETENTION: Mapping[str, Check] = {
+    **dict.fromkeys(("jobs_days", "wire_days", "logs_days"), _days),
+    "provider_files": _provider_files,
+}
+_TABLES = ("budget", "defaults", "models", "providers", "retention", "tasks", "timing")
 
 
 class _Reader:
@@ -446,6 +477,9 @@ class _Reader:
     def task_folders(self) -> tuple[Path, ...]:
         folders = self._table("tasks", {"folders": _texts}).get("folders", ("tasks",))
         return tuple(self._path(folder) for folder in folders)
+
+    def retention(self) -> Retention:
+        return Retention(**self._table("retention", _RETENTION))
 
     def models(self) -> dict[str, Mapping[str, object]]:
         found: dict[str, Mapping[str, object]] = {}

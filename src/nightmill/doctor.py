@@ -3,32 +3,40 @@
 It makes the home and its ledger where there are none, and notes in a ledger that was copied that
 unsettled work has to be looked for; apart from that it only reads.
 
-No key is shown or sent: a base URL counts as reachable when it gives any HTTP answer at all.
+No key is shown. A base URL counts as reachable when it gives any HTTP answer at all, asked without the key; then
+the key is tried with a call that costs nothing, where the provider has one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import shutil
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from importlib.metadata import distribution
+from pathlib import Path
 from typing import Literal
 
 from nightmill.config import Settings
-from nightmill.errors import NightmillError
+from nightmill.errors import Limited, NightmillError, ProviderError, Refused
 from nightmill.ledger import LEDGER_NAME, Ledger
 from nightmill.pricing import price_sheet
-from nightmill.providers import local
-from nightmill.providers.resolve import Offer, offers, runs_here
+from nightmill.providers import KeyCheck, Provider, local
+from nightmill.providers.resolve import Offer, offers, resolve, runs_here
 from nightmill.store import Store
 from nightmill.types import Lane
 
 _REACH_S = 5.0
 _LEAST_FREE_BYTES = 1_000_000_000
 _MOST_SKEW_S = 60.0
+_OLD_PRICES_DAYS = 90
+_LARGE_LOG_BYTES = 100_000_000
+_OVERDUE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ class Finding:
 def diagnose(settings: Settings) -> list[Finding]:
     """Every check in turn. A check that fails is a finding, never an exception."""
     found = [_settings(settings), *_providers(settings), _local_model()]
-    checks: tuple[Callable[[Settings], Finding], ...] = (_price, _home, _disk, _ledger)
+    checks: tuple[Callable[[Settings], Finding], ...] = (_prices, _price, _home, _disk, _ledger, _work)
     return found + [_safely(check, settings) for check in checks]
 
 
@@ -81,7 +89,10 @@ def _providers(settings: Settings) -> list[Finding]:
             found.append(Finding(offer.name, "note", "not usable yet", f"{offer.lacks} in the environment or in .env"))
             continue
         found.append(Finding(offer.name, "ok", f"{offer.key} is set" if offer.key else "no key is sent"))
-        found += _reach(offer)
+        reached = _reach(offer)
+        found += reached
+        if offer.key and all(finding.state != "bad" for finding in reached):
+            found.append(_key_taken(offer, settings))
     if not found:
         return [Finding("providers", "note", "no key is set", "nightmill models lists what can be used, and how")]
     return found
@@ -114,6 +125,34 @@ def _reach(account: Offer) -> list[Finding]:
     return found + ([_clock(date, began)] if date else [])
 
 
+def _key_taken(offer: Offer, settings: Settings) -> Finding:
+    """Whether the provider takes the key: by a call that costs nothing, where it has one."""
+    name = f"{offer.name} key"
+    try:
+        provider = resolve(offer.example, env=settings.env, tables=settings.providers, timing=settings.timing)
+        count = asyncio.run(_count_models(provider))
+    except Limited as error:
+        return Finding(name, "note", f"it is taken, and asks to wait: {error.why}", "try again later")
+    except Refused as error:
+        if error.status in (404, 405):
+            return Finding(name, "note", "there is no list of models to try it with")
+        return Finding(name, "bad", f"it is not taken: {error.why}", f"set a key that works in {offer.key}")
+    except (ProviderError, TimeoutError) as error:
+        return Finding(name, "note", f"could not be tried: {error}", "try again later")
+    except NightmillError as error:
+        return _failed(name, error)
+    if count is None:
+        return Finding(name, "note", "there is no call for nothing to try it with")
+    return Finding(name, "ok", f"it is taken; {count:,} models")
+
+
+async def _count_models(provider: Provider) -> int | None:
+    try:
+        return await asyncio.wait_for(provider.count_models(), _REACH_S) if isinstance(provider, KeyCheck) else None
+    finally:
+        await provider.close()
+
+
 def _clock(date: str, began: dt.datetime) -> Finding:
     try:
         theirs = parsedate_to_datetime(date)
@@ -131,6 +170,17 @@ def _clock(date: str, began: dt.datetime) -> Finding:
 def _local_model() -> Finding:
     text = local.availability()
     return Finding("local model", "ok" if local.is_available() else "note", text)
+
+
+def _prices(_: Settings) -> Finding:
+    """How old the price list is that came with the installation."""
+    about = distribution("genai-prices")
+    written = next(file for file in about.files or () if file.name == "METADATA")
+    days = (time.time() - Path(str(written.locate())).stat().st_mtime) / 86_400
+    text = f"{about.name} {about.version}, installed {days:.0f} days ago"
+    if days > _OLD_PRICES_DAYS:
+        return Finding("prices", "note", text, "pip install --upgrade genai-prices")
+    return Finding("prices", "ok", text)
 
 
 def _price(settings: Settings) -> Finding:
@@ -168,11 +218,34 @@ def _disk(settings: Settings) -> Finding:
 def _ledger(settings: Settings) -> Finding:
     ledger = Ledger(settings.home / LEDGER_NAME)
     try:
-        jobs = len(ledger.jobs())
-        if ledger.copied:
-            return Finding(
-                "ledger", "note", f"{jobs:,} jobs; it was copied or restored", "unsettled work is checked first"
-            )
+        jobs, health, copied = len(ledger.jobs()), ledger.health(), ledger.copied
     finally:
         ledger.close()
-    return Finding("ledger", "ok", f"opens; {jobs:,} jobs")
+    if health.sound != "ok":
+        fix = "put it back from a backup, or set NIGHTMILL_HOME to another folder; the file was left as it is"
+        return Finding("ledger", "bad", f"it is damaged: {health.sound}", fix)
+    if copied:
+        return Finding("ledger", "note", f"{jobs:,} jobs; it was copied or restored", "unsettled work is checked first")
+    size = f"{health.size_bytes / 1e6:,.1f} MB, log {health.log_bytes / 1e6:,.1f} MB"
+    if health.journal != "wal":
+        fix = "move the home to a disk of this machine: processes here wait for each other"
+        return Finding("ledger", "note", f"{jobs:,} jobs, {size}; its journal is {health.journal}, not wal", fix)
+    if health.log_bytes > _LARGE_LOG_BYTES:
+        return Finding("ledger", "note", f"{jobs:,} jobs, {size}", "end processes that stand still in this home")
+    return Finding("ledger", "ok", f"sound; {jobs:,} jobs, {size}")
+
+
+def _work(settings: Settings) -> Finding:
+    """Jobs that are under way and have nobody who works on them."""
+    ledger = Ledger(settings.home / LEDGER_NAME)
+    try:
+        health = ledger.health()
+        alone = [job for job in health.running if not ledger.attended(job, overdue_s=_OVERDUE_S)]
+    finally:
+        ledger.close()
+    if not alone:
+        return Finding("work", "ok", "nothing is left alone")
+    stale = f"; {health.stale} leases of processes that are gone" if health.stale else ""
+    return Finding(
+        "work", "note", f"nobody works on {', '.join(alone[:5])}{stale}", "nightmill resume goes on with them"
+    )

@@ -12,7 +12,7 @@ import contextlib
 import gc
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from nightmill.collect import Check, Context, Results, RowCounts, settle_late, s
 from nightmill.collect.results import JobFiles
 from nightmill.errors import LeaseLost, ProviderError, StoreError
 from nightmill.killpoints import reach
-from nightmill.lanes import Desk, Lease, Work, batch, late, live
+from nightmill.lanes import Desk, Lease, Work, batch, late, live, tidying
 from nightmill.lanes.throttle import Rates, Throttle, tightest
 from nightmill.ledger import Counts, Job, Shard, StoredFile, standing_of
 from nightmill.plan import Compiled
@@ -57,6 +57,7 @@ class JobKit:
     salt: bytes
     cache: AnswerCache | None  # where good answers are kept for later jobs
     on_error: str  # continue, stop, threshold:N or threshold:N%
+    tidies: bool = False  # files at the provider go when nothing of them can be needed
 
 
 @dataclass(slots=True)
@@ -369,7 +370,17 @@ class Engine:
             log.info("job %s: %s: %s", job.id, state, _told(counts))
             for path, _ in packed:  # the ledger names the packed ones now
                 desk.store.path(path).unlink(missing_ok=True)
+            if kit.tidies and isinstance(kit.provider, BatchProvider):
+                await self._tidy(kit.provider, job.id, shards)
         self._on_change(job.id)
+
+    async def _tidy(self, provider: BatchProvider, job_id: str, shards: Sequence[Shard]) -> None:
+        """A courtesy to the provider's storage: what is left of it is for `gc`."""
+        try:
+            await tidying.delete_files(self._desk, provider, shards)
+        except (ProviderError, TimeoutError) as error:
+            why = error.logged if isinstance(error, ProviderError) else "no answer in time"
+            log.warning("job %s: files stay at the provider: %s", job_id, why)
 
     async def _look_back(self, kit: JobKit, job: Job) -> bool:
         """Whether something came after its shard had settled; no job waits for a provider that cannot tell."""

@@ -204,6 +204,27 @@ class Store:
     def job_folder(self, job_id: str) -> str:
         return f"jobs/{job_id}"
 
+    def size_bytes(self, path: str) -> int:
+        """What a file, or all files of a folder, take; 0 where there is none."""
+        target = self.path(path)
+        inside = [Path(folder, name) for folder, _, names in os.walk(target) for name in names]
+        return sum(each.lstat().st_size for each in (inside if target.is_dir() else [target]) if each.exists())
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a folder with all in it, unless it is gone already. Raises StoreError."""
+        target = self.path(path)
+        try:
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+        except FileNotFoundError:  # another process removes it too
+            self.remove(path)
+        except OSError as error:
+            why = error.strerror or str(error)
+            fix = "make it writable, then run the same command again: it goes on with what is left"
+            raise StoreError(f"cannot remove {target}", why=why, fix=fix) from error
+
     def drop_folder(self, path: str) -> None:
         """Remove a folder that the ledger does not name (a plan that was given up)."""
         shutil.rmtree(self.path(path), ignore_errors=True)

@@ -6,6 +6,7 @@ case cost is the difference of two readings of the invoice.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -131,6 +132,7 @@ class Scenario:
     unproven: bool = False  # money may stay booked that nobody can prove
     before: str = ""  # what happened before, a name of `BEFORE`
     toml: str = ""  # more settings
+    deleted: bool = False  # the job is no more in the end
 
     def __str__(self) -> str:
         return self.name
@@ -419,6 +421,8 @@ class _Audit:
     def run(self) -> Findings:
         mill = self._mill
         jobs = mill.ledger.jobs()
+        if self._scenario.deleted:
+            return self._check_deleted(jobs)
         self._expect(bool(jobs), "no job at all")
         for job in jobs:
             self._check_job(job)
@@ -430,6 +434,18 @@ class _Audit:
         self._check_limits(spent)
         off = self._check_money(shards, spent, unproven)
         return Findings(self._lost, self._bill.twice, off, unproven, tuple(self._defects))
+
+    def _check_deleted(self, jobs: list[Job]) -> Findings:
+        """Nothing of the job is left but its money; what a worker wrote that was frozen meanwhile a sweep removes."""
+        self._expect(not jobs and len(self._mill.ledger.deletions()) == 1, f"jobs are left: {jobs}")
+        asyncio.run(self._mill.sweep(older_than_s=0.0))
+        folders = list((self._home.folder / "home/jobs").iterdir())
+        self._expect(not folders, f"folders are left: {folders}")
+        spent = sum(limit.spent_nanos for limit in self._mill.ledger.limits() if limit.scope == "total")
+        self._check_limits(spent)
+        off = abs(spent - self._bill.nanos)
+        self._expect(off == 0, f"spent {spent}; invoice {self._bill.nanos}")
+        return Findings(0, self._bill.twice, off, 0, tuple(self._defects))
 
     def _expect(self, holds: bool, text: str) -> None:
         if not holds:

@@ -12,9 +12,10 @@ SOURCE = Path(__file__).resolve().parents[2] / "src/nightmill"
 CLIENT = SOURCE / "providers/compatible.py"
 _OPERATIONS = frozenset({"request", "upload", "download", "_call", "_pages"})
 
-# Verbs that running a small job does not reach, and why nobody needs to be killed there.
+# Verbs and calls that running a small job does not reach, and why nobody needs to be killed there.
 ELSEWHERE: dict[str, str] = {
     "renew_finish": "only where building the results takes longer than a quarter of a lease; it moves a time",
+    "models": "a call that costs nothing and changes nothing, to see whether a key is taken",
     "give_back_finish": "only where building the results fails; what it gives back would run out by itself",
 }
 
@@ -31,7 +32,7 @@ def known_points() -> set[str]:
             elif name == "reach":
                 points.add(word)
     for name, word in _calls(CLIENT):
-        if name in _OPERATIONS:
+        if name in _OPERATIONS and word not in ELSEWHERE:
             points |= {f"http.{word}.sending", f"http.{word}.answered"}
     return points
 

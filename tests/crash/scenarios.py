@@ -59,6 +59,11 @@ BATCH = (
             _fault("late_output_file", lag_s=1e7, after=1, times=1),
         ),
     ),
+    Scenario("batch-deleted", "batch", asked={"command": "delete", "once": True}, deleted=True),
+    Scenario(
+        "batch-swept", "batch", asked={"command": "sweep", "once": True, **_TWO_SHARDS},
+        toml='[retention]\nwire_days = 30\nprovider_files = "delete"\n',
+    ),
     Scenario("batch-poor", "batch", asked={"command": "poor", "once": True}),
     Scenario("batch-created-twice", "batch", twice=6, faults=(_fault("create_repeated", **_ONCE),)),
     *(

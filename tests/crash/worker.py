@@ -23,6 +23,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 import urllib.request
 from collections.abc import Callable
@@ -33,13 +34,14 @@ from nightmill import killpoints
 from nightmill.cli import main as cli
 from nightmill.config import load_settings
 from nightmill.engine import Stop
-from nightmill.errors import Conflict, LeaseLost, OverBudget, ProviderError
+from nightmill.errors import Conflict, LeaseLost, OverBudget, ProviderError, StoreError
 from nightmill.ledger import Job, Shard
 from nightmill.mill import Mill, RunOptions
 from nightmill.pricing import price_sheet
 from nightmill.types import UNFINISHED, JobState, Lane, ShardState
 
 _LOOK_S = 0.02
+_MONTH_S = 30 * 86_400.0
 _PROMPT = "Say something of {{ text }}"
 _MODEL = "openai/gpt-4o-mini"
 
@@ -150,6 +152,20 @@ async def tight(mill: Mill, job: Job, _: dict[str, Any]) -> None:
         await work(mill, job)
 
 
+async def delete(mill: Mill, job: Job, _: dict[str, Any]) -> None:
+    """run, then delete the job"""
+    done = await work(mill, job)
+    if done.finished_at is not None:
+        mill.delete(done)
+
+
+async def sweep(mill: Mill, job: Job, _: dict[str, Any]) -> None:
+    """run, then remove what may go, long after"""
+    done = await work(mill, job)
+    if done.finished_at is not None:
+        await mill.sweep(older_than_s=_MONTH_S, now=time.time() + 3 * _MONTH_S)
+
+
 async def resolve(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
     """run until a person is asked about a shard in doubt, then end its doubt by hand"""
     stop = Stop()
@@ -195,8 +211,11 @@ def _call(url: str, method: str = "GET", body: bytes | None = None) -> Any:
 
 COMMANDS = {
     "run": plain, "resume": resume, "cancel": cancel, "retry": retry, "late": late, "poor": poor, "tight": tight,
-    "resolve": resolve,
+    "resolve": resolve, "delete": delete, "sweep": sweep,
 }  # fmt: skip
+
+
+REMOVING = ("delete", "sweep")
 
 
 def main(folder: Path, asked: dict[str, Any]) -> int:
@@ -204,6 +223,9 @@ def main(folder: Path, asked: dict[str, Any]) -> int:
     if asked.get("command") == "nightmill run":
         return nightmill_run(folder, asked)
     mill = Mill(load_settings(folder, os.environ))
+    if asked.get("command") == "delete" and mill.ledger.deletions():
+        mill.finish_deletion("@last")
+        return 0
     try:
         job = begin(mill, folder, asked)
         asyncio.run(COMMANDS[asked.get("command", "run")](mill, job, asked))
@@ -212,6 +234,13 @@ def main(folder: Path, asked: dict[str, Any]) -> int:
     except Conflict as overtaken:  # another worker did it while this one stood still
         print(overtaken, file=sys.stderr)
         return 2
+    except StoreError as gone:  # and then removed what this one still held for its own
+        if asked.get("command") not in REMOVING:
+            raise
+        print(gone, file=sys.stderr)
+        return 2
+    if asked.get("command") == "delete" and mill.ledger.deletions():
+        return 0
     state = mill.job(job.id).state
     mill.close()
     return 4 if state is JobState.PAUSED else int(state in UNFINISHED)

@@ -34,6 +34,9 @@ _COMMANDS = {
     "tasks": ("tasks", "List the tasks there are, show one, begin a new one."),
     "budget": ("budget", "Show or set what may be spent."),
     "simulate": ("simulate", "A provider on this machine, to rehearse with."),
+    "delete": ("housekeeping", "Delete a finished job and its files."),
+    "gc": ("housekeeping", "Remove what nothing names any more."),
+    "completion": ("completing", "Print a script that completes commands and jobs in a shell."),
     "doctor": ("doctor", "Check keys, prices, disk, ledger and clock."),
 }
 _EXAMPLES = """\b
@@ -59,6 +62,12 @@ class LazyGroup(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        if ctx.resilient_parsing:  # a shell asks what may come next
+            from nightmill.cli.completing import TAKES_JOB, Light
+
+            if len(args) == 1 and args[0] in TAKES_JOB:
+                return args[0], Light(args[0], self), []
+            return super().resolve_command(ctx, args)
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.5)
             raise UsageError(

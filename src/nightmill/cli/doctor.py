@@ -14,7 +14,7 @@ _MARKS = {"ok": "✓", "note": "·", "bad": "✗"}
 @click.command(short_help="Check keys, prices, disk, ledger and clock.")
 @flags.common
 def doctor(edge: Edge) -> int:
-    """Check keys (by name), base URLs, prices, the local model, disk, ledger and clock."""
+    """Check keys (by name, each with a call that costs nothing), base URLs, clock, prices, home, disk and ledger."""
     findings = diagnose(edge.settings())
     for finding in findings:
         line = f"{_MARKS[finding.state]} {finding.name}: {finding.text}"

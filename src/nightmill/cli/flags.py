@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from nightmill.cli.edge import Edge
-from nightmill.config import parse_usd
+from nightmill.config import LEAST_DAYS, load_settings, parse_usd
 from nightmill.errors import UsageError
+from nightmill.glance import jobs_like
 
 _ON_ERROR = re.compile(r"continue|stop|threshold:([1-9][0-9]*)(%?)")
 PROGRESS = ("auto", "bar", "plain", "json", "none")
@@ -88,6 +91,14 @@ def _span(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1]) + 1
 
 
+def _age(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,6})([dw])", text.strip())
+    days = int(match[1]) * {"d": 1, "w": 7}[match[2]] if match else 0
+    if days < LEAST_DAYS:
+        raise ValueError(f"an age of {LEAST_DAYS} days or more, such as 30d or 12w")
+    return days
+
+
 WHOLE = _Checked("N", _whole)
 POSITIVE = _Checked("NUMBER", _positive)
 TEMPERATURE = _Checked("T", _temperature)
@@ -95,6 +106,7 @@ PORT = _Checked("PORT", _port)
 USD = _Checked("USD", _usd)
 USD_OR_NONE = _Checked("USD", _usd_or_none)
 ON_ERROR = _Checked("RULE", _on_error)
+AGE = _Checked("AGE", _age)
 ROWS_SPAN = _Checked("A-B", _span)
 
 
@@ -115,6 +127,21 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show where an error comes from."
     )
     return with_json(with_debug(click.pass_obj(command)))
+
+
+def jobs_to_complete(_ctx: click.Context, _param: click.Parameter | None, incomplete: str) -> list[CompletionItem[Any]]:
+    """Ids and names of jobs that begin so, for a shell; none where the settings cannot be read."""
+    try:
+        home = load_settings(Path.cwd(), os.environ).home
+    except UsageError:
+        return []
+    found = jobs_like(home, incomplete) + [("@last", "the newest job")] * "@last".startswith(incomplete or "@")
+    return [CompletionItem(text, help=about) for text, about in found]
+
+
+def job(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The argument JOB, which a shell completes."""
+    return click.argument("job", required=required, shell_complete=jobs_to_complete)
 
 
 progress = click.option(

@@ -33,7 +33,7 @@ def jobs(edge: Edge, limit: int) -> int:
 
 
 @click.command(short_help="One job: rows, money, shards, failures.")
-@click.argument("job")
+@flags.job()
 @click.option("--row", type=click.IntRange(min=0), help="One row, by its index: prompt, answer, cost.")
 @click.option("--failures", is_flag=True, help="The failed rows, each with its reason.")
 @click.option("--log", is_flag=True, help="What happened to the job, in the order of time.")

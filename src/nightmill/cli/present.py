@@ -53,6 +53,9 @@ _MARK = r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe
 _HEAP = re.compile(f"({_MARK}{{4}}){_MARK}+")
 
 
+_BYTES = ("B", "kB", "MB", "GB", "TB")
+
+
 def show(text: str) -> str:
     """``text`` with everything a terminal might obey replaced by a visible mark.
 
@@ -117,6 +120,14 @@ def tokens(number: int) -> str:
     if number < 999_950_000:
         return f"{number / 1e6:.1f} M"
     return f"{number / 1e9:,.1f} G"
+
+
+def size(number: int) -> str:
+    """Bytes as ``3.4 MB``; exact below 1,000."""
+    value, unit = float(number), 0
+    while value >= 999.95 and unit < len(_BYTES) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:,.1f} {_BYTES[unit]}" if unit else some(number, "byte")
 
 
 def percent(part: int, whole: int) -> str:

@@ -18,7 +18,7 @@ from nightmill.types import UNFINISHED
 
 
 @click.command(short_help="Write a job's results, to stdout or files.")
-@click.argument("job")
+@flags.job()
 @flags.out
 @click.option("--format", "form", type=click.Choice(STREAMED), default="jsonl", show_default=True,
               help="Of what goes to stdout.")  # fmt: skip

@@ -18,7 +18,7 @@ from nightmill.types import UNFINISHED, JobState, ShardState
 
 
 @click.command(short_help="Follow a job; work on it where nobody else does.")
-@click.argument("job", required=False)
+@flags.job(required=False)
 @click.option("--exit-status", is_flag=True, help="Exit with the code that `run` would have given.")
 @flags.progress
 @flags.common
@@ -38,7 +38,7 @@ def watch(edge: Edge, job: str | None, exit_status: bool, mode: Mode) -> int:
 
 
 @click.command(short_help="Go on with what is unfinished.")
-@click.argument("job", required=False)
+@flags.job(required=False)
 @click.option("--list", "only_list", is_flag=True, help="Only list what can be resumed.")
 @flags.checkpoint
 @flags.yes
@@ -101,7 +101,7 @@ def _table(edge: Edge, mill: Mill, jobs: Sequence[Job]) -> str:
 
 
 @click.command(short_help="Send nothing new of a job until it is resumed.")
-@click.argument("job")
+@flags.job()
 @flags.common
 def pause(edge: Edge, job: str) -> int:
     """Send nothing new of a job; what is at the provider stays, and `resume` goes on. A running process hears it."""
@@ -120,7 +120,7 @@ def pause(edge: Edge, job: str) -> int:
 
 
 @click.command(short_help="End a job; what was paid for is kept.")
-@click.argument("job")
+@flags.job()
 @flags.yes
 @flags.progress
 @flags.common
@@ -148,7 +148,7 @@ def cancel(edge: Edge, job: str, yes: bool, mode: Mode) -> int:
 
 
 @click.command(short_help="Send the failed rows of a finished job again.")
-@click.argument("job")
+@flags.job()
 @click.option("--max-output", type=flags.WHOLE, help="Most tokens an answer may have.")
 @click.option("--temperature", type=flags.TEMPERATURE)
 @flags.checkpoint

@@ -7,7 +7,9 @@ commit. What it hands out are frozen records.
 from __future__ import annotations
 
 from nightmill.ledger.attendance import AttendanceVerbs
+from nightmill.ledger.health import Health, HealthVerbs
 from nightmill.ledger.history import Event, HistoryVerbs
+from nightmill.ledger.housekeeping import Deletion, HousekeepingVerbs
 from nightmill.ledger.jobs import JobVerbs
 from nightmill.ledger.late import LateVerbs
 from nightmill.ledger.money import MoneyVerbs
@@ -41,8 +43,10 @@ __all__ = [
     "OUTCOMES",
     "Booking",
     "Counts",
+    "Deletion",
     "Denied",
     "Event",
+    "Health",
     "Job",
     "Late",
     "LateBatch",
@@ -64,5 +68,5 @@ __all__ = [
 ]
 
 
-class Ledger(JobVerbs, LateVerbs, MoneyVerbs, AttendanceVerbs, HistoryVerbs):
+class Ledger(JobVerbs, LateVerbs, MoneyVerbs, AttendanceVerbs, HistoryVerbs, HousekeepingVerbs, HealthVerbs):
     """All transactional state. Open it with the path of its database file."""

@@ -71,6 +71,18 @@ def is_broken(error: object) -> bool:
     return str(getattr(error, "sqlite_errorname", "")).startswith(_BROKEN)
 
 
+def soundness(connection: Any) -> tuple[str, str]:
+    """``ok`` or what is wrong inside the file, and how it keeps its journal: ``wal`` is meant."""
+    found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
+    return str(found), str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
+
+
+def log_bytes(path: Path) -> int:
+    """Of the write-ahead log beside the database; it is emptied as processes end."""
+    log = path.with_name(path.name + "-wal")
+    return log.stat().st_size if log.exists() else 0
+
+
 def handed(path: Path) -> int:
     """How many shards this home handed over: as many as the note beside the database has bytes; 0 without one.
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from nightmill.errors import Conflict
+from nightmill.ledger import money
 from nightmill.ledger._database import Database, wall
 from nightmill.ledger.records import Counts, Job, NewShard, Outside, StoredFile, SubmissionState, Tally
 from nightmill.ledger.schema import alerts, entries, files, jobs, limits, shards, submissions
@@ -124,6 +125,9 @@ class JobVerbs(Database):
         begun = select(jobs.c.created_at).where(jobs.c.id == job_id).scalar_subquery()
         like = and_(jobs.c.fingerprint == fingerprint, jobs.c.id != job_id, jobs.c.finished_at >= begun)
         other = connection.execute(select(jobs.c.id).where(like).limit(1)).scalar()
+        gone = select(entries.c.job_id, entries.c.note).where(entries.c.kind == money.DELETED, entries.c.at >= begun)
+        for deleted, note in connection.execute(gone):  # what it answered was paid for all the same
+            other = deleted if json.loads(note)["fingerprint"] == fingerprint else other
         if other is not None:
             raise Conflict(
                 f"job {other} did the same meanwhile",

@@ -13,6 +13,7 @@ from nightmill.ledger.records import Denied, Limit
 from nightmill.ledger.schema import entries, limits, meta, submissions
 
 TOTAL, DAY, MONTH = "total", "day", "month"
+DELETED = "deleted"  # the kind of the line that a deleted job leaves in the audit trail
 _SAID = "budget."  # of a scope: the cap that the settings gave last, in the table of facts
 
 # Put together once: that takes longer than the database does.

@@ -202,7 +202,7 @@ entries = Table(
     Column("job_id", String, nullable=False),
     Column("tag", String, nullable=False),
     _int("n"),
-    Column("kind", String, nullable=False),  # hold, release, settle, unproven
+    Column("kind", String, nullable=False),  # hold, release, settle, unproven, deleted
     _int("nanos"),
     _int("calls"),
     Column("note", Text),

@@ -14,6 +14,7 @@ is in the room that is named after it:
     doubt        what a person says became of a shard
     late         what came for a job that had ended
     listing      what is usable here, and what it costs
+    housekeeping finished jobs deleted, and what nobody needs removed
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from nightmill.config import Settings
 from nightmill.engine import Engine, JobKit, Stop
 from nightmill.errors import Conflict
 from nightmill.ledger import LEDGER_NAME, Event, Job, Limit, Shard, Standing, Tally
-from nightmill.mill import again, doubt, following, late, planning, reading, submitting
+from nightmill.mill import again, doubt, following, housekeeping, late, planning, reading, submitting
 from nightmill.mill.again import Again
 from nightmill.mill.checkpoint import Checkpoint
 from nightmill.mill.following import Follower, Look
 from nightmill.mill.home import Home
+from nightmill.mill.housekeeping import Swept
 from nightmill.mill.planning import LaneCost, Prepared, RunOptions
 from nightmill.mill.reading import Group
 from nightmill.mill.submitting import check_affordable
@@ -178,6 +180,29 @@ class Mill:
     def open_kit(self, job_id: str) -> JobKit:
         """Everything a job's record only names, made ready to work with."""
         return self.home.open_kit(job_id)
+
+    # -- housekeeping --------------------------------------------------------------------------
+
+    def delete(self, job: Job) -> int:
+        """Delete a finished job and its files; how many bytes that freed. Money history and the cache stay.
+
+        Raises:
+            Conflict: it is not finished, or somebody went on with it meanwhile.
+            StoreError: its files cannot be removed; `finish_deletion` goes on with them.
+        """
+        return housekeeping.delete(self.home, job)
+
+    def finish_deletion(self, text: str) -> str | None:
+        """Complete a deletion that was interrupted, of the job that goes by ``text``; its id, None: there is none."""
+        return housekeeping.finish_deletion(self.home, text)
+
+    def expects_late(self, job: Job) -> bool:
+        """Whether answers may still come to a finished job."""
+        return housekeeping.expects_late(self.home, job)
+
+    async def sweep(self, *, older_than_s: float, dry_run: bool = False, now: float | None = None) -> Swept:
+        """Remove what nothing names and what the retention rules let go; never what is unsettled. Raises StoreError."""
+        return await housekeeping.sweep(self.home, older_than_s=older_than_s, dry_run=dry_run, now=now)
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -361,6 +386,7 @@ __all__ = [
     "RunOptions",
     "Shard",
     "Standing",
+    "Swept",
     "check_affordable",
     "opened",
 ]

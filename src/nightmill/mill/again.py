@@ -42,6 +42,11 @@ def prepare(home: Home, job: Job, *, max_output: int | None = None, temperature:
         raise Conflict(
             f"job {job.id} is not finished", why=f"it is {job.state}", fix=f"nightmill resume {job.id}, then retry"
         )
+    if job.spec.get("wire"):
+        raise Conflict(
+            f"job {job.id} cannot be gone on with", why="its answers as they came were removed by wire_days",
+            fix=f"take what failed with: nightmill results {job.id} --failed --out failed.jsonl, and run that",
+        )  # fmt: skip
     failed = _failed_rows(home, job)
     sheet = home.sheet(job.model, job.lane)
     kinds = {index: kind for index, (kind, _) in failed.items()}

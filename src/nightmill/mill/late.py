@@ -19,7 +19,7 @@ async def look_again(home: Home, job: Job) -> bool:
         Conflict: something came, but an unfinished job has the job's name or fingerprint.
         UsageError: there is no key for the provider now.
     """
-    if job.finished_at is None or not late.doubtful(home.desk, home.ledger.shards_of(job.id)):
+    if job.finished_at is None or job.spec.get("wire") or not late.doubtful(home.desk, home.ledger.shards_of(job.id)):
         return False
     provider = home.provider(job.model)
     try:

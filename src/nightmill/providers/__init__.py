@@ -174,6 +174,15 @@ class Provider(Protocol):
 
 
 @runtime_checkable
+class KeyCheck(Protocol):
+    """A provider that can be asked for nothing whether it takes our key."""
+
+    async def count_models(self) -> int:
+        """How many models it says there are for this key. Raises NeverSent, Limited, Refused, Uncertain."""
+        ...
+
+
+@runtime_checkable
 class BatchProvider(Provider, Protocol):
     """What the batch lane needs. Every call is made once: nothing here retries."""
 

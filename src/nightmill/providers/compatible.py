@@ -84,6 +84,12 @@ class Compatible(OpenAILines):
             stop=status >= 400 and must_stop(status, said),
         )
 
+    async def count_models(self) -> int:
+        """See `KeyCheck.count_models`."""
+        whole = self._object("models", await self._call("models", "GET", "/models"))
+        data = whole.get("data")
+        return len(data) if isinstance(data, list) else 0
+
     def is_own(self, reply: LiveReply) -> bool:
         return is_own(reply.status, reply.body, plain=self._runs_here)
 

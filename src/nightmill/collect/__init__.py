@@ -77,6 +77,7 @@ def settle_shard(context: Context, shard: Shard, *, stopping: bool) -> Collected
         list_nanos=acc.list_nanos,
         failures=found.failures,
         leftovers=tuple(leftovers),
+        models=() if shard.lane is Lane.CACHE else tuple(sorted(acc.models)),
         alerts=tuple(alerts_of(acc)),
     )
     return Collected(settlement, read_again=False)

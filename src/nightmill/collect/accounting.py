@@ -411,8 +411,6 @@ def alerts_of(acc: Accounting) -> list[tuple[str, str]]:
         found.append(("unknown_ids", f"{acc.unknown_ids} lines of {shard.tag} name requests it did not hold"))
     if acc.garbled:
         found.append(("unreadable_lines", f"{acc.garbled} lines of {shard.tag} could not be read and were left out"))
-    if len(acc.models) > 1:
-        found.append(("model_changed", f"{shard.tag} was answered by {', '.join(sorted(acc.models))}"))
     over = sum(acc.spent.values()) - sum(s.hold_nanos + s.unproven_nanos for s in shard.submissions)
     if over > 0 and any(s.hold_nanos for s in shard.submissions):
         found.append(("over_worst_case", f"{shard.tag} cost {over} nano-dollars more than its worst case"))

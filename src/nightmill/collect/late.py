@@ -36,6 +36,7 @@ def settle_late(context: Context, shard: Shard, others: Sequence[Shard]) -> Late
         tokens_out=now.tokens_out - before.tokens_out,
         tokens_cached=now.tokens_cached - before.tokens_cached,
         list_nanos=now.list_nanos - before.list_nanos,
+        models=tuple(sorted(now.models)),
         alerts=tuple(found for found in alerts_of(now) if found not in alerts_of(before)),
     )
 

@@ -13,7 +13,7 @@ from nightmill.errors import Conflict
 from nightmill.ledger._database import wall
 from nightmill.ledger.records import CAME_LATE, Job, Late, LateSettlement, Moved, Shard, SubmissionState
 from nightmill.ledger.schema import files, jobs, shards
-from nightmill.ledger.shards import ShardVerbs, insert_files, raise_alerts
+from nightmill.ledger.shards import ShardVerbs, insert_files, note_models, raise_alerts
 from nightmill.types import UNFINISHED, JobState, ShardState
 
 _COLUMNS = ("succeeded", "missing", "expired", "cancelled")
@@ -87,6 +87,7 @@ class LateVerbs(ShardVerbs):
                 _count_anew(connection, tag, [moved for moved in done.moved if moved.tag == tag])
             came = and_(files.c.tag == shard.tag, files.c.read == CAME_LATE)
             connection.execute(update(files).where(came).values(read=shard.reads + 1))
+            note_models(connection, shard.job_id, shard.tag, done.models)
             raise_alerts(connection, shard.job_id, shard.tag, done.alerts)
 
 

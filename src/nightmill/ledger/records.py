@@ -192,6 +192,7 @@ class Settlement:
     failures: dict[str, int] = field(default_factory=dict)
     leftovers: tuple[NewShard, ...] = ()
     files: tuple[StoredFile, ...] = ()
+    models: tuple[str, ...] = ()  # the snapshots that answered
     alerts: tuple[tuple[str, str], ...] = ()  # (kind, text)
     reason: str | None = None
 
@@ -237,6 +238,7 @@ class LateSettlement:
     tokens_out: int = 0
     tokens_cached: int = 0
     list_nanos: int = 0
+    models: tuple[str, ...] = ()  # the snapshots that answered, all of them
     alerts: tuple[tuple[str, str], ...] = ()  # (kind, text)
 
 

@@ -224,6 +224,13 @@ workers = Table(
     Column("seen_until", Float, nullable=False),  # a moment
 )
 
+answered_by = Table(
+    "answered_by",
+    metadata,
+    Column("job_id", String, nullable=False, index=True),
+    Column("model", String, nullable=False),  # the snapshot that answers named
+)
+
 alerts = Table(
     "alerts",
     metadata,

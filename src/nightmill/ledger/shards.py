@@ -43,7 +43,7 @@ from nightmill.ledger.records import (
     Submission,
     SubmissionState,
 )
-from nightmill.ledger.schema import alerts, files, jobs, quotas, shards, submissions, workers
+from nightmill.ledger.schema import alerts, answered_by, files, jobs, quotas, shards, submissions, workers
 from nightmill.types import SHARD_MOVES, FileRef, JobState, Lane, ShardState
 
 _FREE = {"owner": None, "lease_until": 0.0}
@@ -91,6 +91,17 @@ def insert_files(connection: Connection, job_id: str, stored: Iterable[StoredFil
 def raise_alerts(connection: Connection, job_id: str, tag: str | None, found: Iterable[tuple[str, str]]) -> None:
     for kind, text in found:
         connection.execute(insert(alerts).values(at=wall(), job_id=job_id, tag=tag, kind=kind, text=text))
+
+
+def note_models(connection: Connection, job_id: str, tag: str, models: Iterable[str]) -> None:
+    """Remember which snapshots of a model answered a job; an alert where one joins others."""
+    known = list(connection.execute(select(answered_by.c.model).where(answered_by.c.job_id == job_id)).scalars())
+    for model in sorted(set(models).difference(known)):
+        connection.execute(insert(answered_by).values(job_id=job_id, model=model))
+        if known:
+            text = f"the model changed: {tag} was answered by {model}, others by {', '.join(known)}"
+            raise_alerts(connection, job_id, tag, [("model_changed", text)])
+        known.append(model)
 
 
 def doubt_after_restore(connection: Connection) -> None:
@@ -770,6 +781,7 @@ class ShardVerbs(Database):
             self._nothing_held(connection, shard)
             insert_shards(connection, shard.job_id, done.leftovers, self.moment())
             insert_files(connection, shard.job_id, done.files)
+            note_models(connection, shard.job_id, shard.tag, done.models)
             raise_alerts(connection, shard.job_id, shard.tag, done.alerts)
 
     def _nothing_held(self, connection: Connection, shard: Shard) -> None:

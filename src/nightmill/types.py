@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
 NANOS_PER_USD = 1_000_000_000
+
+Endpoint = Literal["chat", "embeddings", "responses"]
+"""What a request is for: chat completions, embeddings, or OpenAI's responses."""
 
 
 class Lane(StrEnum):
@@ -110,6 +114,7 @@ class Succeeded(msgspec.Struct, frozen=True, gc=False):
     usage: Usage | None
     finish_reason: str | None
     model: str | None  # the model snapshot that answered
+    parsed: str | None = None  # JSON of what ``text`` alone does not say: tool calls, or every choice of several
 
 
 class Failed(msgspec.Struct, frozen=True, gc=False):

@@ -50,3 +50,22 @@ def test_a_model_that_changes_between_shards_is_told(tmp_path: Path) -> None:
     assert "gpt-4o-mini" in models
     assert any(model.startswith("gpt-4o-mini-2026") for model in models)
     assert "alert: the model changed" in done.err
+
+
+@pytest.mark.req("X13")
+def test_a_sample_is_a_job_of_its_own_that_can_go_on(place: Place) -> None:
+    """--sample takes rows at random, in order; the same command takes the same ones, another seed others."""
+    place.rows(200)
+    run = ("run", "in.txt", *UPPER, "--sample", "20")
+    first = place.run(*run)
+    assert first.json["sent"] == first.json["succeeded"] == first.json["rows"] == 20
+    keys = [row["key"] for row in place.results("o.jsonl")]
+    numbers = [int(key.split()[1]) for key in keys]
+    assert numbers == sorted(numbers)
+    assert numbers != list(range(20))
+    again = place.run(*run)
+    assert (again.json["sent"], again.json["cached"]) == (0, 20)
+    assert [row["key"] for row in place.results("o.jsonl")] == keys
+    other = place.run(*run, "--seed", "7", "--limit", "50").json
+    assert other["rows"] == 20
+    assert max(int(row["key"].split()[1]) for row in place.results("o.jsonl")) < 50

@@ -29,6 +29,7 @@ WANTED = (
     "ErrorResponse",
     "CreateChatCompletionRequest",
     "CreateEmbeddingRequest",
+    "Response",
 )
 _REF = "#/components/schemas/"
 

@@ -343,3 +343,67 @@ def test_no_shape_of_line_crashes_the_decoder(response, body, error, status):
 def test_durations_of_rate_headers_are_read(text, seconds):
     """The provider's short durations become seconds; nonsense becomes nothing."""
     assert duration_s(text) == seconds
+
+
+def response(*output, status="completed", **more):
+    usage = {"input_tokens": 9, "output_tokens": 5, "input_tokens_details": {"cached_tokens": 4}}
+    return {"object": "response", "model": "m-1", "status": status, "output": list(output), "usage": usage, **more}
+
+
+def message(text):
+    return {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
+
+
+CALL = {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"}
+
+
+def test_a_response_is_what_its_messages_say():
+    """Reasoning, summaries and other items are no part of the answer; usage comes with its cached part."""
+    thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
+    got = outcome(response(thought, message("po"), message("ng")))
+    assert got == Succeeded("pong", Usage(9, 5, 4), "stop", "m-1")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "billed"),
+    [
+        (response(message("po"), status="incomplete", incomplete_details={"reason": "max_output_tokens"}),
+         FailureKind.TRUNCATED, True),
+        (response(status="incomplete", incomplete_details={"reason": "content_filter"}), FailureKind.CONTENT_FILTER,
+         True),
+        (response({"type": "message", "content": [{"type": "refusal", "refusal": "no"}]}), FailureKind.CONTENT_FILTER,
+         True),
+        (response(), FailureKind.EMPTY, True),
+        ({**response(status="failed", error={"code": "server_error", "message": "x"}), "usage": None},
+         FailureKind.SERVER_ERROR, False),
+        (response(status="in_progress"), FailureKind.SERVER_ERROR, True),
+    ],
+)  # fmt: skip
+def test_a_response_that_is_no_whole_answer_is_a_failure_of_its_kind(body, kind, billed):
+    """Cut, filtered, refused, empty, failed or not done yet: none is a success, and what was billed is known."""
+    got = outcome(body)
+    assert isinstance(got, Failed)
+    assert (got.kind, got.usage is not None) == (kind, billed)
+
+
+def test_tools_that_are_called_are_an_answer_and_are_kept_beside_a_text():
+    """Calls alone are the text, as JSON; beside a text they are kept under parsed, in chats and responses."""
+    alone = outcome(response(CALL))
+    assert (json.loads(alone.text), alone.finish_reason) == ([CALL], "tool_calls")
+    beside = outcome(response(message("calling"), CALL))
+    assert (beside.text, json.loads(beside.parsed)) == ("calling", [CALL])
+    calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    chatted = outcome(chat("calling", tool_calls=calls))  # finish_reason "stop": the tool was asked for by name
+    assert (chatted.text, json.loads(chatted.parsed)) == ("calling", calls)
+    assert outcome(chat("pong", tool_calls=[])).parsed is None
+
+
+def test_of_several_choices_the_first_whole_one_counts_and_all_are_kept():
+    """A cut choice hides no complete one, and every text is under parsed."""
+    body = chat("cut o", finish="length")
+    body["choices"] += [chat("second")["choices"][0], chat("third")["choices"][0]]
+    got = outcome(body)
+    assert (got.text, json.loads(got.parsed)) == ("second", ["cut o", "second", "third"])
+    body = chat("cut o", finish="length")
+    body["choices"] += body["choices"]
+    assert outcome(body).kind is FailureKind.TRUNCATED

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -411,3 +412,52 @@ def test_text_without_a_row_is_refused(tmp_path: Path) -> None:
     """A file of comments or of blanks has nothing to run."""
     assert "no rows" in refused(write(tmp_path / "a.txt", "# a\n\n")).what
     assert "empty" in refused(write(tmp_path / "b.txt", " \n"), rows="file").what
+
+
+# -- samples --
+
+
+def _sampled(path: Path, size: int, **more: Any) -> list[int]:
+    """The numbers of the rows that a sample takes."""
+    source = open_source([path], sample=size, **more)
+    return [int(key) for batch in source.batches() for key in batch.column("key").to_pylist()]
+
+
+def test_a_sample_is_exact_in_order_and_the_same_each_time(tmp_path: Path) -> None:
+    """So many rows, in input order, under their numbers in the input; another seed or input gives others."""
+    count = BATCH_ROWS + 1_000
+    path = write(tmp_path / "a.csv", "n\n" + "".join(f"{i}\n" for i in range(count)))
+    taken = _sampled(path, 700)
+    assert len(taken) == 700
+    assert taken == sorted(set(taken))
+    assert taken[-1] > BATCH_ROWS
+    assert taken == _sampled(path, 700)
+    source = open_source([path], sample=700)
+    assert values(source, "n") == taken
+    assert source.places([0, 699]) == [f"{path}:{taken[0] + 2}", f"{path}:{taken[-1] + 2}"]
+    others = [_sampled(path, 700, seed=0), _sampled(path, 700, seed=1)]
+    write(path, path.read_text() + "more\n")
+    others.append(_sampled(path, 700))
+    assert len({tuple(each) for each in (taken, *others)}) == 4
+    assert max(_sampled(path, 5, limit=10)) < 10
+    assert _sampled(path, count * 2) == list(range(count + 1))
+
+
+def test_every_row_is_as_likely_to_be_in_a_sample(tmp_path: Path) -> None:
+    """Over many seeds each row is taken about equally often."""
+    path = write(tmp_path / "a.csv", "n\n" + "".join(f"{i}\n" for i in range(20)))
+    often = [0] * 20
+    for seed in range(400):
+        for row in _sampled(path, 5, seed=seed):
+            often[row] += 1
+    assert sum(often) == 2_000
+    assert min(often) > 65  # 100 on average; four standard deviations are 35
+    assert max(often) < 135
+
+
+def test_bad_rows_of_a_sample_are_told_by_their_place(tmp_path: Path) -> None:
+    """A sample of everything has the bad rows where they are."""
+    path = write(tmp_path / "a.jsonl", '{"n": 1}\nnonsense\n{"n": 3}\n')
+    ((_, _, bad),) = open_source([path], sample=9, skip_bad=True).taken()
+    assert list(bad) == [1]
+    assert f"{path}:2" in bad[1]

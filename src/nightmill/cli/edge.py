@@ -122,7 +122,10 @@ class Edge:
         if not any(name.rpartition(":")[2] == "-" for name in inputs):
             yield None
             return
-        with tempfile.NamedTemporaryFile(prefix="nightmill-stdin-") as file:
+        typed = sys.stdin.isatty()
+        if typed:
+            self.say("type the rows, one a line; Ctrl-D on a line of its own ends them, Ctrl-C drops them")
+        with tempfile.NamedTemporaryFile(prefix="nightmill-stdin-", suffix=".txt" if typed else "") as file:
             try:
                 shutil.copyfileobj(sys.stdin.buffer, file)
                 file.flush()

@@ -42,6 +42,12 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text.strip()):
+        raise ValueError("a whole number, 0 or above")
+    return int(text)
+
+
 def _real(text: str, wanted: str, fits: Callable[[float], bool]) -> float:
     try:
         number = float(text)
@@ -99,6 +105,7 @@ def _age(text: str) -> int:
     return days
 
 
+SEED = _Checked("N", _seed)
 WHOLE = _Checked("N", _whole)
 POSITIVE = _Checked("NUMBER", _positive)
 TEMPERATURE = _Checked("T", _temperature)

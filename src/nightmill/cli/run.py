@@ -16,6 +16,9 @@ from nightmill.cli.edge import Edge
 from nightmill.cli.session import Order, conclude, look_again, work
 from nightmill.errors import NightmillError, OverBudget, UsageError
 from nightmill.mill import Mill, Prepared, RunOptions, check_affordable
+from nightmill.mill.templates import Template
+from nightmill.mill.templates import load as load_template
+from nightmill.mill.templates import save as save_template
 from nightmill.sinks import parse_target
 from nightmill.types import UNFINISHED
 
@@ -36,6 +39,8 @@ class _Manner:
     yes: bool
     force: bool
     dry_run: bool
+    save_as: str | None
+    asked: Template  # what is saved
 
 
 @click.command(short_help="Run a task or a prompt over rows.")
@@ -55,6 +60,8 @@ class _Manner:
 @click.option("--name", help="A label for the job.")
 @click.option("--new", is_flag=True, help="Begin a new job even if this one ran before.")
 @click.option("--limit", type=flags.WHOLE, help="Most rows to take.")
+@click.option("--sample", type=flags.WHOLE, help="Take so many rows at random, of the first --limit ones if given.")
+@click.option("--seed", type=flags.SEED, help="Another number, another sample; left out, the rows decide.")
 @click.option("--on-error", type=flags.ON_ERROR,
               help="continue (where nothing is said), stop, threshold:N or threshold:N%.")  # fmt: skip
 @click.option("--batch-size", type=flags.WHOLE, help="Most rows in a shard.")
@@ -65,6 +72,7 @@ class _Manner:
 @click.option("--concurrency", type=flags.WHOLE, help="Live requests at once.")
 @click.option("--no-cache", is_flag=True, help="Do not use answers of earlier jobs.")
 @click.option("--no-dedupe", is_flag=True, help="Send rows that are alike one by one.")
+@click.option("--save-as", metavar="NAME", help="Keep these options as a template: nightmill run @NAME.")
 @click.option("--dry-run", is_flag=True, help="Plan and price; send, spend and keep nothing.")
 @flags.checkpoint
 @flags.yes
@@ -76,19 +84,39 @@ def run(edge: Edge, **given: Any) -> int:
     """Run a task or a prompt over the rows of files, and wait for the answers.
 
     INPUT is a file (.csv .jsonl .txt .json .parquet .arrow, also .gz and .zst), a folder, a pattern, - for
-    the standard input, or FORMAT:PATH where the suffix does not say how the file is written.
+    the standard input, piped or typed, or FORMAT:PATH where the suffix does not say how the file is written.
+    @NAME is what was saved with --save-as NAME; inputs and options given beside it count instead.
     """
-    inputs = given["inputs"]
-    if not inputs:
-        raise UsageError("no input", why="there is nothing to run", fix="nightmill run words.txt --task define")
-    targets = tuple(parse_target(text) for text in given.pop("outs"))
-    order = Order(given.pop("mode"), targets=targets, csv_raw=given.pop("csv_raw"), checkpoint=given.pop("checkpoint"))
-    manner = _Manner(order, given.pop("yes"), given.pop("force"), given.pop("dry_run"))
-    with edge.piped(inputs) as stdin, edge.mill(create=not manner.dry_run) as mill:
-        options = _options(given | {"stdin": stdin})
+    mode, yes, force, dry_run = (given.pop(name) for name in ("mode", "yes", "force", "dry_run"))
+    outs, csv_raw, save_as, checkpoint = (given.pop(name) for name in ("outs", "csv_raw", "save_as", "checkpoint"))
+    asked = _with_template(edge, Template(_options(given), outs, csv_raw, checkpoint))
+    if not asked.options.inputs:
+        fix = "nightmill run words.txt --task define; nightmill run - takes rows that are typed or piped"
+        raise UsageError("no input", why="there is nothing to run", fix=fix)
+    targets = tuple(map(parse_target, asked.outs))
+    order = Order(mode, targets=targets, csv_raw=asked.csv_raw, checkpoint=asked.checkpoint)
+    manner = _Manner(order, yes, force, dry_run, save_as, asked)
+    with edge.piped(asked.options.inputs) as stdin, edge.mill(create=not manner.dry_run) as mill:
+        options = replace(asked.options, stdin=stdin)
         if manner.dry_run:
             return _rehearse(edge, mill, options, manner)
         return _run(edge, mill, options, manner)
+
+
+def _with_template(edge: Edge, asked: Template) -> Template:
+    """What was said, and where ``@NAME`` stands for a template, what that says beside."""
+    inputs = asked.options.inputs
+    if not inputs or not inputs[0].startswith("@"):
+        return asked
+    rest = replace(asked, options=replace(asked.options, inputs=inputs[1:]))
+    return rest.over(load_template(edge.settings().home, inputs[0][1:]))
+
+
+def _save_template(edge: Edge, manner: _Manner) -> None:
+    """Once it stands that the command can be planned; a dry run does it too, since that was asked for."""
+    if manner.save_as is not None:
+        save_template(edge.settings().home, manner.save_as, manner.asked, force=manner.force)
+        edge.say(f"saved: nightmill run @{manner.save_as}")
 
 
 def _options(given: dict[str, Any]) -> RunOptions:
@@ -121,6 +149,7 @@ def _prompt(text: str) -> str:
 def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:
     prepared = mill.rehearse(options)
     mill.check_outputs(manner.order.files, prepared, force=manner.force)
+    _save_template(edge, manner)
     _show_quote(edge, mill, prepared)
     if prepared.resumes is not None:
         edge.say(f"it would go on with unfinished job {prepared.resumes.id}")
@@ -153,6 +182,7 @@ def _run(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:
         prepared = _joined_to_late(edge, mill, prepared)
         mill.check_outputs(manner.order.files, prepared, force=manner.force)
         edge.known = views.quote_object(prepared) | {"status": "refused"}
+        _save_template(edge, manner)
         _confirm(edge, mill, prepared, manner)
         job = mill.submit(prepared)
     except BaseException:

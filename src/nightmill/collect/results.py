@@ -296,10 +296,11 @@ class _Table:
         is_good = isinstance(outcome, Succeeded)
         error, kind = (None, None) if isinstance(outcome, Succeeded) else (outcome.message, outcome.kind)
         tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens) if usage else (None, None, None)
+        parsed = (outcome.text if self._has_schema else outcome.parsed) if isinstance(outcome, Succeeded) else None
         self._extend(
             index=[row.index], response=[outcome.text], success=[is_good], tokens_in=[tokens[0]],
             tokens_out=[tokens[1]], duration=[row.duration_s], error=[error], error_kind=[kind],
-            finish_reason=[outcome.finish_reason], parsed=[outcome.text if is_good and self._has_schema else None],
+            finish_reason=[outcome.finish_reason], parsed=[parsed],
             model=[outcome.model], provider=[self._provider], lane=[shard.lane if shard else None],
             tokens_cached=[tokens[2]], cost_nanos=[0 if is_twin else row.cost_nanos],
             cost_estimated=[bool(usage and usage.estimated)], attempt=[row.attempt],

@@ -121,7 +121,8 @@ def _cut_rows(home: Home, job: Job, spec: dict[str, Any], indexes: list[int]) ->
         for batch in pq.ParquetFile(stream).iter_batches(GROUP_ROWS):
             some = [row for row in range(batch.num_rows) if first + row in wanted]
             indexes = [first + row for row in some]
-            cutter.add(indexes, compiled.bodies(batch.take(pa.array(some, pa.int64())), indexes))
+            bodies = compiled.bodies(batch.take(pa.array(some, pa.int64())), indexes)
+            cutter.add(indexes, bodies, cap_tokens=compiled.cap_tokens, inputs=compiled.inputs)
             first += batch.num_rows
     return cutter.close()
 

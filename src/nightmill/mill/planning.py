@@ -14,10 +14,21 @@ from typing import Any
 from nightmill.errors import Conflict, InputError, TaskError, UsageError
 from nightmill.ledger import Job, Limit
 from nightmill.mill.home import Home
-from nightmill.plan import Bounds, Compiled, Order, Parameters, Plan, bounds, make_plan, with_waves
+from nightmill.plan import (
+    Bounds,
+    Compiled,
+    Order,
+    Parameters,
+    Plan,
+    bounds,
+    endpoint_at,
+    endpoint_of_body,
+    make_plan,
+    with_waves,
+)
 from nightmill.providers import BatchProvider, LiveProvider, Provider
 from nightmill.providers.resolve import available
-from nightmill.sources import Source, open_source
+from nightmill.sources import Source, decode_row_values, open_source
 from nightmill.store import Store
 from nightmill.tasks import (
     MESSAGES,
@@ -27,6 +38,7 @@ from nightmill.tasks import (
     bind,
     check_examples,
     find_task,
+    holds_bodies,
     import_task,
     load_schema,
     prompt_task,
@@ -59,6 +71,8 @@ class RunOptions:
     name: str | None = None
     new: bool = False
     limit: int | None = None
+    sample: int | None = None  # so many of the rows, at random
+    seed: int | None = None  # of that chance; None: the rows decide
     on_error: str | None = None  # continue, stop or threshold:N
     batch_size: int | None = None
     temperature: float | None = None
@@ -195,10 +209,12 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     rows = options.rows or task.rows
     source = open_source(
         options.inputs, rows="file" if rows == "file" else "line", key=options.key, limit=options.limit,
-        encoding=options.encoding, skip_bad=options.skip_bad, stdin=options.stdin, whole=whole,
+        sample=options.sample, seed=options.seed, encoding=options.encoding, skip_bad=options.skip_bad,
+        stdin=options.stdin, whole=whole,
     )  # fmt: skip
     if options.task is None and options.prompt is None:
-        task = _for_model(verbatim_task(_columns(source)), provider)
+        is_whole = holds_bodies(_columns(source))
+        task = _bodies_task(source, provider) if is_whole else _for_model(verbatim_task(_columns(source)), provider)
     columns = _columns(source, function)
     bound = bind(task, columns, {} if function else options.sets)
     parameters = _parameters(home, options, bound.task)
@@ -208,7 +224,7 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     order = Order(
         source, provider, compiled, lane, home.sheet(model, lane), home.sheet(model, Lane.LIVE),
         Bounds(1, 0, None), expect, options.skip_bad, options.dedupe, home.cache if options.cache else None,
-        (f"limit={options.limit}", f"key={options.key}"), function,
+        (f"limit={options.limit}", f"key={options.key}", *_sampled(options)), function,
     )  # fmt: skip
     spec = _spec(options, bound, parameters, model, lane, source)
     spec |= {"columns": columns, "price": order.sheet.to_json()}
@@ -216,12 +232,17 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     return _Draft(_bounded(order, options, free), spec, model, free, notice)
 
 
+def _sampled(options: RunOptions) -> list[str]:
+    return [] if options.sample is None else [f"sample={options.sample}", f"seed={options.seed}"]
+
+
 def _expected_tokens(home: Home, model: str, task: Task, compiled: Compiled) -> int:
     """Output tokens of a typical answer: measured, else the task's word, else a guess under the cap."""
-    if not compiled.cap_tokens:
+    if compiled.is_embeddings:
         return 0
     measured = home.ledger.mean_output_tokens(model, compiled.digest)
-    return min(compiled.cap_tokens, measured or task.expect or _EXPECTED_OUTPUT)
+    usual = measured or task.expect or _EXPECTED_OUTPUT
+    return usual if task.bodies else min(compiled.cap_tokens, usual)
 
 
 def _task(home: Home, options: RunOptions, provider: Provider) -> tuple[Task, TaskFunction | None, str | None]:
@@ -243,11 +264,37 @@ def _task(home: Home, options: RunOptions, provider: Provider) -> tuple[Task, Ta
     return found or Task("verbatim"), None, None
 
 
+def _bodies_task(source: Source, provider: Provider) -> Task:
+    """Rows that are whole requests: what the first of them is for all of them must be for.
+
+    Raises:
+        InputError: nothing that is asked here.
+    """
+    columns = ("url", "body", "messages", "input", "model")
+    rows = next(source.batches())
+    first = {
+        name: next((v for v in decode_row_values(rows.column(name), rows.schema.field(name)) if v is not None), None)
+        for name in columns
+        if name in rows.schema.names
+    }
+    if url := first.get("url"):
+        endpoint = endpoint_at(str(url))
+        if endpoint is None:
+            why = "rows can ask /v1/chat/completions, /v1/responses and /v1/embeddings"
+            raise InputError(f"{source.names[0]} asks {url}", why=why, fix="rewrite the requests for one of these")
+    else:
+        body = first.get("body") if "body" in first else first
+        endpoint = endpoint_of_body(body, provider.model)
+    return Task("requests", endpoint, bodies=True)
+
+
 def _parameters(home: Home, options: RunOptions, task: Task) -> Parameters:
     schema = task.schema
     if options.schema:
         schema = load_schema(options.schema)
         check_examples(task.examples, schema, f"the task {task.name} with --schema {options.schema}")
+    if task.bodies:  # what they do not say is not for the settings to say
+        return Parameters(options.temperature, options.max_output, schema)
     return Parameters(
         temperature=_first(options.temperature, task.temperature, home.settings.default_temperature),
         max_output=_first(options.max_output, task.max_output, home.settings.default_max_output),

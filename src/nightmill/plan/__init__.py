@@ -30,12 +30,12 @@ from nightmill.ledger import NewShard, Shard, StoredFile
 from nightmill.plan._behind import Behind, at_once
 from nightmill.plan.asking import asked
 from nightmill.plan.badrows import BadRows, bad_rows
-from nightmill.plan.compiling import Compiled, Parameters
+from nightmill.plan.compiling import Compiled, Parameters, endpoint_at, endpoint_of_body
 from nightmill.plan.cutting import Bounds, Cutter, bounds
 from nightmill.plan.keys import KeyWatch
 from nightmill.pricing import PriceSheet, estimate_tokens
 from nightmill.providers import Provider
-from nightmill.sources import KEY, Source, Taken
+from nightmill.sources import KEY, Source, Taken, digest_batch
 from nightmill.store import Store, Writer, digest_text, new_digest
 from nightmill.tasks import TaskFunction
 from nightmill.types import Lane, Quote, Usage
@@ -50,6 +50,8 @@ __all__ = [
     "Scissors",
     "bad_rows",
     "bounds",
+    "endpoint_at",
+    "endpoint_of_body",
     "make_plan",
     "with_waves",
 ]
@@ -198,7 +200,7 @@ class _Planner:
 
     def _keep(self, writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
         writer.write_batch(batch)
-        _digest_batch(self._rows_digest, batch)
+        digest_batch(self._rows_digest, batch)
 
     def _take(self, some: Taken, blanks: Mapping[int, Sequence[str]], cutter: Cutter, deduper: Deduper) -> None:
         first, compiled = self._rows, self._order.compiled
@@ -219,7 +221,7 @@ class _Planner:
             indexes = [index for index in indexes if index not in bad]
         self._sample(bodies)
         deduper.add_many(indexes, digests(self._salt, bodies))
-        cutter.add(indexes, bodies)
+        cutter.add(indexes, bodies, cap_tokens=compiled.cap_tokens, inputs=compiled.inputs)
 
     def _sample(self, bodies: Sequence[bytes]) -> None:
         """Learn how many tokens a byte of body has from a few rows of each batch."""
@@ -252,7 +254,8 @@ class _Planner:
                 for chunk in _chunks(wire.split_lines(stream, shard.tag)):
                     kept = [(i, wire.body_of(line)) for i, line in chunk if i in lost or not folding.skips(i)]
                     if kept:
-                        cutter.add([i for i, _ in kept], [body for _, body in kept])
+                        cap, inputs = shard.cap_tokens // shard.count, self._order.compiled.inputs
+                        cutter.add([i for i, _ in kept], [body for _, body in kept], cap_tokens=cap, inputs=inputs)
             self._store.path(shard.file.path).unlink()
         return ([cached] if cached else []) + cutter.close()
 
@@ -286,7 +289,7 @@ class _Planner:
     def _cutter(self, do: Callable[..., None] = at_once) -> Cutter:
         order = self._order
         return Cutter(
-            self._store, self._folder, order.lane, order.bounds, order.sheet, order.compiled.cap_tokens,
+            self._store, self._folder, order.lane, order.bounds, order.sheet, 0,
             order.provider.line_pieces(order.compiled.url), self._next_tag, self._tokens, do,
         )  # fmt: skip
 
@@ -299,7 +302,8 @@ class _Planner:
         sent = [s for s in shards if s.lane is not Lane.CACHE]
         requests = sum(s.count for s in sent)
         tokens_in = self._tokens(sum(s.content_bytes for s in sent))
-        each = Usage(-(-tokens_in // max(1, requests)), order.expect_tokens)
+        expected = min(order.expect_tokens, max((s.cap_tokens // s.count for s in sent), default=0))
+        each = Usage(-(-tokens_in // max(1, requests)), expected)
         at_most = sum(order.sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in sent)
         notes = list(order.compiled.notes)
         if not order.sheet.batch_known:
@@ -307,7 +311,7 @@ class _Planner:
         if repeated := self._keys.repeated():
             notes.append(f"rows with the key of an earlier row: {repeated:,}; all are kept")
         source = f"{order.sheet.source}, {order.sheet.date}"
-        return Quote(order.lane, requests, tokens_in, order.expect_tokens * requests, order.sheet.cost(each) * requests,
+        return Quote(order.lane, requests, tokens_in, expected * requests, order.sheet.cost(each) * requests,
                      at_most, order.list_sheet.cost(each) * requests, 1, source, tuple(notes))  # fmt: skip
 
     def _fingerprint(self) -> str:
@@ -358,8 +362,8 @@ def _content(body: bytes) -> str:
     """The texts inside a body, roughly: what a token estimate needs."""
     said = msgspec.json.decode(body)
     texts = said.get("input") or "\n".join(str(m.get("content", "")) for m in said.get("messages", ()))
-    schema = said.get("response_format")
-    return str(texts) + (msgspec.json.encode(schema).decode() if schema else "")
+    more = [said[name] for name in ("instructions", "tools", "response_format", "text") if said.get(name)]
+    return str(texts) + "".join(msgspec.json.encode(each).decode() for each in more)
 
 
 def _chunks(lines: Iterator[tuple[int, bytes]], size: int = GROUP_ROWS) -> Iterator[list[tuple[int, bytes]]]:
@@ -382,19 +386,6 @@ def _renamed(line: bytes, old: str, new: str) -> bytes | None:
         except msgspec.DecodeError:
             return None
     return line.replace(name, b'"%b"' % new.encode(), 1) if name in line else None
-
-
-def _digest_batch(into: hashlib._Hash, batch: pa.RecordBatch) -> None:
-    """Feed names and values of a batch, the same bytes for the same rows whatever their memory layout."""
-    into.update(msgspec.json.encode(batch.schema.names))
-    for column in batch.columns:
-        flat = pa.concat_arrays([column, column.slice(0, 0)]) if column.offset else column
-        if pa.types.is_string(flat.type) and not flat.null_count:
-            _, offsets, data = flat.buffers()
-            into.update(memoryview(offsets)[: 4 * (len(flat) + 1)])
-            into.update(memoryview(data)[: memoryview(offsets).cast("i")[len(flat)]] if data else b"")
-        else:
-            into.update(msgspec.json.encode(flat.to_pylist()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +23,11 @@ from nightmill.errors import InputError, TaskError, UsageError
 from nightmill.providers import Encoded, Provider
 from nightmill.sources import decode_row_values, is_json
 from nightmill.tasks import BoundTask, Column, Template, as_text
+from nightmill.types import Endpoint
 
 DEFAULT_TEMPERATURE = 0.3
 DEFAULT_MAX_OUTPUT = 2_000
+_ASKS = {"chat": "messages", "embeddings": "input", "responses": "input"}  # the key of a request that is its prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,9 @@ class Parameters:
 class Compiled:
     """What turns record batches into request bodies, all of them the same way.
 
-    ``cap_tokens`` is the output cap of every request (0 for embeddings), ``digest_text`` stands
-    for everything but the rows in a job's fingerprint, ``notes`` are the defaults left out.
+    ``cap_tokens`` is the output cap of every request (0 for embeddings), ``inputs`` the texts it asks
+    to embed; where each row says these itself they are the most of any row so far. ``digest_text``
+    stands for everything but the rows in a job's fingerprint, ``notes`` are the defaults left out.
     """
 
     def __init__(self, provider: Provider, task: BoundTask, parameters: Parameters) -> None:
@@ -57,7 +61,9 @@ class Compiled:
         self.columns = task.columns
         probe = self._probe(dict.fromkeys(range(len(task.templates)), "x"))
         self.url, self.notes = probe.url, probe.notes
-        self.cap_tokens, self.is_embeddings = probe.cap_tokens, probe.inputs > 0
+        self.cap_tokens, self.inputs, self.is_embeddings = probe.cap_tokens, probe.inputs, probe.inputs > 0
+        if task.task.bodies:
+            self.cap_tokens = self.inputs = 0
         self._pieces: list[bytes] | None = None
         self._order: tuple[str, ...] = ()
         if self._is_plain():
@@ -114,7 +120,10 @@ class Compiled:
         bodies: list[bytes] = []
         for index, row in zip(indexes, rows, strict=True):
             try:
-                bodies.append(self._encode(row).body)
+                encoded = self._encode(row)
+                self.cap_tokens = max(self.cap_tokens, encoded.cap_tokens)
+                self.inputs = max(self.inputs, encoded.inputs)
+                bodies.append(encoded.body)
             except UsageError as error:
                 if bad is None:
                     error.row = index
@@ -125,6 +134,8 @@ class Compiled:
 
     def prompts(self, batch: pa.RecordBatch) -> pa.Array:
         """What each row asks, as text: the rendered user prompt, or the last message of a chat."""
+        if self._task.task.bodies:
+            return pa.array(map(self._asked, _dicts(self._values(batch), batch.num_rows)), pa.string())
         column = self._task.task.messages_column
         if column is not None:
             return pa.array(map(_last_text, self._values(batch)[column]), pa.string())
@@ -160,17 +171,25 @@ class Compiled:
 
     def _is_plain(self) -> bool:
         plain = all(t.parts is not None for _, t in self._task.templates)
-        return plain and self._task.task.messages_column is None
+        return plain and self._task.task.messages_column is None and not self._task.task.bodies
 
     def _probe(self, texts: Mapping[int, str]) -> Encoded:
         """One request with ``texts`` in place of the rendered templates."""
         chat = [{"role": "user", "content": "x"}]
+        if self._task.task.bodies:
+            asked = {"messages": chat} if self._task.task.endpoint == "chat" else {"input": "x"}
+            return self._encode({"body": asked} if "body" in self.columns else asked)
         return self._encode(dict.fromkeys(self.columns, chat), texts)
 
     def _encode(self, row: Mapping[str, Any], texts: Mapping[int, str] | None = None) -> Encoded:
         task, p = self._task.task, self._parameters
         request: dict[str, Any] = {"model": self._provider.model}
-        if task.messages_column is not None:
+        user_set = set(p.extra)
+        if task.bodies:
+            said_itself = self._body(row)
+            request |= said_itself
+            user_set |= said_itself.keys()
+        elif task.messages_column is not None:
             request["messages"] = _chat(row[task.messages_column])
         else:
             said = [(role, (texts or {}).get(i) or t.render(row)) for i, (role, t) in enumerate(self._task.templates)]
@@ -178,25 +197,56 @@ class Compiled:
                 request["input"] = said[-1][1]
             else:
                 chat = [*said[:-1], *self._task.shots, said[-1]]
-                request["messages"] = [{"role": role, "content": text} for role, text in chat]
-        user_set = set(p.extra)
-        if task.endpoint == "chat":
+                request[_ASKS[task.endpoint]] = [{"role": role, "content": text} for role, text in chat]
+        if task.endpoint != "embeddings":
             self._add_sampling(request, user_set)
         request |= p.extra
         return self._provider.encode(request, frozenset(user_set))
 
+    def _body(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The request that a row holds, whole.
+
+        Raises:
+            InputError: it holds none, or one for another endpoint than the job's.
+        """
+        endpoint, asks = self._task.task.endpoint, _ASKS[self._task.task.endpoint]
+        body = row["body"] if "body" in self.columns else _gathered(row)
+        url = row.get("url") if "body" in self.columns else None
+        if isinstance(body, str):
+            try:
+                body = msgspec.json.decode(body)
+            except msgspec.DecodeError as error:
+                raise _no_request(f"its body is no JSON: {error}") from error
+        if not isinstance(body, dict):
+            raise _no_request(f"its body is {str(body)[:80]!r}, not an object")
+        if url is not None and endpoint_at(str(url)) != endpoint:
+            raise _no_request(f"it is for {url}, and the job asks {endpoint}; a job asks one endpoint")
+        if body.get(asks) in (None, "", []):
+            raise _no_request(f"it has no {asks}, and that is what {endpoint} answers to")
+        return body
+
+    def _asked(self, row: Mapping[str, Any]) -> str:
+        body = self._body(row)
+        return _last_text(body[_ASKS[self._task.task.endpoint]])
+
     def _add_sampling(self, request: dict[str, Any], user_set: set[str]) -> None:
-        p = self._parameters
-        request["temperature"] = DEFAULT_TEMPERATURE if p.temperature is None else p.temperature
-        request["max_completion_tokens"] = p.max_output or DEFAULT_MAX_OUTPUT
+        """What the user says holds for every row; our defaults only where a row has no body of its own."""
+        p, is_responses = self._parameters, self._task.task.endpoint == "responses"
+        cap = "max_output_tokens" if is_responses else "max_completion_tokens"
+        if p.temperature is not None or not self._task.task.bodies:
+            request["temperature"] = DEFAULT_TEMPERATURE if p.temperature is None else p.temperature
+        if p.max_output is not None:
+            request.pop("max_tokens", None)
+            request[cap] = p.max_output
+            user_set.add(cap)
+        elif "max_tokens" not in request:  # every request has a cap
+            request.setdefault(cap, DEFAULT_MAX_OUTPUT)
         if p.temperature is not None:
             user_set.add("temperature")
-        if p.max_output is not None:
-            user_set.add("max_completion_tokens")
         if p.schema is not None:
-            user_set.add("response_format")
-            format_ = {"name": _schema_name(p.schema), "schema": p.schema}
-            request["response_format"] = {"type": "json_schema", "json_schema": format_}
+            name = "text" if is_responses else "response_format"
+            user_set.add(name)
+            request[name] = _format(p.schema, is_responses=is_responses)
 
     def _cut(self) -> tuple[list[bytes], tuple[str, ...]]:
         """Encode one request with markers for the values and cut it at them."""
@@ -237,11 +287,44 @@ class Compiled:
         self, batch: pa.RecordBatch, texts: Mapping[str, Sequence[str | None]] | None = None
     ) -> dict[str, Sequence[Any]]:
         values: dict[str, Sequence[Any]] = {}
-        for name in self.columns:
+        for name in (*self.columns, *self._task.optional):
             known = texts.get(name) if texts else None
             field = batch.schema.field(name)
             values[name] = decode_row_values(batch.column(name), field) if known is None else known
         return values
+
+
+def endpoint_at(url: str) -> Endpoint | None:
+    """What is asked at that address; None for what we do not ask."""
+    ends: dict[str, Endpoint] = {"/chat/completions": "chat", "/embeddings": "embeddings", "/responses": "responses"}
+    return next((endpoint for end, endpoint in ends.items() if url.rstrip("/").endswith(end)), None)
+
+
+def endpoint_of_body(body: Any, model: str) -> Endpoint:
+    """What a body, or the JSON of one, is for whose line does not say it."""
+    with suppress(msgspec.DecodeError):
+        body = msgspec.json.decode(body) if isinstance(body, str) else body
+    if not isinstance(body, dict) or body.get("input") is None:
+        return "chat"
+    return "embeddings" if "embed" in str(body.get("model") or model).lower() else "responses"
+
+
+def _gathered(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The body whose keys are columns. What other rows say is null here; in a column with fractions 3 became 3.0."""
+    said = {name: value for name, value in row.items() if value is not None}
+    return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in said.items()}
+
+
+def _no_request(why: str) -> InputError:
+    return InputError("a row is no request", why=why, fix="correct the row or take it out; nothing was sent")
+
+
+def _format(schema: Mapping[str, Any], *, is_responses: bool) -> dict[str, Any]:
+    """What tells the model to answer by ``schema``."""
+    named = {"name": _schema_name(schema), "schema": schema}
+    if is_responses:
+        return {"format": {"type": "json_schema", **named}}
+    return {"type": "json_schema", "json_schema": named}
 
 
 def _dicts(values: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
@@ -265,7 +348,8 @@ def _chat(value: Any) -> list[dict[str, Any]]:
 
 
 def _last_text(chat: Any) -> str:
-    content = chat[-1].get("content") if isinstance(chat, list) and chat else chat
+    last = chat[-1] if isinstance(chat, list) and chat else None
+    content = last.get("content", chat) if isinstance(last, dict) else chat
     return content if isinstance(content, str) else msgspec.json.encode(content).decode()
 
 

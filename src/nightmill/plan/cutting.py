@@ -28,6 +28,7 @@ class Bounds:
     size_bytes: int  # encoded lines, newlines included; 0 = no limit
     hold_nanos: int | None  # None = no limit
     request_bytes: int = 0  # one line; 0 = no limit of its own
+    inputs: int = 0  # texts to embed, of all requests together; 0 = no limit
 
 
 def bounds(lane: Lane, limits: Limits, *, batch_size: int | None, hold_nanos: int | None, embeddings: bool) -> Bounds:
@@ -35,10 +36,8 @@ def bounds(lane: Lane, limits: Limits, *, batch_size: int | None, hold_nanos: in
     if lane is Lane.LIVE:
         return Bounds(min(LIVE_ROWS, batch_size or LIVE_ROWS), 0, hold_nanos, limits.request_bytes)
     most = min(limits.batch_requests, batch_size or limits.batch_requests)
-    if embeddings and limits.batch_inputs:
-        most = min(most, limits.batch_inputs)
     one = min(filter(None, (limits.request_bytes, limits.batch_bytes)), default=0)
-    return Bounds(most, limits.batch_bytes, hold_nanos, one)
+    return Bounds(most, limits.batch_bytes, hold_nanos, one, limits.batch_inputs if embeddings else 0)
 
 
 class Cutter:
@@ -55,7 +54,7 @@ class Cutter:
     ) -> None:  # fmt: skip
         self._store, self._folder, self._lane, self._bounds, self._sheet = store, folder, lane, bounds, sheet
         self._cap, self._pieces, self._tag, self._tokens, self._do = cap_tokens, pieces, tag, tokens, do
-        self._room_nanos = self._hold_room()
+        self._room_nanos, self._most = self._hold_room(), bounds.requests
         self._done: list[_Open] = []
         self._open: _Open | None = None
 
@@ -63,9 +62,16 @@ class Cutter:
         """Most nanos that one shard may hold of the budget; None without a bound, or where nothing costs."""
         return None if self._bounds.hold_nanos is None or self._sheet.is_free else self._bounds.hold_nanos
 
-    def add(self, indexes: Sequence[int], bodies: Sequence[bytes]) -> None:
-        """Requests in row order. Raises InputError for one that no shard can hold."""
-        start = 0
+    def add(self, indexes: Sequence[int], bodies: Sequence[bytes], *, cap_tokens: int = 0, inputs: int = 1) -> None:
+        """Requests in row order, each with an output cap of ``cap_tokens`` (0: as all others) and so many texts to
+        embed at most.
+
+        Raises InputError for one that no shard can hold.
+        """
+        start, self._cap = 0, max(self._cap, cap_tokens)
+        self._most = self._bounds.requests
+        if self._bounds.inputs:
+            self._most = max(1, min(self._most, self._bounds.inputs // max(1, inputs)))
         sums = [0, *accumulate(map(len, bodies))]
         if too_large := self.too_large(indexes, bodies):
             row, why = next(iter(too_large.items()))
@@ -80,7 +86,8 @@ class Cutter:
                 continue
             shard.write(indexes[start:end], bodies[start:end], sums[end] - sums[start])
             start = end
-            if shard.count >= self._bounds.requests:
+            shard.cap_tokens = self._cap
+            if shard.count >= self._most:
                 self._finish()
 
     def too_large(self, indexes: Sequence[int], bodies: Sequence[bytes]) -> dict[int, str]:
@@ -109,7 +116,7 @@ class Cutter:
 
     def _fit(self, shard: _Open, start: int, sums: Sequence[int]) -> int:
         """How far from ``start`` the requests fit into ``shard``; a shard takes at least one."""
-        end = min(len(sums) - 1, start + self._bounds.requests - shard.count)
+        end = max(start, min(len(sums) - 1, start + self._most - shard.count))
         if self._bounds.size_bytes:
             line = len(shard.head) + len(b"".join(self._pieces[1:])) + 21  # an index is at most 20 digits
             while (
@@ -151,7 +158,8 @@ class Cutter:
         return NewShard(
             tag=shard.tag, seq=int(shard.tag.rpartition("-")[2]), lane=self._lane, first=shard.first,
             last=shard.last, count=shard.count, content_bytes=shard.content_bytes,
-            cap_tokens=shard.count * self._cap, input_tokens=self._tokens(shard.content_bytes), file=shard.writer.ref,
+            cap_tokens=shard.count * shard.cap_tokens, input_tokens=self._tokens(shard.content_bytes),
+            file=shard.writer.ref,
         )  # fmt: skip
 
 
@@ -170,6 +178,7 @@ class _Open:
         self.writer: Writer = self._context.__enter__()
         self.first = self.last = -1
         self.count = self.content_bytes = self.size_bytes = 0
+        self.cap_tokens = 0  # of the request with the highest cap
 
     def write(self, indexes: Sequence[int], bodies: Sequence[bytes], content_bytes: int) -> None:
         # index, between, body, joint; index, between, body, joint; ... filled in strides, which is twice as fast

@@ -12,9 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from nightmill.types import Answer
+from nightmill.types import Answer, Endpoint
 
-Request = Mapping[str, Any]  # canonical: an OpenAI chat-completions or embeddings body
+Request = Mapping[str, Any]  # canonical: an OpenAI chat-completions, embeddings or responses body
+
+
+def endpoint_of(request: Request) -> Endpoint:
+    """What a canonical request is for. One to the responses endpoint always has ``max_output_tokens``."""
+    if "messages" in request or "input" not in request:
+        return "chat"
+    return "responses" if "max_output_tokens" in request else "embeddings"
 
 
 @dataclass(frozen=True, slots=True)

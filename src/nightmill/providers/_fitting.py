@@ -8,13 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from nightmill.errors import CannotCarry
-from nightmill.providers import Encoded, Request
-from nightmill.providers._openai_shape import cap_of, carried, inputs_of, json_line
+from nightmill.providers import Encoded, Request, endpoint_of
+from nightmill.providers._openai_shape import cap_of, carried, inputs_of, json_line, refuse_responses, whole_of
 from nightmill.providers.servers import Server
 
 DEFAULT_CAP = 2_000
 REASONING_CAP = 8_000  # thinking is billed as output and counts against the cap
 
+# What makes a request cost more than its own bytes and its output cap tell.
+_BOUNDLESS = ("previous_response_id", "conversation", "prompt", "background", "web_search_options", "audio")
+_DEARER_TIERS = ("priority", "scale", "fast")
+_OWN_TOOLS = ("function", "custom")  # of the caller; any other runs at the provider, which bills each use
+_NOT_TEXT = ("input_image", "input_file", "input_audio", "item_reference")
 _SAMPLING = ("temperature", "top_p")
 _CHAT_ONLY = (
     *_SAMPLING,
@@ -37,13 +42,22 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
     """See `Provider.encode`; ``context`` is the most tokens of prompt and answer together, 0 where that is unknown."""
     body = carried(name, model, request, user_set)
     notes: list[str] = []
-    if "input" in body and "messages" not in body:
+    endpoint = endpoint_of(body)
+    if endpoint == "embeddings":
         _fit_embeddings(body, notes, user_set)
         return Encoded(server.batch_url + "/embeddings", json_line(body), tuple(notes), inputs=inputs_of(body))
+    _refuse_boundless(body)
+    thinks = not takes_sampling(server.thinks_first, model, _effort(body))
+    if endpoint == "responses":
+        if not server.responses:
+            refuse_responses(f"{name}/{model}", body)
+        _fit_cap(model, body, notes, user_set, thinks=thinks, context=context, field="max_output_tokens")
+        if thinks:
+            _drop_sampling(model, body, notes, user_set)
+        return Encoded(server.batch_url + "/responses", json_line(body), tuple(notes), cap_of(body))
     if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
         why = "a model answers to messages"
         raise CannotCarry("the request has no messages", why=why, fix="give each row a prompt")
-    thinks = not takes_sampling(server.thinks_first, model, body.get("reasoning_effort"))
     _fit_cap(model, body, notes, user_set, thinks=thinks, context=context)
     if thinks:
         _drop_sampling(model, body, notes, user_set)
@@ -64,23 +78,51 @@ def takes_sampling(thinks_first: str, model: str, effort: object = None) -> bool
 
 
 def _fit_cap(
-    model: str, body: dict[str, Any], notes: list[str], user_set: frozenset[str], *, thinks: bool, context: int
-) -> None:
+    model: str, body: dict[str, Any], notes: list[str], user_set: frozenset[str], *, thinks: bool, context: int,
+    field: str = "max_completion_tokens",
+) -> None:  # fmt: skip
     """Leave ``body`` with the cap to send; ours is raised for models that think first, and leaves the prompt room."""
-    asked = not user_set.isdisjoint(("max_completion_tokens", "max_tokens"))
-    cap = body.get("max_completion_tokens")
-    if cap is None:
-        cap = DEFAULT_CAP
-    if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
-        why = "it must be a whole number above 0"
-        raise CannotCarry(f"max_completion_tokens is {cap!r}", why=why, fix="give --max-output such a number")
+    asked = not user_set.isdisjoint((field, "max_tokens"))
+    cap = whole_of(body, field, DEFAULT_CAP)
     if not asked and thinks and cap < REASONING_CAP:
         notes.append(f"output cap {REASONING_CAP:,} instead of {cap:,}: {model} thinks first, and that counts")
         cap = REASONING_CAP
     if not asked and 0 < context < 2 * cap:
         notes.append(f"output cap {context // 2:,} instead of {cap:,}: {model} takes {context:,} tokens in all")
         cap = max(1, context // 2)
-    body["max_completion_tokens"] = cap
+    body[field] = cap
+
+
+def _effort(body: Mapping[str, Any]) -> object:
+    """How hard the model is to think, where the body says it."""
+    reasoning = body.get("reasoning")
+    return reasoning.get("effort") if isinstance(reasoning, dict) else body.get("reasoning_effort")
+
+
+def _refuse_boundless(body: Mapping[str, Any]) -> None:
+    """A request may be sent only if the most that it can cost is known before.
+
+    Raises:
+        CannotCarry: it takes in what does not stand in it, or pays for more than tokens.
+    """
+    named = [name for name in _BOUNDLESS if body.get(name) not in (None, False)]
+    if body.get("service_tier") in _DEARER_TIERS:
+        named.append(f"service_tier {body['service_tier']}")
+    tools = body.get("tools")
+    kinds = [_kind(tool) for tool in tools] if isinstance(tools, list) else []
+    named += [f"the tool {kind}" for kind in kinds if kind not in _OWN_TOOLS]
+    asked = body.get("input")
+    for item in asked if isinstance(asked, list) else ():
+        content = item.get("content") if isinstance(item, dict) else None
+        parts = [item, *content] if isinstance(content, list) else [item]
+        named += [f"an {kind} in the input" for part in parts if (kind := _kind(part)) in _NOT_TEXT]
+    if named:
+        why = "what it costs cannot be known before it is sent, so that no budget would hold"
+        raise CannotCarry(f"{named[0]} is not carried", why=why, fix="take it out of the request")
+
+
+def _kind(part: Any) -> Any:
+    return part.get("type") if isinstance(part, dict) else None
 
 
 def _drop_sampling(model: str, body: dict[str, Any], notes: list[str], user_set: frozenset[str]) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from nightmill.errors import CannotCarry
-from nightmill.providers import LiveReply, PlainAnswers, Request
+from nightmill.providers import LiveReply, PlainAnswers, Request, endpoint_of
 from nightmill.providers._http import shorten
 from nightmill.types import Answer, Failed, FailureKind, Outcome, Succeeded, Usage
 
@@ -24,6 +24,7 @@ ABOUT_JOB = frozenset(
     {"model_not_found", "mismatched_model", "model_mismatch", "invalid_url", "url_mismatch", "unsupported_model"}
 )
 _REQUEST_ERRORS = ("invalid", "missing_", "context_length", "unsupported", "bad_request", "string_above", "unknown_p")
+_CALLS = frozenset({"function_call", "custom_tool_call"})
 _BROKE_OFF = frozenset({"error", "abort", "insufficient_system_resource"})  # the server gave up on the way
 
 _encode = msgspec.json.encode
@@ -52,6 +53,7 @@ class _Usage(msgspec.Struct, gc=False):
 class _Message(msgspec.Struct, gc=False):
     content: str
     refusal: Literal[""] | None = None
+    tool_calls: tuple[()] | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -284,18 +286,40 @@ def status_in(error: Any) -> int | None:
     return code if isinstance(code, int) and 400 <= code < 600 else None
 
 
+class _Said(NamedTuple):
+    """What a choice, or a response, says."""
+
+    text: str
+    refusal: str = ""
+    calls: str | None = None  # tools it calls, as JSON
+
+
+_NOTHING = _Said("")
+
+
 def _chat_outcome(body: dict[str, Any]) -> Outcome:
+    """Of several choices the first that is complete counts, else the first that says something; all are kept."""
+    usage, model = usage_of(body), body.get("model")
     choices = [choice for choice in body["choices"] if isinstance(choice, dict)]
-    said = [(choice, *_said(choice)) for choice in choices]
-    choice, text, refusal = next((entry for entry in said if entry[1]), said[0] if said else ({}, "", ""))
-    return _judge(text, refusal, choice.get("finish_reason"), usage_of(body), body.get("model"))
+    said = [_said(choice) for choice in choices]
+    outcomes = [
+        _judge(each, choice.get("finish_reason"), usage, model) for each, choice in zip(said, choices, strict=True)
+    ] or [_judge(_NOTHING, None, usage, model)]
+    if len(outcomes) == 1:
+        return outcomes[0]
+    good = next((outcome for outcome in outcomes if isinstance(outcome, Succeeded)), None)
+    if good is None:
+        return next((outcome for outcome in outcomes if outcome.text), outcomes[0])
+    every = [scrub(each.text or each.calls or each.refusal) for each in said]
+    return msgspec.structs.replace(good, parsed=_json(every))
 
 
-def _judge(text: str, refusal: str, finish: Any, usage: Usage | None, model: Any) -> Outcome:
-    """Succeeded, or the kind of paid failure this answer is."""
+def _judge(said: _Said, finish: Any, usage: Usage | None, model: Any) -> Outcome:
+    """Succeeded, or the kind of paid failure this answer is. Tools that are called are an answer: their JSON."""
     finish = scrub(finish) if isinstance(finish, str) else None
     model = scrub(model) if isinstance(model, str) else None
-    text, refusal = scrub(text), scrub(refusal)
+    calls = scrub(said.calls) if said.calls else None
+    text, refusal = scrub(said.text) or calls or "", scrub(said.refusal)
     if refusal:
         return Failed(FailureKind.CONTENT_FILTER, "the model refused", usage, refusal, finish, model)
     if finish == "content_filter":
@@ -308,21 +332,22 @@ def _judge(text: str, refusal: str, finish: Any, usage: Usage | None, model: Any
         return Failed(FailureKind.TRUNCATED, message, usage, text or None, finish, model)
     if not text or text.isspace():
         return Failed(FailureKind.EMPTY, "the answer has no text", usage, text or None, finish, model)
-    return Succeeded(text, usage, finish, model)
+    return Succeeded(text, usage, finish, model, calls)
 
 
-def _said(choice: dict[str, Any]) -> tuple[str, str]:
-    """``(text, refusal)`` of a choice; tool calls without text are the text, as JSON."""
+def _said(choice: dict[str, Any]) -> _Said:
     message = choice.get("message")
     if not isinstance(message, dict):
-        return "", ""
+        return _NOTHING
     text, refusal = _parts(message.get("content"))
     if isinstance(message.get("refusal"), str):
         refusal = message["refusal"] or refusal
     calls = message.get("tool_calls") or message.get("function_call")
-    if not text and calls:
-        text = json.dumps(calls, ensure_ascii=False, separators=(",", ":"))
-    return text, refusal
+    return _Said(text, refusal, _json(calls) if calls else None)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _parts(content: Any) -> tuple[str, str]:
@@ -342,21 +367,25 @@ def _embedding_outcome(body: dict[str, Any]) -> Outcome:
         return Failed(FailureKind.EMPTY, "an embedding is missing from the answer", usage_of(body))
     items.sort(key=lambda item: count(item.get("index")))
     text = json.dumps([item["embedding"] for item in items], separators=(",", ":"))
-    model = body.get("model")
-    return _judge(text if items else "", "", None, usage_of(body), model)
+    return _judge(_Said(text if items else ""), None, usage_of(body), body.get("model"))
 
 
 def _response_outcome(body: dict[str, Any]) -> Outcome:
-    said = [_parts(item.get("content")) for item in body["output"] if isinstance(item, dict)]
-    if body.get("status") == "failed":
+    status = body.get("status")
+    if status in ("failed", "cancelled"):
         return msgspec.structs.replace(_failed(facts(body.get("error")), status=None), usage=usage_of(body))
-    finish: Any = "stop"
-    if body.get("status") == "incomplete":
+    if status in ("queued", "in_progress"):
+        return Failed(FailureKind.SERVER_ERROR, f"the response is {status}: its answer is not in it")
+    items = [item for item in body["output"] if isinstance(item, dict)]
+    said = [_parts(item.get("content")) for item in items if item.get("type", "message") == "message"]
+    calls = [item for item in items if item.get("type") in _CALLS]
+    finish: Any = "tool_calls" if calls else "stop"
+    if status == "incomplete":
         details = body.get("incomplete_details")
         reason = details.get("reason") if isinstance(details, dict) else None
         finish = "content_filter" if reason == "content_filter" else "length"
     text, refusal = "".join(part[0] for part in said), "".join(part[1] for part in said)
-    return _judge(text, refusal, finish, usage_of(body), body.get("model"))
+    return _judge(_Said(text, refusal, _json(calls) if calls else None), finish, usage_of(body), body.get("model"))
 
 
 def usage_of(body: Mapping[str, Any]) -> Usage | None:
@@ -461,7 +490,14 @@ def carried(name: str, model: str, request: Request, user_set: frozenset[str]) -
     return body
 
 
-def json_line(body: Mapping[str, Any]) -> bytes:
+def refuse_responses(model: str, request: Request) -> None:
+    """For a model that has no responses endpoint. Raises CannotCarry."""
+    if endpoint_of(request) == "responses":
+        why = "nobody knows that it has this endpoint; it answers chat completions"
+        raise CannotCarry(f"{model} has no /v1/responses", why=why, fix="write the requests with messages")
+
+
+def json_line(body: Any) -> bytes:
     """``body`` as JSON on one line.
 
     Raises:
@@ -475,8 +511,25 @@ def json_line(body: Mapping[str, Any]) -> bytes:
 
 
 def cap_of(body: Mapping[str, Any]) -> int:
-    """Most output tokens that ``body`` can be billed for: its cap, for every choice it asks for."""
-    return int(body.get("max_completion_tokens") or 0) * int(body.get("n") or 1)
+    """Most output tokens that ``body`` can be billed for: its cap and what it predicts, for every choice it asks for.
+
+    Raises:
+        CannotCarry: one of these numbers is none.
+    """
+    cap = whole_of(body, "max_completion_tokens", 0) or whole_of(body, "max_output_tokens", 0)
+    if predicted := body.get("prediction"):  # what was predicted wrongly is billed as output
+        cap += len(json_line(predicted))
+    return cap * max(whole_of(body, "n", 1), whole_of(body, "best_of", 1))
+
+
+def whole_of(body: Mapping[str, Any], name: str, usual: int) -> int:
+    """A number above 0 that a body says, or what is usual. Raises CannotCarry."""
+    value = body.get(name)
+    if value is None:
+        return usual
+    if type(value) is not int or value < 1:
+        raise CannotCarry(f"{name} is {value!r}", why="it must be a whole number above 0", fix=f"correct {name}")
+    return value
 
 
 def inputs_of(body: Mapping[str, Any]) -> int:

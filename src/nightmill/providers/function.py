@@ -19,7 +19,16 @@ import msgspec
 
 from nightmill.errors import CannotCarry, Uncertain, UsageError
 from nightmill.providers import Account, Encoded, Limits, LiveReply, Request
-from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, cap_of, carried, error_body, json_line, scrub
+from nightmill.providers._openai_shape import (
+    MODEL_ERROR,
+    OpenAILines,
+    cap_of,
+    carried,
+    error_body,
+    json_line,
+    refuse_responses,
+    scrub,
+)
 
 CHAT_URL = "/v1/chat/completions"
 _ALWAYS = frozenset({"model", "messages"})
@@ -45,6 +54,7 @@ class Function(OpenAILines):
     def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
         """See `Provider.encode`. What the callable has no parameter for stays in the body, unused."""
         body = carried(self.name, self.model, request, user_set)
+        refuse_responses(self.model, body)
         notes: list[str] = []
         if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
             why = f"{self.model} is called with messages"

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from nightmill.errors import CannotCarry, NeverSent, Uncertain, UsageError
-from nightmill.providers import Account, Encoded, Limits, LiveReply, Request
+from nightmill.providers import Account, Encoded, Limits, LiveReply, Request, endpoint_of
 from nightmill.providers._http import shorten
 from nightmill.providers._openai_shape import (
     MODEL_ERROR,
@@ -30,6 +30,7 @@ from nightmill.providers._openai_shape import (
     error_body,
     inputs_of,
     json_line,
+    refuse_responses,
 )
 
 CHAT_URL = "/v1/chat/completions"
@@ -64,7 +65,8 @@ class Local(OpenAILines):
     def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
         """See `Provider.encode`. A chat body always leaves with an explicit ``max_completion_tokens``."""
         body = carried(self.name, self.model, request, user_set)
-        if "input" in body and "messages" not in body:
+        refuse_responses(self.model, body)
+        if endpoint_of(body) == "embeddings":
             body = {key: value for key, value in body.items() if key in ("model", "input") or key in user_set}
             return Encoded(EMBEDDINGS_URL, json_line(body), inputs=inputs_of(body))
         if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:

@@ -16,10 +16,11 @@ from typing import Any
 
 import msgspec
 
+from nightmill.simulator import responses
 from nightmill.simulator.billing import Catalogue
 from nightmill.simulator.config import SimulatorConfig
 from nightmill.simulator.instances import Unsatisfiable, instance
-from nightmill.simulator.wire import CHAT_URL, ApiError, encode, unknown_model
+from nightmill.simulator.wire import CHAT_URL, RESPONSES_URL, ApiError, encode, unknown_model
 
 NO_TWIST: frozenset[str] = frozenset()
 _BYTES_A_TOKEN = 4
@@ -55,6 +56,8 @@ class _Chat(msgspec.Struct):
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
 
 
 class _Embeddings(msgspec.Struct):
@@ -93,6 +96,7 @@ class _Choice:
     tokens: int
     refusal: str | None = None
     reasoning: int = 0
+    call: tuple[str, str] | None = None  # a tool and its arguments
 
 
 def text_tokens(text: str) -> int:
@@ -109,6 +113,8 @@ def prompt_tokens(url: str, body: bytes) -> int:
     """
     if url == CHAT_URL:
         return _chat_tokens(_parsed(_decode_chat, body))
+    if url == RESPONSES_URL:
+        return _response_tokens(_parsed(responses.decode_asked, body))
     return sum(_input_tokens(item) for item in _inputs(_parsed(_decode_embeddings, body)))
 
 
@@ -196,6 +202,8 @@ class Model:
         try:
             if url == CHAT_URL:
                 return self._chat(_parsed(_decode_chat, body), digest, created, twists, salt)
+            if url == RESPONSES_URL:
+                return self._response(_parsed(responses.decode_asked, body), digest, created, twists, salt)
             return self._embeddings(_parsed(_decode_embeddings, body), digest, twists)
         except ApiError as refusal:
             return Reply(refusal.status, refusal.body(), digest=digest)
@@ -206,8 +214,11 @@ class Model:
         given = bytes(chat.response_format)
         schema = _schema(given) if given else None
         number = int.from_bytes(digest[:8], "big") + salt * 0x9E3779B97F4A7C15
+        tool = _forced_tool(chat.tools, chat.tool_choice)
         choices = [
-            self._choice(number + turn * 0xD1B54A32D192ED03 & 0xFFFFFFFFFFFFFFFF, cap, schema, twists)
+            _calling(tool, number + turn, cap)
+            if tool
+            else self._choice(number + turn * 0xD1B54A32D192ED03 & 0xFFFFFFFFFFFFFFFF, cap, schema, twists)
             for turn in range(chat.n or 1)
         ]
         input_tokens = _chat_tokens(chat)
@@ -225,6 +236,35 @@ class Model:
         if "pretty_printed_bodies" in twists:
             body = _pretty(body)
         return Reply(200, body, chat.model, input_tokens, output_tokens, digest)
+
+    def _response(
+        self, asked: responses.Asked, digest: bytes, created: int, twists: frozenset[str], salt: int
+    ) -> Reply:
+        if not self._catalogue.knows(asked.model):
+            raise unknown_model(asked.model)
+        responses.check(asked)
+        _within("max_output_tokens", asked.max_output_tokens, 1, None)
+        _within("temperature", asked.temperature, 0, 2)
+        _within("top_p", asked.top_p, 0, 1)
+        given = responses.schema_of(asked)
+        number = int.from_bytes(digest[:8], "big") + salt * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        tool = _forced_tool(asked.tools, asked.tool_choice)
+        if tool:
+            choice = _calling(tool, number, asked.max_output_tokens)
+            output = [responses.call(digest, *choice.call)] if choice.call else []
+        else:
+            choice = self._choice(number, asked.max_output_tokens, _schema(given) if given else None, twists)
+            is_cut = choice.finish == "length"
+            output = [responses.message(digest, choice.content, choice.refusal, is_cut=is_cut)]
+        tokens = _response_tokens(asked)
+        model = _snapshot(asked.model, digest) if "model_snapshot_changes" in twists else asked.model
+        made = responses.body_of(
+            asked, number=digest, created=created, model=model, output=output, is_cut=choice.finish == "length",
+            usage=None if "usage_missing" in twists else responses.usage(tokens, choice.tokens, choice.reasoning),
+        )  # fmt: skip
+        if "pretty_printed_bodies" in twists:
+            made = _pretty(made)
+        return Reply(200, made, asked.model, tokens, choice.tokens, digest)
 
     def _check_chat(self, chat: _Chat) -> None:
         if not self._catalogue.knows(chat.model):
@@ -300,6 +340,31 @@ class Model:
         return Reply(200, made, body.model, tokens, 0, digest)
 
 
+def _response_tokens(asked: responses.Asked) -> int:
+    return sum(text_tokens(text) + _MESSAGE_TOKENS for text in responses.texts_of(asked))
+
+
+def _forced_tool(
+    tools: list[dict[str, Any]] | None, choice: str | dict[str, Any] | None
+) -> tuple[str, dict[str, Any]] | None:
+    """Name and parameters of the tool that the caller insists on; left alone, this model calls none."""
+    functions = [tool.get("function", tool) for tool in tools or () if tool.get("type") == "function"]
+    if isinstance(choice, dict):
+        wanted = choice.get("function", choice).get("name")
+        functions = [each for each in functions if each.get("name") == wanted]
+    elif choice != "required":
+        return None
+    if not functions:
+        raise ApiError(400, "Invalid 'tool_choice': no such tool.", param="tool_choice", code="invalid_value")
+    return str(functions[0].get("name")), functions[0].get("parameters") or {"type": "object"}
+
+
+def _calling(tool: tuple[str, dict[str, Any]], number: int, cap: int | None) -> _Choice:
+    name, parameters = tool
+    arguments = _fitting(parameters, number & 0xFFFFFFFFFFFFFFFF)
+    return _Choice(None, "tool_calls", _capped(text_tokens(name + arguments), cap), call=(name, arguments))
+
+
 def _within(name: str, value: float | None, least: float, most: float | None) -> None:
     if value is None or (value >= least and (most is None or value <= most)):
         return
@@ -332,10 +397,15 @@ def _chat_usage(input_tokens: int, choices: list[_Choice], output_tokens: int) -
 
 
 def _choice_json(index: int, choice: _Choice) -> bytes:
+    calls = b""
+    if choice.call is not None:
+        name, arguments = choice.call
+        function = {"name": name, "arguments": arguments}
+        calls = b',"tool_calls":' + encode([{"id": f"call_{index}", "type": "function", "function": function}])
     return (
-        b'{"index":%d,"message":{"role":"assistant","content":%b,"refusal":%b,"annotations":[]},'
+        b'{"index":%d,"message":{"role":"assistant","content":%b,"refusal":%b,"annotations":[]%b},'
         b'"logprobs":null,"finish_reason":"%b"}'
-    ) % (index, encode(choice.content), encode(choice.refusal), choice.finish.encode())
+    ) % (index, encode(choice.content), encode(choice.refusal), calls, choice.finish.encode())
 
 
 def _pretty(body: bytes) -> bytes:

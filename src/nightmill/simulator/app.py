@@ -42,6 +42,7 @@ _ROUTES: tuple[tuple[str, str, str, Handler], ...] = (
     ("cancel", "POST", "/v1/batches/{batch_id}/cancel", http_batches.cancel_batch),
     ("live", "POST", "/v1/chat/completions", http_live.chat),
     ("live-embeddings", "POST", "/v1/embeddings", http_live.embeddings),
+    ("live-responses", "POST", "/v1/responses", http_live.responses),
     ("models", "GET", "/v1/models", http_live.list_models),
     ("model", "GET", "/v1/models/{model:.+}", http_live.get_model),
 )
@@ -82,7 +83,7 @@ def create_app(config: SimulatorConfig) -> web.Application:
 def _operation(request: web.Request) -> str:
     """The name faults know a request by."""
     name = request.match_info.route.name or ""
-    return {"live-embeddings": "live", "model": "models"}.get(name, name)
+    return {"live-embeddings": "live", "live-responses": "live", "model": "models"}.get(name, name)
 
 
 @web.middleware

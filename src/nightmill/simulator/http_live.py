@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``, ``/v1/embeddings`` and ``/v1/models``"""
+"""``/v1/chat/completions``, ``/v1/responses``, ``/v1/embeddings`` and ``/v1/models``"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nightmill.simulator.answering import Reply
 from nightmill.simulator.billing import FREE
 from nightmill.simulator.http_common import PROVIDER, api_key, hang_up, hold_s, json_reply, refuse_without_quota
 from nightmill.simulator.provider import Provider
-from nightmill.simulator.wire import CHAT_URL, EMBEDDINGS_URL, ApiError, encode, unknown_model
+from nightmill.simulator.wire import CHAT_URL, EMBEDDINGS_URL, RESPONSES_URL, ApiError, encode, unknown_model
 
 _MODELS_CREATED = 1_750_000_000
 
@@ -29,6 +29,11 @@ async def chat(request: web.Request) -> web.StreamResponse:
 async def embeddings(request: web.Request) -> web.StreamResponse:
     """POST /v1/embeddings"""
     return await _live(request, EMBEDDINGS_URL)
+
+
+async def responses(request: web.Request) -> web.StreamResponse:
+    """POST /v1/responses"""
+    return await _live(request, RESPONSES_URL)
 
 
 async def _live(request: web.Request, url: str) -> web.StreamResponse:

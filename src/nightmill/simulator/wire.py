@@ -10,7 +10,8 @@ import msgspec
 
 CHAT_URL = "/v1/chat/completions"
 EMBEDDINGS_URL = "/v1/embeddings"
-SERVED = (CHAT_URL, EMBEDDINGS_URL)
+RESPONSES_URL = "/v1/responses"
+SERVED = (CHAT_URL, RESPONSES_URL, EMBEDDINGS_URL)
 
 encode = msgspec.json.encode
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +25,20 @@ from nightmill.files import GROUP_ROWS
 from nightmill.sources import columnar, delimited, documents, jsonlines, plain
 from nightmill.sources.inputs import Input, find_inputs
 from nightmill.sources.jsonlines import JSON_MARK, is_json
-from nightmill.sources.taken import Taken, cut, rechunk
+from nightmill.sources.sampling import Sample, sample_of
+from nightmill.sources.taken import Taken, cut, digest_batch, rechunk
 
-__all__ = ["BATCH_ROWS", "JSON_MARK", "KEY", "Source", "Taken", "decode_row_values", "is_json", "open_source"]
+__all__ = [
+    "BATCH_ROWS",
+    "JSON_MARK",
+    "KEY",
+    "Source",
+    "Taken",
+    "decode_row_values",
+    "digest_batch",
+    "is_json",
+    "open_source",
+]
 
 BATCH_ROWS = GROUP_ROWS
 KEY = "key"
@@ -55,6 +66,7 @@ class Source:
     key_column: str | None  # the data column that gives the keys, if one does
     limit: int | None  # most rows that are read
     parts: tuple[_Part, ...]
+    sample: Sample | None = None  # of the rows that are read, which of them are taken
 
     @property
     def has_keys(self) -> bool:
@@ -80,20 +92,30 @@ class Source:
 
     def taken(self) -> Iterator[Taken]:
         """`batches`, each with what is known beside."""
+        rows = self._read_rows()
         first = 0
-        for batch, texts, bad in rechunk(cut(self._data(), self.limit), BATCH_ROWS):
-            yield Taken(self._with_key(batch, first), self._with_key_texts(batch, texts), bad)
-            first += batch.num_rows
+        for some in rows if self.sample is None else rechunk(self.sample.pick(rows), BATCH_ROWS):
+            yield some
+            first += some.batch.num_rows
         if first == 0:
             raise InputError(
                 f"{', '.join(self.names)}: no rows", why="there is nothing to run", fix="name an input that has rows"
             )
+
+    def _read_rows(self) -> Iterator[Taken]:
+        """The rows up to the limit, each with its key: where nothing else gives one, its number in the input."""
+        first = 0
+        for batch, texts, bad in rechunk(cut(self._data(), self.limit), BATCH_ROWS):
+            yield Taken(self._with_key(batch, first), self._with_key_texts(batch, texts), bad)
+            first += batch.num_rows
 
     def places(self, rows: Sequence[int]) -> list[str]:
         """Where rows begin, as file:line (a row that is a file: the file); reads the inputs again, up to there."""
         found: dict[int, str] = {}
         last = max(rows, default=-1)
         lines = ((part.input.name, line) for part in self.parts for line in part.lines())
+        if self.sample is not None:
+            lines = self.sample.those(lines)
         for row, (name, line) in enumerate(islice(lines, last + 1)):
             if row in rows:
                 found[row] = f"{name}:{line}" if line else name
@@ -139,6 +161,8 @@ def open_source(
     rows: Literal["file", "line"] | None = None,
     key: str | None = None,
     limit: int | None = None,
+    sample: int | None = None,
+    seed: int | None = None,
     encoding: str | None = None,
     skip_bad: bool = False,
     stdin: Path | None = None,
@@ -149,6 +173,9 @@ def open_source(
     ``rows`` says what a row of a ``.txt`` file is (``None`` means a line) and is ignored for
     everything else. Keys come from the column ``key``, else from a column called ``key``, ``id``
     or ``custom_id``, else they are the line, the path or the row's index.
+
+    ``sample`` takes so many of the rows at random, of the first ``limit`` where that is given. They stay in
+    order, and the same input gives the same ones, unless a ``seed`` says otherwise. It reads the input once.
 
     With ``skip_bad`` what cannot be read as a row is a row without values, told by `Source.taken`.
 
@@ -170,7 +197,8 @@ def open_source(
     if KEY in schema.names:
         others = [field for field in schema if field.name != KEY]
         schema = pa.schema([pa.field(KEY, pa.string()), *others])
-    return Source(schema, _kind(parts), tuple(part.input.name for part in parts), key_column, limit, tuple(parts))
+    source = Source(schema, _kind(parts), tuple(part.input.name for part in parts), key_column, limit, tuple(parts))
+    return source if sample is None else replace(source, sample=sample_of(source.taken(), sample, seed))
 
 
 def decode_row_values(column: pa.Array, field: pa.Field) -> list[Any]:

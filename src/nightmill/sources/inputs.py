@@ -104,7 +104,7 @@ def find_inputs(
 ) -> list[Input]:
     """The files behind ``names``, in order; those of a folder or a pattern sorted by path.
 
-    ``stdin``: the file that holds what came in by the standard input.
+    ``stdin``: the file that holds what came in by the standard input; its suffix, if any, says how it is written.
 
     Raises:
         InputError: one is missing, of no known format, or matches nothing; no such encoding.
@@ -135,7 +135,7 @@ def _files(name: str, stdin: Path | None) -> Iterator[tuple[Path, str, Format | 
         format_, name = cast(Format, said), rest
     path = Path(name)
     if name == STDIN and stdin is not None:
-        yield stdin, name, format_ or _sniffed(stdin), ""
+        yield stdin, name, format_ or _SUFFIXES.get(stdin.suffix) or _sniffed(stdin), ""
     elif path.is_dir():
         below = [other for other in sorted(path.rglob("*")) if _is_meant(other, path, format_)]
         if not below:

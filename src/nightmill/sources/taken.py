@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import msgspec
 import pyarrow as pa
 
 from nightmill.errors import InputError
@@ -23,6 +25,12 @@ class Taken(NamedTuple):
     batch: pa.RecordBatch
     texts: Mapping[str, Sequence[str | None]] = _NOTHING
     bad: Mapping[int, str] = _NOTHING
+
+    def some(self, rows: Sequence[int]) -> Taken:
+        """Those ``rows`` only, by rising number."""
+        place = {row: i for i, row in enumerate(rows)}
+        bad = {place[row]: why for row, why in self.bad.items() if row in place}
+        return Taken(self.batch.take(pa.array(rows, pa.int64())), bad=bad)
 
     def head(self, rows: int) -> Taken:
         """The first ``rows``."""
@@ -64,6 +72,19 @@ def rechunk(taken: Iterable[Taken], size: int) -> Iterator[Taken]:
         held, bad, count = rest.to_batches(), between(bad, full, count), rest.num_rows
     if count:
         yield Taken(_one_batch(pa.Table.from_batches(held)), bad=bad)
+
+
+def digest_batch(into: hashlib._Hash, batch: pa.RecordBatch) -> None:
+    """Feed names and values of a batch, the same bytes for the same rows whatever their memory layout."""
+    into.update(msgspec.json.encode(batch.schema.names))
+    for column in batch.columns:
+        flat = pa.concat_arrays([column, column.slice(0, 0)]) if column.offset else column
+        if pa.types.is_string(flat.type) and not flat.null_count:
+            _, offsets, data = flat.buffers()
+            into.update(memoryview(offsets)[: 4 * (len(flat) + 1)])
+            into.update(memoryview(data)[: memoryview(offsets).cast("i")[len(flat)]] if data else b"")
+        else:
+            into.update(msgspec.json.encode(flat.to_pylist()))
 
 
 def between(bad: Mapping[int, str], first: int, end: int) -> dict[int, str]:

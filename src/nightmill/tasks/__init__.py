@@ -4,7 +4,7 @@ A task is a TOML file, a Python function, a prompt given by hand, or the row its
 `bind` holds it against the columns of a source and finds out, before anything costs, what does not fit.
 """
 
-from nightmill.tasks.binding import BoundTask, Task, bind, prompt_task, verbatim_task
+from nightmill.tasks.binding import BoundTask, Task, bind, holds_bodies, prompt_task, verbatim_task
 from nightmill.tasks.files import TaskFile, check_examples, find_task, known_tasks, new_task
 from nightmill.tasks.functions import MESSAGES, Messages, TaskFunction, function_task, import_task, task
 from nightmill.tasks.schemas import check_answer, load_schema
@@ -25,6 +25,7 @@ __all__ = [
     "check_examples",
     "find_task",
     "function_task",
+    "holds_bodies",
     "import_task",
     "known_tasks",
     "load_schema",

@@ -9,24 +9,30 @@ from typing import Any, Literal
 
 from nightmill.errors import TaskError
 from nightmill.tasks.templates import Parsed, Template, as_text, bind_template, parse, single_braces
+from nightmill.types import Endpoint
 
+_NOT_OF_A_BODY = ("key", "id", "custom_id")
 _VERBATIM_COLUMNS = ("text", "prompt", "input")
 _Role = Literal["system", "user"]
+
+_ASKS = {"chat": "messages", "embeddings": "input", "responses": "input"}  # the key of a body that says what is asked
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """A task as written, before it meets a source.
 
-    ``messages_column`` names a column whose value is a whole chat, sent as it is; there is no
-    template then. ``None`` for a number means: not said here.
+    ``messages_column`` names a column whose value is a whole chat, sent as it is; with
+    ``bodies`` each row is a whole request body, in a column ``body`` or spread over all columns but the key.
+    There is no template then. ``None`` for a number means: not said here.
     """
 
     name: str
-    endpoint: Literal["chat", "embeddings"] = "chat"
+    endpoint: Endpoint = "chat"
     system: str | None = None  # template
     prompt: str | None = None  # template
     messages_column: str | None = None
+    bodies: bool = False  # each row is a whole request
     rows: Literal["file", "line"] = "line"  # what a row of a .txt file is
     schema: dict[str, Any] | None = None  # JSON Schema of an answer
     variables: dict[str, str] = field(default_factory=dict)
@@ -62,9 +68,10 @@ class BoundTask:
     """A task whose every name is a column of the source or a text."""
 
     task: Task  # with what was set folded into ``variables`` and ``column_map``
-    columns: tuple[str, ...]  # source columns it needs
-    templates: tuple[tuple[_Role, Template], ...]  # the user's last; empty when ``task.messages_column`` is set
+    columns: tuple[str, ...]  # source columns in which every row needs a value
+    templates: tuple[tuple[_Role, Template], ...]  # the user's last; empty when the rows are chats or bodies
     shots: tuple[tuple[Literal["user", "assistant"], str], ...] = ()  # the examples, said before the user's part
+    optional: tuple[str, ...] = ()  # source columns that are used where a row has a value
 
 
 def prompt_task(text: str) -> Task:
@@ -93,6 +100,13 @@ def verbatim_task(columns: Sequence[str]) -> Task:
     )
 
 
+def holds_bodies(columns: Sequence[str]) -> bool:
+    """Whether rows with these columns are whole requests: lines of a batch file, or the bodies of such lines."""
+    if "body" in columns:
+        return not {"custom_id", "url", "method"}.isdisjoint(columns)
+    return "model" in columns and not {"messages", "input"}.isdisjoint(columns)
+
+
 def bind(task: Task, columns: Sequence[str], sets: Mapping[str, str] | None = None) -> BoundTask:
     """Hold ``task`` against the columns of a source.
 
@@ -103,6 +117,8 @@ def bind(task: Task, columns: Sequence[str], sets: Mapping[str, str] | None = No
         TaskError: a name is neither column nor variable; ``{name}`` where ``{{ name }}`` is
             meant; a set that nothing uses; a broken template.
     """
+    if task.bodies:
+        return _bind_bodies(task, columns, sets or {})
     sources: list[tuple[_Role, str]] = []
     if task.system:
         sources.append(("system", task.system))
@@ -125,6 +141,18 @@ def bind(task: Task, columns: Sequence[str], sets: Mapping[str, str] | None = No
     templates = tuple((role, bind_template(template, names, task.variables)) for role, template in parsed)
     needed = dict.fromkeys(column for _, template in templates for column in template.columns)
     return BoundTask(task, tuple(needed), templates, _shots(task, parsed[-1][1]))
+
+
+def _bind_bodies(task: Task, columns: Sequence[str], sets: Mapping[str, str]) -> BoundTask:
+    if sets:
+        name, value = next(iter(sets.items()))
+        why = "each row is a whole request already"
+        raise TaskError(f"--set {name}={value}: there is nothing to set", why=why, fix="leave --set out")
+    if "body" in columns:
+        return BoundTask(task, ("body",), (), optional=("url",) if "url" in columns else ())
+    asks = _ASKS[task.endpoint]
+    optional = tuple(name for name in columns if name not in (asks, *_NOT_OF_A_BODY))
+    return BoundTask(task, (asks,), (), optional=optional)
 
 
 def _shots(task: Task, prompt: Parsed) -> tuple[tuple[Literal["user", "assistant"], str], ...]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nightmill.errors import TaskError
 from nightmill.tasks.binding import Task, did_you_mean, refuse_unknown
 from nightmill.tasks.schemas import check_answer, check_schema
 from nightmill.tasks.templates import as_text, parse
+from nightmill.types import Endpoint
 
 _SUFFIX = ".toml"
 _NEW = "new_task.txt"  # what a new task file begins as
@@ -228,7 +229,7 @@ def _are_examples(value: Any) -> bool:
 # What a key of a task file may hold, in words and as a test.
 _TASK_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "about": ("a text that says what the task does", _is_text),
-    "endpoint": ('"chat" or "embeddings"', lambda value: value in ("chat", "embeddings")),
+    "endpoint": ('"chat", "responses" or "embeddings"', lambda value: value in get_args(Endpoint)),
     "system": ("a text", _is_text),
     "prompt": ("a text", _is_text),
     "messages_column": ("the name of a column", _is_text),

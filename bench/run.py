@@ -22,6 +22,7 @@ SCRIPTS: dict[str, list[str]] = {
     "collect": ["--rows", "10000", "--rounds", "3"],
     "live": ["--rows", "1000", "--rounds", "2"],
     "scale": ["--rows", "100000"],
+    "formats": ["--rows", "100000"],
 }
 """The scripts in the order they run, and their arguments for a quick look."""
 

@@ -153,8 +153,8 @@ class Place:
             subprocess.Popen(command, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, text=True, **pipes)
         )
 
-    def typed(self, answer: str | signal.Signals, *arguments: str) -> Done:
-        """Run in a terminal; type ``answer`` at the question, or send that signal. All it shows is in ``out``."""
+    def typed(self, answer: str | signal.Signals, *arguments: str, at: str = "[y/N] ") -> Done:
+        """Run in a terminal; type ``answer`` once it shows ``at``, or send that signal. All it shows is in ``out``."""
 
         def act(terminal: int, process: subprocess.Popen[bytes]) -> None:
             if isinstance(answer, str):
@@ -162,7 +162,7 @@ class Place:
             else:
                 process.send_signal(answer)
 
-        return self.watched("[y/N] ", act, *arguments)
+        return self.watched(at, act, *arguments)
 
     def watched(self, mark: str, act: Callable[[int, subprocess.Popen[bytes]], None], *arguments: str) -> Done:
         """Run in a terminal and ``act`` once, when ``mark`` is shown. All it shows is in ``out``."""

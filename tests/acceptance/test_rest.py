@@ -69,3 +69,62 @@ def test_a_sample_is_a_job_of_its_own_that_can_go_on(place: Place) -> None:
     other = place.run(*run, "--seed", "7", "--limit", "50").json
     assert other["rows"] == 20
     assert max(int(row["key"].split()[1]) for row in place.results("o.jsonl")) < 50
+
+
+@pytest.mark.req("D1")
+def test_prompts_are_typed_in_by_hand(place: Place) -> None:
+    """On a terminal - says how to end; each line is a prompt, whatever it begins with, comments and blanks aside."""
+    text = "[first]\n# no prompt\n\nsecond\n\x04"
+    done = place.typed(text, "run", "-", "--model", "python:funcs.upper", "--out", "o.jsonl", at="Ctrl-D")
+    assert done.code == 0, done.out
+    assert [row["response"] for row in place.results("o.jsonl")] == ["[FIRST]", "SECOND"]
+
+
+@pytest.mark.req("D1")
+def test_what_is_typed_may_still_be_declined(tmp_path: Path) -> None:
+    """The question about money comes after the prompts; without one nothing was typed for nobody."""
+    with in_thread(SimulatorConfig(**FAST)) as url:
+        place = Place(tmp_path, url)
+        done = place.typed("one\n\x04n\n", "run", "-", "--model", MODEL, at="Ctrl-D")
+        assert done.code == 1, done.out
+        assert "not sent" in done.out
+        assert place.invoice()["executed_rows"] == 0
+
+
+@pytest.mark.req("D8")
+def test_a_saved_template_runs_again(place: Place) -> None:
+    """--save-as keeps what was asked for; @NAME asks it again, and what is said beside it counts instead."""
+    place.rows(3)
+    saved = ("in.txt", "--prompt", "{{ text }} {{ mood }}", "--set", "mood=now", "--model", "python:funcs.upper",
+             "--out", "o.jsonl", "--limit", "2")  # fmt: skip
+    tried = place.run("run", *saved, "--save-as", "nightly", "--dry-run", "--force")
+    assert (tried.code, place.calls()) == (0, [])
+    assert "nightmill run @nightly" in tried.err
+    done = place.run("run", "@nightly")
+    assert done.code == 0, done.err
+    assert [row["response"] for row in place.results("o.jsonl")] == ["ROW 0 NOW", "ROW 1 NOW"]
+    place.rows(1, "other {}", name="b.txt")
+    done = place.run("run", "@nightly", "b.txt", "--set", "mood=then", "--out", "p.jsonl", "--json")
+    assert done.json["out"] == ["p.jsonl"]
+    assert [row["response"] for row in place.results("p.jsonl")] == ["OTHER 0 THEN"]
+    done = place.run("run", "@nightly", "--task", "rephrase", "--rows", "line", "--dry-run")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.req("D8")
+def test_templates_are_not_lost_or_mistaken(place: Place) -> None:
+    """A name that is taken, unknown or none is told, with what there is; a yes is never saved."""
+    place.rows(1)
+    run = ("run", "in.txt", "--model", "python:funcs.upper")
+    assert place.run(*run, "--save-as", "daily", "--yes").code == 0
+    assert place.run(*run, "--save-as", "daily").code == 0  # it says the same
+    taken = place.run(*run, "--save-as", "daily", "--rpm", "5")
+    assert (taken.code, "there is a template daily already" in taken.err) == (2, True)
+    assert place.run(*run, "--save-as", "daily", "--rpm", "5", "--force").code == 0
+    unknown = place.run("run", "@dayly", "--json")
+    assert (unknown.code, unknown.json["error"]["fix"]) == (2, "did you mean @daily?")
+    assert place.run(*run, "--save-as", "../daily").code == 2
+    (file,) = (place.home / "templates").iterdir()
+    assert "yes" not in file.read_text()
+    file.write_text("{}")
+    assert "holds no template" in place.run("run", "@daily").err

@@ -230,7 +230,7 @@ def test_a_request_too_large_to_send_is_refused_by_name(tmp_path: Path) -> None:
         (Lane.LIVE, Limits(), 10, False, Bounds(10, 0, 5, 0)),
         (Lane.BATCH, Limits(batch_requests=50, batch_bytes=1000), None, False, Bounds(50, 1000, 5, 1000)),
         (Lane.BATCH, Limits(batch_requests=50, batch_bytes=1000, request_bytes=70), 20, False, Bounds(20, 1000, 5, 70)),
-        (Lane.BATCH, Limits(batch_requests=50, batch_inputs=30), None, True, Bounds(30, 0, 5, 0)),
+        (Lane.BATCH, Limits(batch_requests=50, batch_inputs=30), None, True, Bounds(50, 0, 5, 0, 30)),
     ],
 )
 def test_bounds_come_from_the_provider_and_the_user(

@@ -127,7 +127,10 @@ class Edge:
             self.say("type the rows, one a line; Ctrl-D on a line of its own ends them, Ctrl-C drops them")
         with tempfile.NamedTemporaryFile(prefix="nightmill-stdin-", suffix=".txt" if typed else "") as file:
             try:
-                shutil.copyfileobj(sys.stdin.buffer, file)
+                if typed:  # line by line: any other way to read wants a second Ctrl-D
+                    file.writelines(iter(sys.stdin.buffer.readline, b""))
+                else:
+                    shutil.copyfileobj(sys.stdin.buffer, file)
                 file.flush()
             except OSError as error:
                 why = f"{tempfile.gettempdir()}: {error.strerror or error}"

@@ -33,6 +33,8 @@ class Template:
     def over(self, other: Template) -> Template:
         """This one where it says something, else the other; variables are set name by name."""
         mine, theirs = _said(self.options), _said(other.options)
+        if "task" in mine or "prompt" in mine:  # each says what to ask: one instead of the other
+            theirs = {name: value for name, value in theirs.items() if name not in ("task", "prompt", "sets")}
         sets = theirs.get("sets", {}) | mine.get("sets", {})
         options = replace(self.options, **(theirs | mine | ({"sets": sets} if sets else {})))
         checkpoint = self.checkpoint or other.checkpoint

@@ -52,7 +52,7 @@ class Compiled:
     """What turns record batches into request bodies, all of them the same way.
 
     ``cap_tokens`` is the output cap of every request (0 for embeddings), ``inputs`` the texts it asks
-    to embed; where each row says these itself they are the most of any row so far. ``digest_text``
+    to embed; where each row says these itself they are the most of the rows that were encoded last. ``digest_text``
     stands for everything but the rows in a job's fingerprint, ``notes`` are the defaults left out.
     """
 
@@ -118,6 +118,7 @@ class Compiled:
         self, rows: Sequence[Mapping[str, Any]], indexes: Sequence[int], bad: dict[int, str] | None
     ) -> list[bytes]:
         bodies: list[bytes] = []
+        self.cap_tokens = self.inputs = 0
         for index, row in zip(indexes, rows, strict=True):
             try:
                 encoded = self._encode(row)

@@ -53,7 +53,8 @@ class Cutter:
         do: Callable[..., None] = at_once,
     ) -> None:  # fmt: skip
         self._store, self._folder, self._lane, self._bounds, self._sheet = store, folder, lane, bounds, sheet
-        self._cap, self._pieces, self._tag, self._tokens, self._do = cap_tokens, pieces, tag, tokens, do
+        self._least_cap = self._cap = cap_tokens
+        self._pieces, self._tag, self._tokens, self._do = pieces, tag, tokens, do
         self._room_nanos, self._most = self._hold_room(), bounds.requests
         self._done: list[_Open] = []
         self._open: _Open | None = None
@@ -63,12 +64,12 @@ class Cutter:
         return None if self._bounds.hold_nanos is None or self._sheet.is_free else self._bounds.hold_nanos
 
     def add(self, indexes: Sequence[int], bodies: Sequence[bytes], *, cap_tokens: int = 0, inputs: int = 1) -> None:
-        """Requests in row order, each with an output cap of ``cap_tokens`` (0: as all others) and so many texts to
-        embed at most.
+        """Requests in row order, with output caps up to ``cap_tokens`` where that is more than usual, and up to
+        ``inputs`` texts to embed each.
 
         Raises InputError for one that no shard can hold.
         """
-        start, self._cap = 0, max(self._cap, cap_tokens)
+        start, self._cap = 0, max(self._least_cap, cap_tokens)
         self._most = self._bounds.requests
         if self._bounds.inputs:
             self._most = max(1, min(self._most, self._bounds.inputs // max(1, inputs)))
@@ -86,7 +87,7 @@ class Cutter:
                 continue
             shard.write(indexes[start:end], bodies[start:end], sums[end] - sums[start])
             start = end
-            shard.cap_tokens = self._cap
+            shard.cap_tokens = max(shard.cap_tokens, self._cap)
             if shard.count >= self._most:
                 self._finish()
 
@@ -138,7 +139,8 @@ class Cutter:
 
     def _hold(self, shard: _Open, more_bytes: int, more: int) -> int:
         count = shard.count + more
-        return self._sheet.worst(shard.content_bytes + more_bytes, count, count * self._cap)
+        cap = max(shard.cap_tokens, self._cap)
+        return self._sheet.worst(shard.content_bytes + more_bytes, count, count * cap)
 
     def _begin(self) -> _Open:
         tag = self._tag()

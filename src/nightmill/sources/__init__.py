@@ -114,9 +114,8 @@ class Source:
         found: dict[int, str] = {}
         last = max(rows, default=-1)
         lines = ((part.input.name, line) for part in self.parts for line in part.lines())
-        if self.sample is not None:
-            lines = self.sample.those(lines)
-        for row, (name, line) in enumerate(islice(lines, last + 1)):
+        taken = lines if self.sample is None else self.sample.those(lines)
+        for row, (name, line) in enumerate(islice(taken, last + 1)):
             if row in rows:
                 found[row] = f"{name}:{line}" if line else name
         return [found.get(row, f"row {row}") for row in rows]

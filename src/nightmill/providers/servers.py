@@ -61,11 +61,13 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
     {
         "openai": Server(
             "https://api.openai.com/v1", "OPENAI_BASE_URL", keys=("OPENAI_API_KEY",), thinks_first=_GPT,
-            responses=True, limits=Limits(batch_requests=50_000, batch_bytes=200 * _MB, batch_inputs=50_000), example="gpt-5-mini",
+            responses=True, limits=Limits(batch_requests=50_000, batch_bytes=200 * _MB, batch_inputs=50_000),
+            example="gpt-5-mini",
         ),
         "azure": Server(
             "", "AZURE_OPENAI_ENDPOINT", "/openai/v1", keys=("AZURE_OPENAI_API_KEY",), key_header="api-key",
-            batch_url="", thinks_first=_GPT, responses=True, limits=Limits(batch_requests=100_000, batch_bytes=200 * _MB),
+            batch_url="", thinks_first=_GPT, responses=True,
+            limits=Limits(batch_requests=100_000, batch_bytes=200 * _MB),
             example="DEPLOYMENT",
         ),
         "groq": Server(

@@ -430,6 +430,7 @@ _PROVIDER: Mapping[str, Check] = {
     "window": _window,
     "max_tokens_field": _one_of("max_completion_tokens", "max_tokens"),
     "schema": _one_of("json_schema", "json_object", "none"),
+    "responses": _yes_or_no,
 }
 _LIMITS: Mapping[str, Check] = dict.fromkeys(
     (

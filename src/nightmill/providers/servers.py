@@ -115,9 +115,8 @@ def configured(name: str, table: Mapping[str, Any]) -> Server:
             fix="choose one of these, or leave like out",
         )
     server = known or Server()
-    said = {
-        key: table[key] for key in ("key_header", "headers", "max_tokens_field", "schema", "window") if key in table
-    }
+    plain = ("key_header", "headers", "max_tokens_field", "schema", "responses", "window")
+    said = {key: table[key] for key in plain if key in table}
     if "api_key_env" in table:
         said |= {"keys": (table["api_key_env"],), "key_optional": False}
     if "base_url" in table:

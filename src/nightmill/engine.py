@@ -274,7 +274,8 @@ class Engine:
             await self._settle_late(context, shard)
             return
         elsewhere = desk.aside if shard.lane is Lane.LIVE else asyncio.to_thread  # a batch may take minutes
-        collected = await elsewhere(settle_shard, context, shard, stopping=shard.cancel_requested)
+        stopping = shard.cancel_requested or wire.is_foreign(shard)  # nothing of it goes out again
+        collected = await elsewhere(settle_shard, context, shard, stopping=stopping)
         if collected.read_again:
             await desk.book(desk.ledger.note_reread, shard, due_in_s=desk.timing.reread_s)
             return
@@ -364,6 +365,8 @@ class Engine:
         reach("results.written")
         state = end_state(job, counts)
         final = {name: getattr(counts, name) for name in _ENDS}
+        if counts.folded_list_nanos:
+            final["folded_list_nanos"] = counts.folded_list_nanos
         if await desk.book(
             desk.ledger.finish, job, state, counts=final, results=written, packed=packed, superseded=superseded
         ):
@@ -502,7 +505,8 @@ def results_of(store: Store, kit: JobKit, shards: list[Shard], files: list[Any])
     rows = next(f for f in files if f.kind == wire.ROWS)
     twins, bad = (next((f for f in files if f.kind == kind), None) for kind in (wire.TWINS, wire.BAD))
     sheets = {s.tag: PriceSheet.from_json(s.price) for s in shards if s.price}
-    return Results(store, JobFiles(rows, twins, bad, shards, sheets), kit.provider, kit.compiled, kit.check)
+    job = JobFiles(rows, twins, bad, shards, sheets, kit.list_sheet)
+    return Results(store, job, kit.provider, kit.compiled, kit.check)
 
 
 def build_results(

@@ -143,6 +143,21 @@ class PriceSheet:
             return total // self._scale
         return sum(self.costs(inputs, outputs, cached, written))
 
+    def of_totals(self, usage: Usage, requests: int) -> tuple[int, int] | None:
+        """The least and the most, in nanos, that ``requests`` requests cost whose tokens are ``usage`` together.
+
+        Each is rounded by itself, hence two numbers. None: the price depends on how large each of them was.
+        """
+        if len(self._meters) > 1:
+            return None
+        (_, (fresh_rate, cached_rate, write_rate, output_rate, request_rate)), scale = self._meters[0], self._scale
+        fresh = max(0, usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens)
+        total = requests * request_rate + fresh * fresh_rate + usage.output_tokens * output_rate
+        total += usage.cached_tokens * cached_rate + usage.cache_write_tokens * write_rate
+        is_whole = not any(rate % scale for rate in self._meters[0][1])
+        slack = 0 if is_whole else requests * (scale // 2)
+        return -((slack - total) // scale), (total + slack) // scale
+
     def worst(self, content_bytes: int, requests: int, output_cap_tokens: int) -> int:
         """An upper bound, in nanos, on the summed `cost` of ``requests`` requests.
 

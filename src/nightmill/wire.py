@@ -9,17 +9,22 @@ A live journal holds result lines as a batch output file would, and between them
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BufferedReader, FileIO
+
+import msgspec
 
 from nightmill.ledger import Shard, StoredFile
 from nightmill.store import PACKED, Store
+from nightmill.types import FileRef
 
 OUTPUT, ERROR, JOURNAL, CACHED = "output", "error", "journal", "cached"
 ROWS, TWINS, BAD, RESULTS = "rows", "twins", "bad", "results"  # the other kinds of a job's files
 WIRE = (OUTPUT, ERROR, JOURNAL, CACHED)
+FOREIGN = "foreign"  # the input file of a batch that was made elsewhere, as it was sent there
 
 _BUNCH_BYTES = 1 << 18
 _SENT, _UNSENT, _LOST = b'{"sent":"', b'{"unsent":"', b'{"lost":"'
@@ -132,3 +137,62 @@ def split_lines(stream: Iterable[bytes], tag: str) -> Iterator[tuple[int, bytes]
 def body_of(line: bytes) -> bytes:
     """The request body inside a shard's line."""
     return line[line.index(b'"body":') + 7 : -2]
+
+
+# -- batches that were made elsewhere: their requests have names of their own ------------------------
+
+
+class _Named(msgspec.Struct):
+    custom_id: str
+
+
+def is_foreign(shard: Shard) -> bool:
+    """Whether the shard's batch was made elsewhere: nothing of it is sent again on our own account."""
+    return any(file.kind == FOREIGN for file in shard.files)
+
+
+def named_as_ours(store: Store, shard: Shard, came: str, to: str) -> FileRef:
+    """The result file at ``came`` under ``to``, every request named as in the shard's own file; ``came`` goes.
+
+    Lines that name no request of the shard stay as they are.
+    """
+    rows = _foreign_rows(store, shard)
+    raw = store.path(came)
+    with raw.open("rb") as lines_there, store.create(to) as out:
+        for line in lines_there:
+            out.write(_renamed(line, rows, shard.tag))
+    raw.unlink()
+    return out.ref
+
+
+def _foreign_rows(store: Store, shard: Shard) -> dict[str, int]:
+    """Row by custom_id; of equal ones the first."""
+    decoder = msgspec.json.Decoder(_Named)
+    sent = next(file for file in shard.files if file.kind == FOREIGN)
+    rows: dict[str, int] = {}
+    with store.open(sent.ref) as stream:
+        for row, line in enumerate(line for line in stream if line.strip()):
+            rows.setdefault(decoder.decode(line).custom_id, row)
+    return rows
+
+
+def _renamed(line: bytes, rows: Mapping[str, int], tag: str) -> bytes:
+    try:
+        parts = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+        row = rows.get(msgspec.json.decode(parts["custom_id"], type=str))
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
+        return _renamed_loosely(line, rows, tag)
+    if row is None:
+        return line
+    parts["custom_id"] = msgspec.Raw(b'"%b-%d"' % (tag.encode(), row))
+    return msgspec.json.encode(parts) + b"\n"
+
+
+def _renamed_loosely(line: bytes, rows: Mapping[str, int], tag: str) -> bytes:
+    """The same of a line that only a lenient reader takes for JSON, if at all."""
+    try:
+        whole = json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return line
+    row = rows.get(whole["custom_id"]) if isinstance(whole, dict) and isinstance(whole.get("custom_id"), str) else None
+    return line if row is None else json.dumps(whole | {"custom_id": f"{tag}-{row}"}).encode() + b"\n"

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import openai
 import psutil
 
 from nightmill.config import load_settings
@@ -372,6 +373,23 @@ def _dearer(home: Home) -> None:
     home.settle_on("")
 
 
+def _made_elsewhere(home: Home) -> None:
+    """Somebody else made a batch of the rows, with the same key; its id lies in the folder."""
+    rows = [line.split(",") for line in (home.folder / "in.csv").read_text().splitlines()[1:]]
+    lines = [
+        {"custom_id": key, "method": "POST", "url": "/v1/chat/completions",
+         "body": {"model": MODEL, "max_tokens": 400, "messages": [{"role": "user", "content": text}]}}
+        for key, text in rows
+    ]  # fmt: skip
+    with openai.OpenAI(base_url=home.simulator.url, api_key="sk-crash", max_retries=0) as client:
+        text = "\n".join(map(json.dumps, lines)).encode()
+        sent = client.files.create(file=("theirs.jsonl", text), purpose="batch")
+        made = client.batches.create(
+            input_file_id=sent.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"who": "they"}
+        )
+    (home.folder / "elsewhere").write_text(made.id)
+
+
 def _torn(home: Home) -> None:
     """Killed while sending, and the last line of the journal is cut."""
     home.crash("live.journaled:3")
@@ -387,6 +405,7 @@ BEFORE: dict[str, Callable[[Home], None]] = {
     "restored after an upload": _restored("http.upload.answered"),
     "dearer": _dearer,
     "torn": _torn,
+    "made elsewhere": _made_elsewhere,
 }
 
 

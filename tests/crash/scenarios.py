@@ -59,6 +59,11 @@ BATCH = (
             _fault("late_output_file", lag_s=1e7, after=1, times=1),
         ),
     ),
+    Scenario("batch-adopted", "batch", asked={"command": "adopt"}, before="made elsewhere"),
+    Scenario(
+        "batch-reconciled", "batch", asked={"command": "reconcile", "once": True, **_TWO_SHARDS}, twice=1,
+        faults=(_fault("missing_lines", count=1, **_ONCE),),
+    ),
     Scenario("batch-deleted", "batch", asked={"command": "delete", "once": True}, deleted=True),
     Scenario(
         "batch-swept", "batch", asked={"command": "sweep", "once": True, **_TWO_SHARDS},

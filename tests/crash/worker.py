@@ -55,6 +55,8 @@ def options_of(folder: Path, asked: dict[str, Any]) -> RunOptions:
 
 def begin(mill: Mill, folder: Path, asked: dict[str, Any]) -> Job:
     """What `nightmill run` does first; with ``once`` a job that is there already is gone on with."""
+    if asked.get("command") == "adopt":
+        return asyncio.run(mill.adopt("openai/" + (folder / "elsewhere").read_text())).job
     there = mill.ledger.jobs()
     if asked.get("once") and there:
         return there[-1]
@@ -128,6 +130,12 @@ async def late(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
             return
         if came:
             await work(mill, done)
+
+
+async def reconcile(mill: Mill, job: Job, _: dict[str, Any]) -> None:
+    """run, then let the provider's own totals prove what the answers could not"""
+    await work(mill, job)
+    await mill.reconcile()
 
 
 async def poor(mill: Mill, job: Job, _: dict[str, Any]) -> None:
@@ -211,7 +219,7 @@ def _call(url: str, method: str = "GET", body: bytes | None = None) -> Any:
 
 COMMANDS = {
     "run": plain, "resume": resume, "cancel": cancel, "retry": retry, "late": late, "poor": poor, "tight": tight,
-    "resolve": resolve, "delete": delete, "sweep": sweep,
+    "resolve": resolve, "delete": delete, "sweep": sweep, "adopt": plain, "reconcile": reconcile,
 }  # fmt: skip
 
 
@@ -229,7 +237,7 @@ def main(folder: Path, asked: dict[str, Any]) -> int:
     try:
         job = begin(mill, folder, asked)
         asyncio.run(COMMANDS[asked.get("command", "run")](mill, job, asked))
-    except OverBudget:
+    except (OverBudget, ProviderError):  # the latter: a person is told, and gives the command again
         return 4
     except Conflict as overtaken:  # another worker did it while this one stood still
         print(overtaken, file=sys.stderr)

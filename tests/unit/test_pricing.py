@@ -299,6 +299,24 @@ def test_many_costs_are_the_costs_of_each(sheet: PriceSheet, usages: list[Usage]
     assert even.sum_of_costs(*columns) == sum(map(even.cost, usages))
 
 
+@settings(deadline=None)
+@given(sheets(), st.lists(any_usage(), max_size=5))
+def test_the_sum_of_costs_lies_within_what_the_totals_allow(sheet: PriceSheet, parts: list[Usage]) -> None:
+    """From the sums of tokens alone the bill is known to within the rounding of each request; in tiers it is not."""
+    whole = Usage(
+        sum(u.input_tokens for u in parts), sum(u.output_tokens for u in parts), sum(u.cached_tokens for u in parts),
+        sum(u.cache_write_tokens for u in parts),
+    )  # fmt: skip
+    bounds = sheet.of_totals(whole, len(parts))
+    if len(sheet.tiers) > 1:
+        assert bounds is None
+        return
+    assert bounds is not None
+    least, most = bounds
+    assert least <= sheet.total(parts) <= most
+    assert most - least <= len(parts)
+
+
 def test_half_a_nano_is_rounded_up() -> None:
     """Half-up, not to even."""
     assert [flat("1/2", 0, 0, 0).cost(Usage(n, 0)) for n in range(6)] == [0, 1, 1, 2, 2, 3]

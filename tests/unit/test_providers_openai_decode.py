@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
 from nightmill.providers import LiveReply
-from nightmill.providers._openai_shape import decode_line, reply_line
+from nightmill.providers._openai_shape import decode_line, decode_request, reply_line
 from nightmill.providers._openai_talk import duration_s
 from nightmill.providers.openai import OpenAI
 from nightmill.types import Answer, Failed, FailureKind, Succeeded, Usage
@@ -407,3 +407,33 @@ def test_of_several_choices_the_first_whole_one_counts_and_all_are_kept():
     body = chat("cut o", finish="length")
     body["choices"] += body["choices"]
     assert outcome(body).kind is FailureKind.TRUNCATED
+
+
+def asked(body, url="/v1/chat/completions", custom_id="a b/ä") -> bytes:
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "url", "prompt", "cap"),
+    [
+        ({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "Say"}]}, "chat/completions",
+         "Say", None),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "A"}]}], "max_tokens": 5, "n": 2},
+         "chat/completions", "A", 10),
+        ({"input": "Say", "max_output_tokens": 7}, "responses", "Say", 7),
+        ({"input": ["a", "b"]}, "embeddings", '{"input":["a","b"]}', 0),
+    ],
+)  # fmt: skip
+def test_a_request_made_elsewhere_is_read(body, url, prompt, cap):
+    """Name, model, question and cap of a line of any endpoint; its body stays as it is."""
+    request = decode_request(asked({"model": "m", **body}, f"/v1/{url}"))
+    assert (request.custom_id, request.url, request.model) == ("a b/ä", f"/v1/{url}", "m")
+    assert (request.prompt, request.cap_tokens) == (prompt, cap)
+    assert json.loads(request.body) == {"model": "m", **body}
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"{}", asked({}), asked({"model": 1}), asked({"model": "m"}, "")])
+def test_what_is_no_request_is_a_value_error(raw):
+    """A line that names no model, no endpoint or nothing at all."""
+    with pytest.raises(ValueError, match=r"."):
+        decode_request(raw)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from nightmill.types import FileRef
 from nightmill.wire import (
     CACHED,
     ERROR,
+    FOREIGN,
     JOURNAL,
     OUTPUT,
     RESULTS,
@@ -22,6 +25,7 @@ from nightmill.wire import (
     chosen,
     lines,
     lost_mark,
+    named_as_ours,
     read_mark,
     sent_mark,
     split_lines,
@@ -85,3 +89,29 @@ def test_rows_are_found_whatever_stands_before_them() -> None:
     assert [index for index, _ in split_lines(stream, "t-1")] == [5, 66, 7]
     with pytest.raises(ValueError, match="not found"):
         list(split_lines([b"{}\n"], "t-1"))
+
+
+def test_answers_to_foreign_names_get_ours_and_nothing_else_changes(tmp_path: Path) -> None:
+    """By its custom_id each line finds its row, however it is written; what names no row, or is no line, stays."""
+    store = Store(tmp_path)
+    names = ["id", 'quo"te', "ä", "id"]  # of equal names the first row counts
+    sent = store_lines(
+        store, "sent", [json.dumps({"custom_id": name, "body": {}}).encode() + b"\n" for name in names], FOREIGN, "t"
+    )
+    shard = SimpleNamespace(tag="t", files=(sent,))
+    came = [
+        b'{"id":"x","custom_id":"id","response":{"body":{"a": 1.50,"custom_id":"id"}}}\n',
+        json.dumps({"custom_id": 'quo"te', "n": 1}).encode() + b"\n",
+        b'{"custom_id":"\\u00e4","n":NaN}\n',
+        b'{"custom_id":"nobody"}\n',
+        b"cut off",
+    ]
+    (tmp_path / "came").write_bytes(b"".join(came))
+    ref = named_as_ours(store, shard, "came", "named")
+    with store.open(ref) as stream:
+        got = stream.read().splitlines(keepends=True)
+    assert got[0] == b'{"id":"x","custom_id":"t-0","response":{"body":{"a": 1.50,"custom_id":"id"}}}\n'
+    assert json.loads(got[1]) == {"custom_id": "t-1", "n": 1}
+    assert json.loads(got[2])["custom_id"] == "t-2"
+    assert got[3:] == came[3:]
+    assert not (tmp_path / "came").exists()

@@ -16,6 +16,7 @@ from nightmill.errors import Limited, NeverSent, Refused, Uncertain
 from nightmill.providers import RateHint
 from nightmill.providers._openai_talk import batch_view
 from nightmill.providers.openai import OpenAI, connect
+from nightmill.types import Usage
 
 KEY = "sk-test-key"
 WIRE = Path(__file__).parents[1] / "data" / "wire"
@@ -226,6 +227,25 @@ def test_a_look_ends_early_only_in_a_list_seen_newest_first():
     late = batch("b4", 9100, metadata={"nightmill": "t.1"})
     shuffled.on("GET /v1/batches?limit=100&after=b3", page(late))
     assert [view.id for view in find(shuffled, since=8000.0)] == ["b4"]
+
+
+def test_every_batch_is_listed_with_its_window_and_the_providers_own_totals():
+    """All pages in the order of the provider, whoever made them; what it tells of tokens is kept."""
+    totals = {
+        "input_tokens": 90, "input_tokens_details": {"cached_tokens": 40}, "output_tokens": 7,
+        "output_tokens_details": {"reasoning_tokens": 2}, "total_tokens": 97,
+    }  # fmt: skip
+    api = Api()
+    told = batch("b1", 30, usage=totals, expires_at=86_430, endpoint=CHAT)
+    api.on("GET /v1/batches?limit=100", page(told, more=True))
+    api.on("GET /v1/batches?limit=100&after=b1", page(batch("b2", 20)))
+
+    async def every(provider):
+        return [view async for view in provider.batches()]
+
+    first, second = with_api(api, every)
+    assert (first.id, first.url, first.expires_at, first.usage) == ("b1", CHAT, 86_430.0, Usage(90, 7, 40))
+    assert (second.id, second.usage) == ("b2", None)
 
 
 BAD_PAGES = [

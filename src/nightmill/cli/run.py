@@ -13,7 +13,7 @@ import click
 
 from nightmill.cli import flags, present, views
 from nightmill.cli.edge import Edge
-from nightmill.cli.session import Order, conclude, look_again, work
+from nightmill.cli.session import Order, conclude, conclude_detached, look_again, work
 from nightmill.errors import NightmillError, OverBudget, UsageError
 from nightmill.mill import Mill, Prepared, RunOptions, check_affordable
 from nightmill.mill.templates import Template
@@ -39,6 +39,7 @@ class _Manner:
     yes: bool
     force: bool
     dry_run: bool
+    save_requests: Path | None
     save_as: str | None
     asked: Template  # what is saved
 
@@ -74,6 +75,10 @@ class _Manner:
 @click.option("--no-dedupe", is_flag=True, help="Send rows that are alike one by one.")
 @click.option("--save-as", metavar="NAME", help="Keep these options as a template: nightmill run @NAME.")
 @click.option("--dry-run", is_flag=True, help="Plan and price; send, spend and keep nothing.")
+@click.option(
+    "--save-requests", metavar="FOLDER", help="With --dry-run: keep what would be sent, a file for each shard."
+)
+@click.option("--detach", is_flag=True, help="Hand over what fits, in batches, and leave; collect later.")
 @flags.checkpoint
 @flags.yes
 @flags.force
@@ -87,17 +92,19 @@ def run(edge: Edge, **given: Any) -> int:
     the standard input, piped or typed, or FORMAT:PATH where the suffix does not say how the file is written.
     @NAME is what was saved with --save-as NAME; inputs and options given beside it count instead.
     """
-    mode, yes, force, dry_run = (given.pop(name) for name in ("mode", "yes", "force", "dry_run"))
+    mode, yes, force, save_requests = given.pop("mode"), given.pop("yes"), given.pop("force"), _folder(given)
     outs, csv_raw, save_as, checkpoint = (given.pop(name) for name in ("outs", "csv_raw", "save_as", "checkpoint"))
+    dry_run, detach = given.pop("dry_run"), given.pop("detach")
     asked = _with_template(edge, Template(_options(given), outs, csv_raw, checkpoint))
     if not asked.options.inputs:
         fix = "nightmill run words.txt --task define; nightmill run - takes rows that are typed or piped"
         raise UsageError("no input", why="there is nothing to run", fix=fix)
     targets = tuple(map(parse_target, asked.outs))
-    order = Order(mode, targets=targets, csv_raw=asked.csv_raw, checkpoint=asked.checkpoint)
-    manner = _Manner(order, yes, force, dry_run, save_as, asked)
+    lane = _detachable(asked.options.lane, targets) if detach else asked.options.lane
+    order = Order(mode, targets=targets, csv_raw=asked.csv_raw, checkpoint=asked.checkpoint, detach=detach)
+    manner = _Manner(order, yes, force, dry_run, save_requests, save_as, asked)
     with edge.piped(asked.options.inputs) as stdin, edge.mill(create=not manner.dry_run) as mill:
-        options = replace(asked.options, stdin=stdin)
+        options = replace(asked.options, stdin=stdin, lane=lane)
         if manner.dry_run:
             return _rehearse(edge, mill, options, manner)
         return _run(edge, mill, options, manner)
@@ -117,6 +124,28 @@ def _save_template(edge: Edge, manner: _Manner) -> None:
     if manner.save_as is not None:
         save_template(edge.settings().home, manner.save_as, manner.asked, force=manner.force)
         edge.say(f"saved: nightmill run @{manner.save_as}")
+
+
+def _folder(given: dict[str, Any]) -> Path | None:
+    """Where a dry run is to keep the requests. Raises UsageError: it is none."""
+    folder = given.pop("save_requests")
+    if folder and not given["dry_run"]:
+        raise UsageError(
+            "--save-requests without --dry-run", why="a job keeps its requests itself", fix="add --dry-run"
+        )
+    return Path(folder) if folder else None
+
+
+def _detachable(lane: str | None, targets: Sequence[object]) -> str:
+    """The lane of a run that does not wait for its answers. Raises UsageError."""
+    if lane == "live":
+        raise UsageError("--detach with --lane live", why="live calls end with this process", fix="use --lane batch")
+    if targets:
+        raise UsageError(
+            "--detach with --out", why="there are no results yet when it leaves",
+            fix="leave --out out, and give it to: nightmill results JOB",
+        )  # fmt: skip
+    return "batch"
 
 
 def _options(given: dict[str, Any]) -> RunOptions:
@@ -147,7 +176,7 @@ def _prompt(text: str) -> str:
 
 
 def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:
-    prepared = mill.rehearse(options)
+    prepared = mill.rehearse(options, manner.save_requests)
     mill.check_outputs(manner.order.files, prepared, force=manner.force)
     _save_template(edge, manner)
     _show_quote(edge, mill, prepared)
@@ -158,7 +187,8 @@ def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> i
         edge.say("it would be refused:\n" + present.error_text(refusal))
     sent = [shard for shard in prepared.plan.shards if shard.lane is prepared.lane]
     size = f"{present.some(len(sent), 'shard')}, {present.some(prepared.quote.waves, 'wave')}"
-    edge.say(f"dry run: {size}; nothing was sent, spent or kept")
+    kept = f", the requests are in {manner.save_requests}" if manner.save_requests else ""
+    edge.say(f"dry run: {size}; nothing was sent or spent" + (kept or " or kept"))
     first = json.loads(prepared.plan.first_request) if prepared.plan.first_request else None
     if first is not None:
         text = json.dumps(first, indent=2, ensure_ascii=False)
@@ -193,6 +223,9 @@ def _run(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:
     if prepared.resumes is None:
         edge.say(f"job {job.id}")
     interrupted = work(edge, mill, [job], manner.order)
+    job = mill.job(job.id)
+    if manner.order.detach and job.state in UNFINISHED and not interrupted:
+        return conclude_detached(edge, mill, job)
     return conclude(edge, mill, [job], manner.order, interrupted=interrupted)
 
 

@@ -22,7 +22,7 @@ from nightmill.engine import Stop
 from nightmill.errors import NightmillError, StoreError
 from nightmill.mill import Job, Look, Mill, Standing
 from nightmill.sinks import Target
-from nightmill.types import UNFINISHED
+from nightmill.types import UNFINISHED, JobState
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Order:
     csv_raw: bool = False
     quits: bool = False  # the key q does what Ctrl-C does
     checkpoint: Path | None = None  # of the one job that is worked on
+    detach: bool = False  # leave when all that can go out is out
 
     @property
     def files(self) -> tuple[Target, ...]:
@@ -127,7 +128,10 @@ class _Session:
 
     async def _work(self, ids: list[str]) -> None:
         self._works = True
-        await self._mill.run(ids, self._stop)
+        if self._order.detach:
+            await self._mill.hand_over(ids, self._stop)
+        else:
+            await self._mill.run(ids, self._stop)
 
     async def _watch(self) -> None:
         """Look on while others work; take over what nobody works on."""
@@ -226,6 +230,19 @@ def conclude(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order, *, inter
         objects.append(found)
     edge.answer(objects[0] if len(objects) == 1 else {"jobs": objects})
     return next((code for code in codes if code), 0)
+
+
+def conclude_detached(edge: Edge, mill: Mill, job: Job) -> int:
+    """Say what is at the provider and until when to collect it; 0, unless the job is paused."""
+    now, there = mill.standing(job), mill.handed(job)
+    answer = views.job_object(job, now) | views.handed_object(there)
+    error = views.paused(job) if job.state is JobState.PAUSED else None
+    edge.say("\n".join(present.fitted(line, width=edge.width) for line in views.handed_lines(job, there)))
+    if error is not None:
+        edge.say(present.error_text(error))
+        answer["error"] = error_object(error)
+    edge.answer(answer)
+    return error.exit_code if error is not None else 0
 
 
 def _export(mill: Mill, job: Job, order: Order) -> list[str]:

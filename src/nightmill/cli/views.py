@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from nightmill.cli import present
 from nightmill.cli.edge import Interrupted
-from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, ProgressView, QuoteView
+from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, ProgressView, QuoteView, some
 from nightmill.errors import NightmillError, OverBudget, UsageError
-from nightmill.mill import Job, LaneCost, Look, Mill, Prepared, Standing
+from nightmill.mill import Handed, Job, LaneCost, Look, Mill, Prepared, Standing
 from nightmill.types import UNFINISHED, JobState, Lane, ShardState, usd
 
 _PHASES = (  # what is worth saying first, when shards are in several states
@@ -104,6 +105,29 @@ def job_object(job: Job, now: Standing, *, out: Sequence[str] = (), interrupted:
         "at_most_usd": usd(quote.at_most_nanos) if quote else None, "list_price_usd": usd(now.list_nanos),
         "saved_usd": usd(now.saved_nanos), "duration_s": round(duration_s(job), 3), "out": list(out),
     }  # fmt: skip
+
+
+def handed_object(there: Handed) -> dict[str, Any]:
+    """What ``--json`` of a detached run says beside the job."""
+    return {
+        "detached": True, "batches": list(there.batches), "rows_at_provider": there.rows, "rows_left": there.rows_left,
+        "done_by": iso_time(there.done_by), "collect_by": iso_time(there.collect_by),
+    }  # fmt: skip
+
+
+def handed_lines(job: Job, there: Handed) -> list[str]:
+    batches = "1 batch" if len(there.batches) == 1 else f"{len(there.batches):,} batches"
+    lines = [f"handed over: {some(there.rows, 'row')} in {batches} at {job.model.partition('/')[0]}"]
+    if there.done_by is not None:
+        lines.append(f"  done by {iso_time(there.done_by)} at the latest; collect before {iso_time(there.collect_by)}")
+    if there.rows_left:
+        lines.append(f"  {some(there.rows_left, 'row')} wait for money or for the provider's limits")
+    return [*lines, f"  next: nightmill results {job.id} or nightmill watch {job.id}"]
+
+
+def iso_time(seconds: float | None) -> str | None:
+    """Unix seconds as text, in UTC."""
+    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="seconds")
 
 
 def ending(job: Job, now: Standing, *, interrupted: bool, goes_on: bool = False) -> tuple[int, NightmillError | None]:

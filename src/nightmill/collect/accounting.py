@@ -223,14 +223,14 @@ class _Reader:
         acc.models.update(model for model in set(answers.models) if model)
         acc.lines[n] = acc.lines.get(n, 0) + len(places)
         acc.answered[n] = acc.answered.get(n, 0) + len(places)
+        tokens = (answers.input_tokens, answers.output_tokens, answers.cached_tokens, answers.cache_write_tokens)
+        acc.list_nanos += self._list_sheet.sum_of_costs(*tokens)
         if not self._cached:
-            tokens = (answers.input_tokens, answers.output_tokens, answers.cached_tokens, answers.cache_write_tokens)
             acc.calls += len(places)
             acc.tokens_in += sum(answers.input_tokens)
             acc.tokens_out += sum(answers.output_tokens)
             acc.tokens_cached += sum(answers.cached_tokens)
             acc.spent[n] = acc.spent.get(n, 0) + self._sheet.sum_of_costs(*tokens)
-            acc.list_nanos += self._list_sheet.sum_of_costs(*tokens)
         return True
 
     def read_journal(self, stream: Iterator[bytes], pending: set[str], lost: list[str]) -> None:
@@ -341,13 +341,13 @@ class _Reader:
         if not usages:
             return
         acc.answered[self.n] = acc.answered.get(self.n, 0) + len(usages)
+        acc.list_nanos += self._list_sheet.total(usages)
         if not self._cached:
             acc.calls += len(usages)
             acc.tokens_in += sum([usage.input_tokens for usage in usages])
             acc.tokens_out += sum([usage.output_tokens for usage in usages])
             acc.tokens_cached += sum([usage.cached_tokens for usage in usages])
             acc.spent[self.n] = acc.spent.get(self.n, 0) + self._sheet.total(usages)
-            acc.list_nanos += self._list_sheet.total(usages)
         usages.clear()
 
     def _unknown(self, outcome: Outcome) -> None:

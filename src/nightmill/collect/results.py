@@ -60,6 +60,7 @@ class RowCounts:
     pending: int = 0
     invalid: int = 0
     failures: dict[str, int] = field(default_factory=dict)
+    folded_list_nanos: int = 0  # what duplicates would have cost, had each been sent live
 
     def add(self, outcome: Succeeded | Failed | None) -> None:
         if isinstance(outcome, Succeeded):
@@ -84,6 +85,7 @@ class JobFiles:
     bad: StoredFile | None  # rows of which no request could be made
     shards: Sequence[Shard]  # all, by number
     sheets: Mapping[str, PriceSheet]  # by shard tag, where a price was pinned
+    list_sheet: PriceSheet | None = None  # the live standard price, where what was saved is to be counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ class Results:
                         self.counts.succeeded += len(rows.lines)
                         table.add_run(rows)
                     else:
-                        self.counts.add(rows.outcome)
+                        self._count(rows, is_twin=rows.index in twins)
                         table.add_row(rows, is_twin=rows.index in twins)
                     if keep is not None:
                         self._keep(keep, salt, sent, rows, twins)
@@ -184,6 +186,11 @@ class Results:
         return StoredFile(out.ref, wire.RESULTS, n=n, first=first, last=end - 1)
 
     # -- rows ----------------------------------------------------------------------------------
+
+    def _count(self, row: _Row, *, is_twin: bool) -> None:
+        self.counts.add(row.outcome)
+        if is_twin and row.usage is not None and self._files.list_sheet is not None:
+            self.counts.folded_list_nanos += self._files.list_sheet.cost(row.usage)
 
     def _prompts(self, batch: pa.RecordBatch, start: int, bad: Container[int]) -> pa.Array:
         """What each row asks; nothing where no request could be made."""

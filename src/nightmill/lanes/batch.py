@@ -29,7 +29,7 @@ from nightmill.ledger import (
     SubmissionState,
 )
 from nightmill.providers import BatchProvider, BatchView, LiveReply
-from nightmill.types import FailureKind, ShardState
+from nightmill.types import FailureKind, FileRef, ShardState
 
 log = logging.getLogger(__name__)
 
@@ -422,6 +422,9 @@ async def _refused_whole(desk: Desk, work: Work, shard: Shard, sub: Submission, 
     """The provider took the batch and refused it as a whole: nothing ran."""
     error = view.refusal if isinstance(view.refusal, ProviderError) else Refused("the batch failed without a reason")
     log.warning("shard %s: batch %s failed: %s", shard.tag, view.id, error.logged)
+    if wire.is_foreign(shard):  # made elsewhere: it is not ours to send again
+        await _fail_rows(desk, work, shard, sub, await asyncio.to_thread(_line_ids, desk, shard), error)
+        return
     row = None
     if isinstance(error, Refused) and error.scope == "line" and error.line:
         lines = list(await asyncio.to_thread(_line_ids, desk, shard))
@@ -429,7 +432,7 @@ async def _refused_whole(desk: Desk, work: Work, shard: Shard, sub: Submission, 
     if row is None:
         await _not_sent(desk, work, shard, sub, _named(view, error))
     else:
-        await _fail_line(desk, work, shard, sub, row, error)
+        await _fail_rows(desk, work, shard, sub, [row], error)
 
 
 def _named(view: BatchView, error: ProviderError) -> ProviderError:
@@ -447,16 +450,18 @@ def _line_ids(desk: Desk, shard: Shard) -> list[int]:
     return [index for index, _ in wire.shard_lines(desk.store, shard)]
 
 
-async def _fail_line(desk: Desk, work: Work, shard: Shard, sub: Submission, row: int, error: ProviderError) -> None:
-    """The named row fails, with the provider's words; the rest goes into new shards."""
+async def _fail_rows(
+    desk: Desk, work: Work, shard: Shard, sub: Submission, rows: Sequence[int], error: ProviderError
+) -> None:
+    """These rows fail, with the provider's words; the rest goes into new shards."""
 
     def cut() -> tuple[StoredFile, list[Any]]:
-        body = work.provider.error_body(said(error))
-        line = work.provider.reply_line(f"{shard.tag}-{row}", LiveReply(400, body), 0.0)
+        reply = LiveReply(400, work.provider.error_body(said(error)))
         path = f"{desk.store.job_folder(shard.job_id)}/wire/{sub.name}.{shard.epoch}.refused.jsonl"
         with desk.store.create(path) as out:
-            out.write(line)
-        rest = {index for index in _line_ids(desk, shard) if index != row}
+            for row in rows:
+                out.write(work.provider.reply_line(f"{shard.tag}-{row}", reply, 0.0))
+        rest = {index for index in _line_ids(desk, shard) if index not in rows} if len(rows) < shard.count else set()
         most = -(-len(rest) // 2) if shard.splits + 1 >= LINE_SPLITS else 0
         new = work.scissors.again(shard, rest, most=most) if rest else []
         return StoredFile(out.ref, wire.ERROR, shard.tag, sub.n), [replace(s, splits=s.splits + 1) for s in new]
@@ -464,7 +469,7 @@ async def _fail_line(desk: Desk, work: Work, shard: Shard, sub: Submission, row:
     file, leftovers = await asyncio.to_thread(cut)
     settlement = Settlement(
         counts=Counts(failed=shard.count), bookings=(Booking(sub.n, 0, 0, 0),),
-        resent=Counts(failed=shard.count - 1), failures={FailureKind.BAD_REQUEST.value: 1},
+        resent=Counts(failed=shard.count - len(rows)), failures={FailureKind.BAD_REQUEST.value: len(rows)},
         leftovers=tuple(leftovers), files=(file,), reason=said(error),
     )  # fmt: skip
     await desk.book(desk.ledger.settle, shard, settlement)
@@ -556,9 +561,16 @@ async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard:
         for kind, file_id in files.items():
             path = f"{folder}/{sub.name}.{shard.epoch}.{read}.{kind}.jsonl"
             if kind in wanted and file_id and await provider.fetch(file_id, desk.store.path(path)):
-                ref = await asyncio.to_thread(desk.store.seal, path)
+                ref = await asyncio.to_thread(kept, desk, shard, path)
                 stored.append(StoredFile(ref, kind, shard.tag, sub.n, read_as))
     return await desk.book(desk.ledger.note_fetched, shard, read, stored, seen)
+
+
+def kept(desk: Desk, shard: Shard, path: str) -> FileRef:
+    """A result file that was just fetched to ``path``, as the ledger is to hold it."""
+    if wire.is_foreign(shard):
+        return wire.named_as_ours(desk.store, shard, path, f"{path.removesuffix('.jsonl')}.named.jsonl")
+    return desk.store.seal(path)
 
 
 def _to_read(shard: Shard, sub: Submission, read: int) -> tuple[set[str], int]:

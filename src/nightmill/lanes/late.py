@@ -15,7 +15,7 @@ from nightmill import wire
 from nightmill.errors import ProviderError, Refused
 from nightmill.killpoints import reach
 from nightmill.lanes import Desk
-from nightmill.lanes.batch import KEPT_S, facts, find_batches, has_answers, is_of, view_of
+from nightmill.lanes.batch import KEPT_S, facts, find_batches, has_answers, is_of, kept, view_of
 from nightmill.ledger import CAME_LATE, Job, Late, LateBatch, Shard, StoredFile, Submission, SubmissionState
 from nightmill.providers import BatchProvider, BatchView
 from nightmill.types import Lane, ShardState
@@ -112,7 +112,7 @@ async def _appeared(
         here = {f.kind for f in shard.files if f.n == sub.n}
         offered = {wire.OUTPUT: view.output_file, wire.ERROR: view.error_file}
         new = [
-            await _fetched(desk, provider, sub, kind, file_id)
+            await _fetched(desk, provider, shard, sub, kind, file_id)
             for kind, file_id in offered.items()
             if file_id and kind not in here
         ]
@@ -124,7 +124,9 @@ async def _appeared(
     return files, seen
 
 
-async def _fetched(desk: Desk, provider: BatchProvider, sub: Submission, kind: str, file_id: str) -> StoredFile | None:
+async def _fetched(
+    desk: Desk, provider: BatchProvider, shard: Shard, sub: Submission, kind: str, file_id: str
+) -> StoredFile | None:
     """A late result file in the store; None: the provider does not have it (any more)."""
     job_id = sub.tag.rpartition("-")[0]
     path = f"{desk.store.job_folder(job_id)}/wire/{sub.name}.late.{secrets.token_hex(4)}.{kind}.jsonl"
@@ -136,6 +138,6 @@ async def _fetched(desk: Desk, provider: BatchProvider, sub: Submission, kind: s
     except ProviderError:  # the next look has a name of its own
         to.unlink(missing_ok=True)
         raise
-    ref = await asyncio.to_thread(desk.store.seal, path)
+    ref = await asyncio.to_thread(kept, desk, shard, path)
     reach("late.fetched")
     return StoredFile(ref, kind, sub.tag, sub.n, CAME_LATE)

@@ -6,6 +6,7 @@ commit. What it hands out are frozen records.
 
 from __future__ import annotations
 
+from nightmill.ledger.accounts import AccountVerbs
 from nightmill.ledger.attendance import AttendanceVerbs
 from nightmill.ledger.health import Health, HealthVerbs
 from nightmill.ledger.history import Event, HistoryVerbs
@@ -18,7 +19,9 @@ from nightmill.ledger.records import (
     Booking,
     Counts,
     Denied,
+    ForeignBatch,
     Job,
+    KnownBatch,
     Late,
     LateBatch,
     LateSettlement,
@@ -33,6 +36,7 @@ from nightmill.ledger.records import (
     SubmissionState,
     Tally,
 )
+from nightmill.ledger.savings import Saved, SavingsVerbs
 from nightmill.ledger.standing import OUTCOMES, Standing, standing_of, with_answers
 
 LEDGER_NAME = "nightmill.db"  # in the home
@@ -46,8 +50,10 @@ __all__ = [
     "Deletion",
     "Denied",
     "Event",
+    "ForeignBatch",
     "Health",
     "Job",
+    "KnownBatch",
     "Late",
     "LateBatch",
     "LateSettlement",
@@ -56,6 +62,7 @@ __all__ = [
     "Moved",
     "NewShard",
     "Outside",
+    "Saved",
     "Settlement",
     "Shard",
     "Standing",
@@ -68,5 +75,15 @@ __all__ = [
 ]
 
 
-class Ledger(JobVerbs, LateVerbs, MoneyVerbs, AttendanceVerbs, HistoryVerbs, HousekeepingVerbs, HealthVerbs):
+class Ledger(
+    JobVerbs,
+    LateVerbs,
+    AccountVerbs,
+    MoneyVerbs,
+    AttendanceVerbs,
+    HistoryVerbs,
+    SavingsVerbs,
+    HousekeepingVerbs,
+    HealthVerbs,
+):
     """All transactional state. Open it with the path of its database file."""

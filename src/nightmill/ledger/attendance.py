@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, case, func, or_, select
 
 from nightmill.ledger._database import Database
 from nightmill.ledger.schema import jobs, shards, workers
 from nightmill.ledger.shards import _workable
+from nightmill.types import JobState, ShardState
 
 
 class AttendanceVerbs(Database):
@@ -32,3 +33,14 @@ class AttendanceVerbs(Database):
 
     def _is_another(self, owner: str | None) -> bool:
         return owner is not None and owner != self.me and not self.is_dead(owner)
+
+    def is_handed_over(self, job_id: str) -> bool:
+        """Whether all of the job that can go out now is out, and something of it is still to come back."""
+        runs = and_(jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)), jobs.c.cancel_requested == 0)
+        ready = and_(shards.c.state == ShardState.PLANNED, shards.c.due <= self.moment(), runs)
+        to_do = case((or_(ready, shards.c.state == ShardState.SUBMITTING), 1), else_=0)
+        which = and_(shards.c.job_id == job_id, shards.c.state != ShardState.SETTLED)
+        counts = select(func.count(), func.sum(to_do)).select_from(shards).join(jobs, jobs.c.id == shards.c.job_id)
+        with self._read() as connection:
+            unsettled, left = connection.execute(counts.where(which)).one()
+        return bool(unsettled) and not left

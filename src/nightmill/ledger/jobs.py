@@ -400,13 +400,17 @@ class JobVerbs(Database):
     def tally(self, job_id: str) -> Tally:
         """The job in numbers, from the sums of its shards: no file is read."""
         mine = shards.c.job_id == job_id
+        paid_for = case((shards.c.lane == Lane.CACHE, 0), else_=shards.c.list_nanos)
         sums = ("succeeded", "failed", "missing", "expired", "cancelled", "resent_failed", "resent_missing",
-                "resent_expired", "extra_answers", "unknown_ids", "tokens_in", "tokens_out", "tokens_cached",
-                "list_nanos")  # fmt: skip
+                "resent_expired", "extra_answers", "unknown_ids", "tokens_in", "tokens_out",
+                "tokens_cached")  # fmt: skip
         with self._read() as connection:
             total = (
                 connection.execute(
-                    select(*(func.coalesce(func.sum(shards.c[name]), 0).label(name) for name in sums)).where(mine)
+                    select(
+                        *(func.coalesce(func.sum(shards.c[name]), 0).label(name) for name in sums),
+                        func.coalesce(func.sum(paid_for), 0).label("list_nanos"),
+                    ).where(mine)
                 )
                 .one()
                 ._mapping
@@ -430,7 +434,7 @@ class JobVerbs(Database):
             for (text,) in connection.execute(select(shards.c.failures).where(mine, shards.c.failures.is_not(None))):
                 for kind, count in json.loads(text).items():
                     failures[kind] = failures.get(kind, 0) + count
-        t = {name: int(total[name]) for name in sums}
+        t = {name: int(total[name]) for name in (*sums, "list_nanos")}
         final = Counts(t["succeeded"], t["failed"] - t["resent_failed"], t["missing"] - t["resent_missing"],
                        t["expired"] - t["resent_expired"], t["cancelled"])  # fmt: skip
         return Tally(

@@ -198,6 +198,41 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class ForeignBatch:
+    """A batch at a provider that this ledger did not make."""
+
+    id: str
+    account: str
+    model: str
+    status: str
+    created_at: float  # unix seconds, provider's clock
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBatch:
+    """A batch as this ledger knows it."""
+
+    id: str
+    account: str
+    job_id: str
+    tag: str
+    n: int
+    state: ShardState  # of its shard
+    booked: bool
+    status: str | None  # the provider's own word, last seen
+    spent_nanos: int
+    unproven_nanos: int
+    hold_nanos: int
+    intent_at: float  # unix seconds, provider's clock
+    price: str | None  # JSON of the price sheet pinned on its shard
+
+    @property
+    def proven_nanos(self) -> int:
+        """What its answers cost."""
+        return self.spent_nanos - self.unproven_nanos
+
+
+@dataclass(frozen=True, slots=True)
 class LateBatch:
     """A batch that turned up after its shard had settled."""
 

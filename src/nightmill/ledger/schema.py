@@ -63,7 +63,7 @@ jobs = Table(
     _int("duplicates"),
     _int("cached"),
     _int("next_seq"),
-    Column("counts", Text),  # JSON of final row counts, written when the job ends
+    Column("counts", Text),  # JSON of final row counts, and what was folded; written when the job ends
     Column("cancel_requested", Integer, nullable=False, server_default=text("0")),
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),
@@ -128,7 +128,7 @@ shards = Table(
     _int("tokens_in"),
     _int("tokens_out"),
     _int("tokens_cached"),
-    _int("list_nanos"),  # what the same usage costs at the live standard price
+    _int("list_nanos"),  # what the same usage costs at the live standard price, paid or from the cache
     Column("failures", Text),  # JSON {kind: rows}
     Column("settled_at", Float),
     _states("state", ShardState),

@@ -88,6 +88,13 @@ def insert_files(connection: Connection, job_id: str, stored: Iterable[StoredFil
         connection.execute(_FILE, rows)
 
 
+def of_batch(connection: Connection, batch_id: str) -> str | None:
+    """The name of the submission that has this batch; None: no shard has it."""
+    which = submissions.c.batch_id == batch_id
+    found = connection.execute(select(submissions.c.tag, submissions.c.n).where(which)).first()
+    return f"{found.tag}.{found.n}" if found else None
+
+
 def raise_alerts(connection: Connection, job_id: str, tag: str | None, found: Iterable[tuple[str, str]]) -> None:
     for kind, text in found:
         connection.execute(insert(alerts).values(at=wall(), job_id=job_id, tag=tag, kind=kind, text=text))
@@ -413,10 +420,8 @@ class ShardVerbs(Database):
 
     def submission_of(self, batch_id: str) -> str | None:
         """The name of the submission that has this batch; None: no shard has it."""
-        which = submissions.c.batch_id == batch_id
         with self._read() as connection:
-            found = connection.execute(select(submissions.c.tag, submissions.c.n).where(which)).first()
-        return f"{found.tag}.{found.n}" if found else None
+            return of_batch(connection, batch_id)
 
     def shards_of(self, job_id: str, *states: ShardState) -> list[Shard]:
         """The job's shards in order, all or those in ``states``."""

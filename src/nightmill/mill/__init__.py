@@ -11,9 +11,13 @@ is in the room that is named after it:
     reading      results in input order, and writing them to files
     checkpoint   where a job stands, word by word, in a file that is kept up to date
     again        failed rows once more
+    detaching    hand over, and leave the rest to whoever comes back
     doubt        what a person says became of a shard
     late         what came for a job that had ended
     listing      what is usable here, and what it costs
+    adopting     a batch that was made elsewhere becomes a job
+    surveying    every batch at a provider, and what of it is ours
+    reconciling  our books against a provider's own totals
     housekeeping finished jobs deleted, and what nobody needs removed
 """
 
@@ -31,16 +35,33 @@ import pyarrow as pa
 from nightmill.config import Settings
 from nightmill.engine import Engine, JobKit, Stop
 from nightmill.errors import Conflict
-from nightmill.ledger import LEDGER_NAME, Event, Job, Limit, Shard, Standing, Tally
-from nightmill.mill import again, doubt, following, housekeeping, late, planning, reading, submitting
+from nightmill.ledger import LEDGER_NAME, Event, Job, Limit, Saved, Shard, Standing, Tally
+from nightmill.mill import (
+    adopting,
+    again,
+    detaching,
+    doubt,
+    following,
+    housekeeping,
+    late,
+    planning,
+    reading,
+    reconciling,
+    submitting,
+    surveying,
+)
+from nightmill.mill.adopting import Adopted
 from nightmill.mill.again import Again
 from nightmill.mill.checkpoint import Checkpoint
+from nightmill.mill.detaching import Handed
 from nightmill.mill.following import Follower, Look
 from nightmill.mill.home import Home
 from nightmill.mill.housekeeping import Swept
 from nightmill.mill.planning import LaneCost, Prepared, RunOptions
 from nightmill.mill.reading import Group
+from nightmill.mill.reconciling import Compared, Match, Reconciled
 from nightmill.mill.submitting import check_affordable
+from nightmill.mill.surveying import ListedBatch, Listing
 from nightmill.pricing import PriceSheet
 from nightmill.sinks import About, Format, Origin, Target, check_fit
 from nightmill.sinks.exports import check_targets
@@ -104,9 +125,12 @@ class Mill:
         """
         return planning.prepare(self.home, options)
 
-    def rehearse(self, options: RunOptions) -> Prepared:
-        """`prepare` in a folder that is gone afterwards: nothing is written to the home."""
-        return planning.rehearse(self.home, options)
+    def rehearse(self, options: RunOptions, save_to: Path | None = None) -> Prepared:
+        """`prepare` in a folder that is gone afterwards: nothing is written to the home.
+
+        With ``save_to`` the requests are kept in that new folder, a file for each shard, as a provider takes it.
+        """
+        return planning.rehearse(self.home, options, save_to)
 
     def lane_costs(self, prepared: Prepared) -> list[LaneCost]:
         """What the plan would cost in each lane that its model has, batch first."""
@@ -153,6 +177,16 @@ class Mill:
     ) -> None:
         """Work on jobs until they are done or paused. Paused ones go on first where they can."""
         await Engine(self.desk, self.open_kit, stop or Stop(), on_change).run(job_ids)
+
+    async def hand_over(
+        self, job_ids: Sequence[str], stop: Stop | None = None, on_change: Callable[[str], None] | None = None
+    ) -> None:
+        """Work on jobs only until all of them that can go out now is out; a later `run` brings the answers."""
+        await detaching.hand_over(self.home, job_ids, stop or Stop(), on_change)
+
+    def handed(self, job: Job) -> Handed:
+        """What of a job is at the provider, and until when it has to be collected. Asks nobody."""
+        return detaching.handed(self.home, job)
 
     def resume(self, job: Job) -> None:
         """Let a paused job go on, at today's price; a later `run` works on it."""
@@ -264,6 +298,10 @@ class Mill:
         """The job in rows and money, answers that are not settled yet included."""
         return following.standing(self.home, job)
 
+    def saved(self, job: Job | None = None) -> dict[str, Saved]:
+        """What every job, or one, saved against live calls at the list price, by its id; newest first."""
+        return self.ledger.saved(job.id if job else None)
+
     def follow(self, job_ids: Sequence[str]) -> Follower:
         """Where jobs stand, as often as one asks."""
         return Follower(self.home, job_ids)
@@ -361,6 +399,31 @@ class Mill:
         """
         return await late.look_again(self.home, job)
 
+    async def list_batches(self, provider: str | None = None) -> list[Listing]:
+        """All batches at a provider, or at each there is a key for, newest first; one that fails hides no other.
+
+        Raises UsageError: no such provider, or no key for any.
+        """
+        return await surveying.list_batches(self.home, provider)
+
+    async def reconcile(self, provider: str | None = None) -> list[Reconciled]:
+        """Hold our books against a provider's own totals, batch by batch; unproven money that they prove is booked.
+
+        Raises UsageError: no such provider, or no key for any.
+        """
+        return await reconciling.reconcile(self.home, provider)
+
+    async def adopt(self, reference: str, *, name: str | None = None) -> Adopted:
+        """Make the batch ``PROVIDER/BATCH_ID``, made elsewhere, a job; a later `run` waits for it and brings answers.
+
+        Twice is the same job. What it may cost is held, and no limit refuses that: the money is committed already.
+
+        Raises:
+            UsageError (UnknownPrice), ProviderError: nothing of it is left.
+            Conflict: it is the batch of a job that was sent from here.
+        """
+        return await adopting.adopt(self.home, reference, name=name)
+
     async def resolve(self, shard: Shard, *, adopt: str | None = None, resend: bool = False) -> str:
         """End a shard's doubt by a person's word: adopt a batch, send again, or write it off; what was done.
 
@@ -371,19 +434,27 @@ class Mill:
 
 
 __all__ = [
+    "Adopted",
     "Again",
     "Alert",
     "Checkpoint",
+    "Compared",
     "Event",
     "Follower",
     "Group",
+    "Handed",
     "Job",
     "LaneCost",
     "Limit",
+    "ListedBatch",
+    "Listing",
     "Look",
+    "Match",
     "Mill",
     "Prepared",
+    "Reconciled",
     "RunOptions",
+    "Saved",
     "Shard",
     "Standing",
     "Swept",

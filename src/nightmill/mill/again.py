@@ -42,6 +42,12 @@ def prepare(home: Home, job: Job, *, max_output: int | None = None, temperature:
         raise Conflict(
             f"job {job.id} is not finished", why=f"it is {job.state}", fix=f"nightmill resume {job.id}, then retry"
         )
+    if "adopted" in job.spec:
+        raise Conflict(
+            f"job {job.id} is a batch that was made elsewhere",
+            why="nightmill knows what was sent in it, but not on whose word it may be sent again",
+            fix=f"nightmill results {job.id} --failed names the rows; send them where the batch was made",
+        )
     if job.spec.get("wire"):
         raise Conflict(
             f"job {job.id} cannot be gone on with", why="its answers as they came were removed by wire_days",

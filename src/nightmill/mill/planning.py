@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nightmill.errors import Conflict, InputError, TaskError, UsageError
+from nightmill.errors import Conflict, InputError, StoreError, TaskError, UsageError
 from nightmill.ledger import Job, Limit
 from nightmill.mill.home import Home
 from nightmill.plan import (
@@ -140,7 +141,7 @@ def prepare(home: Home, options: RunOptions) -> Prepared:
 
 def _prepare(home: Home, options: RunOptions, whole: bool) -> Prepared:
     draft = _draft(home, options, whole)
-    job_id = _new_id()
+    job_id = new_id()
     for dead in home.ledger.begin_plan(job_id, model=draft.model, lane=draft.order.lane):
         home.store.drop_folder(home.store.job_folder(dead))
     try:
@@ -150,15 +151,36 @@ def _prepare(home: Home, options: RunOptions, whole: bool) -> Prepared:
         raise
 
 
-def rehearse(home: Home, options: RunOptions) -> Prepared:
-    """`prepare` in a folder that is gone afterwards: nothing is written to the home."""
-    return _after_a_look(partial(_rehearse, home, options))
+def rehearse(home: Home, options: RunOptions, save_to: Path | None = None) -> Prepared:
+    """`prepare` in a folder that is gone afterwards: nothing is written to the home.
+
+    What would be sent is kept in the folder ``save_to``, a file for each shard, as a provider takes it.
+    """
+    if save_to is not None and save_to.exists() and (not save_to.is_dir() or any(save_to.iterdir())):
+        what = f"{save_to} is no empty folder"
+        raise UsageError(what, why="requests are kept in a folder of their own", fix="name one that does not exist yet")
+    return _after_a_look(partial(_rehearse, home, options, save_to))
 
 
-def _rehearse(home: Home, options: RunOptions, whole: bool) -> Prepared:
+def _rehearse(home: Home, options: RunOptions, save_to: Path | None, whole: bool) -> Prepared:
     draft = _draft(home, options, whole)
     with tempfile.TemporaryDirectory(prefix="nightmill-dry-", ignore_cleanup_errors=True) as folder:
-        return _planned(home, options, draft, Store(Path(folder)), _new_id())
+        prepared = _planned(home, options, draft, Store(Path(folder)), new_id())
+        if save_to is not None:
+            _save_requests(Path(folder), prepared, save_to)
+        return prepared
+
+
+def _save_requests(folder: Path, prepared: Prepared, save_to: Path) -> None:
+    """Copies of the shard files. Raises StoreError."""
+    try:
+        save_to.mkdir(parents=True, exist_ok=True)
+        for shard in prepared.plan.shards:
+            if shard.lane is not Lane.CACHE:
+                shutil.copyfile(folder / shard.file.path, save_to / Path(shard.file.path).name)
+    except OSError as error:
+        why, fix = error.strerror or str(error), "free some space, or name another folder"
+        raise StoreError(f"cannot write the requests to {save_to}", why=why, fix=fix) from error
 
 
 def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_id: str) -> Prepared:
@@ -319,7 +341,7 @@ def _unfinished_like(home: Home, plan: Plan, spec: dict[str, Any], options: RunO
     return job
 
 
-def _new_id() -> str:
+def new_id() -> str:
     """A job id: sorts by time, 14 characters, the last four random."""
     milliseconds = time.time_ns() // 1_000_000
     stamp = "".join(_CROCKFORD[milliseconds >> shift & 31] for shift in range(45, -1, -5))

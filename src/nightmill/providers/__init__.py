@@ -7,12 +7,12 @@ satisfies (`BatchProvider`, `LiveProvider`), how much in its `Limits`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from nightmill.types import Answer, Endpoint
+from nightmill.types import Answer, Endpoint, Usage
 
 Request = Mapping[str, Any]  # canonical: an OpenAI chat-completions, embeddings or responses body
 
@@ -98,6 +98,21 @@ class BatchView:
     input_file: str | None = None
     refusal: Exception | None = None  # for phase "failed": errors.Limited or errors.Refused
     model: str | None = None
+    url: str | None = None  # the endpoint of its requests
+    expires_at: float | None = None  # unix seconds; when its window closes
+    usage: Usage | None = None  # the provider's own totals, all requests together; None = it does not say
+
+
+@dataclass(frozen=True, slots=True)
+class SentRequest:
+    """One request of a batch that somebody else made."""
+
+    custom_id: str
+    url: str
+    body: bytes  # JSON
+    model: str
+    prompt: str  # what it asks, as text; empty where it asks for something else
+    cap_tokens: int | None  # most output tokens; None: it names no cap
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +243,22 @@ class BatchProvider(Provider, Protocol):
 
     def clock_skew_s(self) -> float:
         """Provider's clock minus ours, from the last ``Date`` header; 0.0 before any answer."""
+        ...
+
+
+@runtime_checkable
+class OpenBatches(BatchProvider, Protocol):
+    """A provider that shows every batch of an account, whoever made it, with what was sent in it."""
+
+    def batches(self) -> AsyncIterator[BatchView]:
+        """Every batch of this account, newest first, all pages.
+
+        Raises ProviderError (any kind): what came before was not all.
+        """
+        ...
+
+    def decode_request(self, line: bytes) -> SentRequest:
+        """One line of a batch's input file. Raises ValueError: it is no request."""
         ...
 
 

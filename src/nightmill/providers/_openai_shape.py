@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from nightmill.errors import CannotCarry
-from nightmill.providers import LiveReply, PlainAnswers, Request, endpoint_of
+from nightmill.providers import LiveReply, PlainAnswers, Request, SentRequest, endpoint_of
 from nightmill.providers._http import shorten
 from nightmill.types import Answer, Failed, FailureKind, Outcome, Succeeded, Usage
 
@@ -541,6 +541,29 @@ def inputs_of(body: Mapping[str, Any]) -> int:
 def line_pieces(url: str) -> tuple[bytes, bytes, bytes]:
     """The fixed parts of a shard line, newline included: before the custom_id, before the body, the end."""
     return b'{"custom_id":', b',"method":"POST","url":' + _encode(url) + b',"body":', b"}\n"
+
+
+def decode_request(line: bytes) -> SentRequest:
+    """One line of an input file, whoever wrote it. Raises ValueError: it is no request."""
+    asked = load_json(line)
+    body = asked.get("body") if isinstance(asked, dict) else None
+    texts = [asked.get(name) for name in ("custom_id", "url")] if isinstance(asked, dict) else []
+    model = body.get("model") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(model, str) or not all(isinstance(t, str) and t for t in texts):
+        raise ValueError("it lacks a custom_id, a url, or a body that names a model")
+    cap: int | None = 0
+    if not str(texts[1]).endswith("/embeddings"):
+        caps = [body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens")]
+        cap = next((cap * max(1, count(body.get("n"))) for cap in caps if isinstance(cap, int)), None)
+    return SentRequest(scrub(str(texts[0])), str(texts[1]), json_line(body), model, scrub(_asked(body)), cap)
+
+
+def _asked(body: Mapping[str, Any]) -> str:
+    """The text that a body asks about: that of its last message, or its input."""
+    said = body.get("messages", body.get("input"))
+    if isinstance(said, list) and said and isinstance(said[-1], dict):
+        said = _parts(said[-1].get("content"))[0]
+    return said if isinstance(said, str) else json_line({"input": said}).decode() if said else ""
 
 
 def reply_line(custom_id: str, reply: LiveReply, duration_s: float) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 from nightmill.errors import Limited, ProviderError, Refused, Uncertain
 from nightmill.providers import BatchView, RateHint
 from nightmill.providers._http import Reply, retry_after_s, shorten
-from nightmill.providers._openai_shape import ABOUT_JOB, FILTERED, count, facts, own_error, status_in
+from nightmill.providers._openai_shape import ABOUT_JOB, FILTERED, count, facts, own_error, status_in, usage_of
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,9 @@ def batch_view(batch: Mapping[str, Any]) -> BatchView:
         input_file=_text(batch.get("input_file_id")),
         refusal=_why_failed(batch.get("errors")) if phase == "failed" else None,
         model=_text(batch.get("model")),
+        url=_text(batch.get("endpoint")),
+        expires_at=_moment(batch.get("expires_at")) or None,
+        usage=usage_of(batch),
     )
 
 

@@ -17,11 +17,11 @@ import msgspec
 
 from nightmill.config import Timing
 from nightmill.errors import NeverSent, ProviderError, Refused, Uncertain, UsageError
-from nightmill.providers import Account, BatchView, Encoded, LiveReply, Request
+from nightmill.providers import Account, BatchView, Encoded, LiveReply, Request, SentRequest
 from nightmill.providers._env import is_nearby, no_key, sendable
 from nightmill.providers._fitting import fitted
 from nightmill.providers._http import Http, Reply, shorten
-from nightmill.providers._openai_shape import OpenAILines, is_own, load_json, own_error
+from nightmill.providers._openai_shape import OpenAILines, decode_request, is_own, load_json, own_error
 from nightmill.providers._openai_talk import METADATA_KEY, batch_view, failure, must_stop, rate_hint, true_status
 from nightmill.providers.servers import Server
 
@@ -188,6 +188,18 @@ class Batches(Compatible):
             if newest_first and last < min(newest, since - _LIST_MARGIN_S):
                 break
         return found
+
+    async def batches(self) -> AsyncIterator[BatchView]:
+        """See `OpenBatches.batches`."""
+        async for page in self._pages("list", "/batches", {"limit": str(_PAGE)}):
+            for item in page:
+                if not isinstance(item.get("status"), str):
+                    raise Uncertain("list: a batch in the list has no status", why=f"batch {item['id']}")
+                yield batch_view(item)
+
+    def decode_request(self, line: bytes) -> SentRequest:
+        """See `OpenBatches.decode_request`."""
+        return decode_request(line)
 
     async def find_files(self, name: str) -> list[str]:
         """See `BatchProvider.find_files`."""

@@ -50,6 +50,21 @@ def offers(env: Mapping[str, str], tables: Tables = _NO_TABLES) -> list[Offer]:
     ]
 
 
+def account_model(name: str, env: Mapping[str, str], tables: Tables = _NO_TABLES) -> str:
+    """A model of the provider ``name``, for what is asked of its account and not of a model.
+
+    Raises:
+        UnknownModel: there is no such provider, or it has no batches.
+        UsageError: a table that cannot be used.
+    """
+    known = {offer.name: offer.example for offer in offers(env, tables) if "batch" in offer.lanes}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    fix = f"did you mean {near[0]}?" if near else "name one of these"
+    raise UnknownModel(f"no provider {name!r} with batches", why=f"there are {', '.join(known)}", fix=fix)
+
+
 def _offer(name: str, env: Mapping[str, str], tables: Tables) -> Offer:
     from nightmill.providers.compatible import address
 

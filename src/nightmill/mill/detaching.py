@@ -1,0 +1,67 @@
+"""Detaching: hand over what can go out now, and leave the rest to whoever comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nightmill.engine import Engine, Stop
+from nightmill.lanes.batch import KEPT_S
+from nightmill.ledger import Job
+from nightmill.mill.home import Home
+from nightmill.types import ShardState
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """What of a job is at the provider, and until when. Times are unix seconds, None where nothing is there."""
+
+    batches: tuple[str, ...]
+    rows: int
+    rows_left: int  # not handed over: they wait for money or for the provider's limits
+    done_by: float | None  # when the last of the batches has ended at the latest
+    collect_by: float | None  # from when on results of the first may be gone
+
+
+async def hand_over(
+    home: Home, job_ids: Sequence[str], stop: Stop, on_change: Callable[[str], None] | None = None
+) -> None:
+    """Work on jobs until all of them that can go out is out; what comes back meanwhile is kept as always."""
+    changed = asyncio.Event()
+    changed.set()
+
+    def note(job_id: str) -> None:
+        changed.set()
+        if on_change is not None:
+            on_change(job_id)
+
+    async def leave() -> None:
+        out = False
+        while not out:
+            await changed.wait()
+            changed.clear()
+            out = all([await home.desk.book(home.ledger.is_handed_over, job_id) for job_id in job_ids])
+        stop.gently.set()
+
+    watching = asyncio.create_task(leave())
+    try:
+        await Engine(home.desk, home.open_kit, stop, note).run(job_ids)
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+
+
+def handed(home: Home, job: Job) -> Handed:
+    """Where a job stands that was handed over. Asks nobody."""
+    shards = home.ledger.shards_of(job.id)
+    there = [shard for shard in shards if shard.state in (ShardState.WAITING, ShardState.COLLECTING)]
+    began = [shard.current.intent_at for shard in there]
+    window_s = home.provider(job.model).limits.window_s
+    return Handed(
+        tuple(shard.current.batch_id or "" for shard in there), sum(shard.count for shard in there),
+        sum(shard.count for shard in shards if shard.state is ShardState.PLANNED),
+        max(began) + window_s if began else None, min(began) + KEPT_S if began else None,
+    )  # fmt: skip

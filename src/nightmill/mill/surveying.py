@@ -1,0 +1,76 @@
+"""Surveying: every batch at a provider, whoever made it, and what of it is ours."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from nightmill.errors import NightmillError, UsageError
+from nightmill.ledger import KnownBatch
+from nightmill.mill.home import Home
+from nightmill.providers import BatchView, OpenBatches
+from nightmill.providers.resolve import account_model, available, offers
+
+
+@dataclass(frozen=True, slots=True)
+class ListedBatch:
+    """A batch as the provider has it, and as we do."""
+
+    provider: str
+    view: BatchView
+    known: KnownBatch | None  # None: not recorded here
+    shard: str | None  # the shard that sent it, also where it is not recorded yet; None: not ours
+
+
+@dataclass(slots=True)
+class Listing:
+    """What one provider says; what came before an ``error`` is not all there is."""
+
+    provider: str
+    account: str = ""
+    batches: list[ListedBatch] = field(default_factory=list)
+    error: NightmillError | None = None
+
+
+async def list_batches(home: Home, name: str | None = None) -> list[Listing]:
+    """All batches of a provider, or of each that there is a key for, newest first. One that fails hides no other.
+
+    Raises:
+        UsageError (UnknownModel): no such provider, or no key for any.
+    """
+    env, tables = home.settings.env, home.settings.providers
+    if name:
+        account_model(name, env, tables)
+    names = [name] if name else [o.name for o in offers(env, tables) if "batch" in o.lanes and not o.lacks]
+    if not names:
+        why = "; ".join(available(env, tables))
+        raise UsageError("no provider with batches can be asked", why=why, fix="set a key in the environment or .env")
+    return list(await asyncio.gather(*(_of_provider(home, each) for each in names)))
+
+
+async def _of_provider(home: Home, name: str) -> Listing:
+    listing = Listing(name)
+    try:
+        provider = home.provider(account_model(name, home.settings.env, home.settings.providers))
+    except NightmillError as error:
+        listing.error = error
+        return listing
+    listing.account = provider.account.id
+    try:
+        if not isinstance(provider, OpenBatches):
+            raise UsageError(f"{name} lists no batches", why="it has no such call", fix="ask for another provider")
+        known = home.ledger.known_batches(name)
+        async for view in provider.batches():
+            ours = known.get(view.id)
+            listing.batches.append(ListedBatch(name, view, ours, ours.tag if ours else _shard_of(home, view)))
+    except NightmillError as error:
+        listing.error = error
+    finally:
+        await provider.close()
+    return listing
+
+
+def _shard_of(home: Home, view: BatchView) -> str | None:
+    """The shard whose submission the batch says it is, though its id is not recorded: it is in doubt."""
+    shard = home.ledger.shard(view.submission.rpartition(".")[0]) if view.submission else None
+    return shard.tag if shard else None

@@ -111,6 +111,7 @@ def handed_object(there: Handed) -> dict[str, Any]:
     """What ``--json`` of a detached run says beside the job."""
     return {
         "detached": True, "batches": list(there.batches), "rows_at_provider": there.rows, "rows_left": there.rows_left,
+        "rows_in_doubt": there.rows_in_doubt,
         "done_by": iso_time(there.done_by), "collect_by": iso_time(there.collect_by),
     }  # fmt: skip
 
@@ -122,6 +123,8 @@ def handed_lines(job: Job, there: Handed) -> list[str]:
         lines.append(f"  done by {iso_time(there.done_by)} at the latest; collect before {iso_time(there.collect_by)}")
     if there.rows_left:
         lines.append(f"  {some(there.rows_left, 'row')} wait for money or for the provider's limits")
+    if there.rows_in_doubt:
+        lines.append(f"  {some(there.rows_in_doubt, 'row')} in doubt: the next command looks for their batch")
     return [*lines, f"  next: nightmill results {job.id} or nightmill watch {job.id}"]
 
 
@@ -180,6 +183,8 @@ def end_view(mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: b
         groups, estimated = [], 0
     over = job.state not in UNFINISHED
     after = [f"nightmill retry {job.id}", f"nightmill show {job.id} --failures"] if over and groups else []
+    if "adopted" in job.spec:  # nothing of it is sent again
+        after = after[1:]
     if not wrote and now.succeeded:
         after.append(f"nightmill results {job.id}")
     stopped = {"on_error": "too many rows failed", "cancelled": "" if over else "cancelled"}.get(job.stopped or "", "")

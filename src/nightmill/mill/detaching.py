@@ -21,6 +21,7 @@ class Handed:
     batches: tuple[str, ...]
     rows: int
     rows_left: int  # not handed over: they wait for money or for the provider's limits
+    rows_in_doubt: int  # handed over, and whether the provider has them is to be looked for
     done_by: float | None  # when the last of the batches has ended at the latest
     collect_by: float | None  # from when on results of the first may be gone
 
@@ -63,5 +64,6 @@ def handed(home: Home, job: Job) -> Handed:
     return Handed(
         tuple(shard.current.batch_id or "" for shard in there), sum(shard.count for shard in there),
         sum(shard.count for shard in shards if shard.state is ShardState.PLANNED),
+        sum(shard.count for shard in shards if shard.state in (ShardState.SUBMITTING, ShardState.IN_DOUBT)),
         max(began) + window_s if began else None, min(began) + KEPT_S if began else None,
     )  # fmt: skip

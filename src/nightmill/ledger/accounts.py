@@ -77,7 +77,7 @@ class AccountVerbs(ShardVerbs):
         columns = (sub.tag, sub.n, sub.job_id, sub.account, sub.batch_id, sub.status, sub.ended, sub.spent_nanos,
                    sub.unproven_nanos, sub.hold_nanos, sub.intent_at, shard.state, shard.price,
                    sub.state.label("booked"))  # fmt: skip
-        which = and_(sub.batch_id.is_not(None), sub.account.startswith(f"{provider}|"))
+        which = and_(sub.batch_id.is_not(None), sub.account.startswith(f"{provider}|", autoescape=True))
         with self._read() as connection:
             found = connection.execute(select(*columns).join(shards, shard.tag == sub.tag).where(which)).all()
         return {

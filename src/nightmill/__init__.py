@@ -1,5 +1,9 @@
 """nightmill: large numbers of LLM requests, priced first, never over budget, never lost, never paid twice.
 
+    import nightmill as nm
+    job = nm.run("reviews.csv", prompt="Sentiment of: {{ text }}", model="openai/gpt-5-mini", budget=2.00)
+    job.table()
+
 The public names are loaded when they are first used.
 """
 
@@ -8,18 +12,35 @@ from __future__ import annotations
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from nightmill import errors
+    from nightmill.api import Job, Mill, Options, Progress, Quote, Result, arun, quote, run
     from nightmill.config import Settings, load_settings
     from nightmill.errors import NightmillError
-    from nightmill.mill import Mill, RunOptions
     from nightmill.tasks import Messages, task
 
-__all__ = ["Messages", "Mill", "NightmillError", "RunOptions", "Settings", "load_settings", "task"]
+__all__ = [
+    "Job",
+    "Messages",
+    "Mill",
+    "NightmillError",
+    "Options",
+    "Progress",
+    "Quote",
+    "Result",
+    "Settings",
+    "arun",
+    "errors",
+    "load_settings",
+    "quote",
+    "run",
+    "task",
+]
 
+_API = ("Job", "Mill", "Options", "Progress", "Quote", "Result", "arun", "quote", "run")
 _HOMES = {
+    **dict.fromkeys(_API, "nightmill.api"),
     "Messages": "nightmill.tasks",
-    "Mill": "nightmill.mill",
     "NightmillError": "nightmill.errors",
-    "RunOptions": "nightmill.mill",
     "Settings": "nightmill.config",
     "load_settings": "nightmill.config",
     "task": "nightmill.tasks",
@@ -27,10 +48,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "errors":
+        return import_module("nightmill.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 

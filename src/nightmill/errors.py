@@ -8,6 +8,9 @@
     │   ├── UnknownPrice           exit 2  refuse rather than guess with money
     │   └── CannotCarry            exit 2  the provider cannot carry what was asked
     ├── OverBudget                 exit 4
+    ├── Paused                     exit 1  a job is not done; it can go on
+    ├── StoppedByErrors            exit 5  a job ended early, since too many of its rows failed
+    ├── WasCancelled               exit 1  a job was ended on request
     ├── Conflict                   exit 2  the ledger holds something that contradicts the call
     ├── LeaseLost                          another worker has the shard now; stop, touch nothing
     ├── StoreError                 exit 1  disk full, folder unwritable, file not as the ledger says
@@ -28,10 +31,14 @@ import re
 
 
 class NightmillError(Exception):
-    """Something a user can be told: ``what`` happened, ``why``, and how to ``fix`` it."""
+    """Something a user can be told: ``what`` happened, ``why``, and how to ``fix`` it.
+
+    ``job_id``: the job whose end it tells, where it tells one's.
+    """
 
     code = "error"
     exit_code = 1
+    job_id: str | None = None
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         super().__init__(what)
@@ -78,6 +85,19 @@ class CannotCarry(UsageError):
 class OverBudget(NightmillError):
     code = "over_budget"
     exit_code = 4
+
+
+class Paused(NightmillError):
+    code = "paused"
+
+
+class StoppedByErrors(NightmillError):
+    code = "on_error"
+    exit_code = 5
+
+
+class WasCancelled(NightmillError):
+    code = "cancelled"
 
 
 class Conflict(NightmillError):

@@ -72,3 +72,20 @@ def test_the_reference_is_what_the_code_says() -> None:
         [sys.executable, str(ROOT / "scripts" / "reference.py"), "--check"], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.req("A8")
+def test_the_examples_for_python_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader who types docs/python.md into one notebook, from top to bottom, gets through it."""
+    (tmp_path / "nightmill.toml").write_text(QUICK)
+    (tmp_path / "reviews.csv").write_text("id,text\n1,Late and wet.\n2,Wonderful!\n")
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(), re.DOTALL)
+    assert len(blocks) > 5
+    monkeypatch.chdir(tmp_path)
+    with in_thread(SimulatorConfig(speed=1000, answer_sigma=0.0)) as url:
+        for name, value in (("NIGHTMILL_HOME", "home"), ("OPENAI_API_KEY", "sk-test"), ("OPENAI_BASE_URL", url)):
+            monkeypatch.setenv(name, value)
+        names: dict[str, object] = {"__name__": "__main__"}
+        for block in blocks:
+            exec(compile(block, "docs/python.md", "exec"), names)
+    assert len((tmp_path / "words.jsonl").read_text().splitlines()) == 2

@@ -182,6 +182,20 @@ def test_a_reused_pid_is_another_process(ledger: Ledger) -> None:
     assert ledger.is_dead("/".join((boot + "x", namespace, pid, started)))
 
 
+def test_workers_of_one_process_are_as_many(ledger: Ledger, backend: Backend) -> None:
+    """Two threads share shards and limits as two processes do; what one held that ended is free at once."""
+    second = backend.open()
+    publish(ledger)
+    claim(second)
+    second.heartbeat(LEASE_S)
+    assert ledger.claim_due(lane=Lane.BATCH, limit=1, lease_s=LEASE_S) == []
+    assert not ledger.is_dead(second.me)
+    assert ledger.heartbeat(LEASE_S) == 2
+    second.close()
+    assert len(ledger.claim_due(lane=Lane.BATCH, limit=1, lease_s=LEASE_S)) == 1
+    assert ledger.heartbeat(LEASE_S) == 1
+
+
 @pytest.mark.parametrize("jump_s", [-1e7, 1e7])
 def test_a_jump_of_the_wall_clock_moves_nothing(
     ledger: Ledger, other: Ledger, monkeypatch: pytest.MonkeyPatch, jump_s: float

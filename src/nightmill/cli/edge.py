@@ -117,10 +117,10 @@ class Edge:
             return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     @contextmanager
-    def piped(self, inputs: Sequence[str]) -> Iterator[Path | None]:
-        """A file with what comes in by stdin, while the block lasts, where one of ``inputs`` asks for that."""
+    def piped(self, inputs: Sequence[str]) -> Iterator[dict[str, Path]]:
+        """``-`` and a file with what comes in by stdin, while the block lasts, where one of ``inputs`` asks for it."""
         if not any(name.rpartition(":")[2] == "-" for name in inputs):
-            yield None
+            yield {}
             return
         typed = sys.stdin.isatty()
         if typed:
@@ -135,7 +135,7 @@ class Edge:
             except OSError as error:
                 why = f"{tempfile.gettempdir()}: {error.strerror or error}"
                 raise StoreError("stdin cannot be kept", why=why, fix="free some space, or set TMPDIR") from error
-            yield Path(file.name)
+            yield {"-": Path(file.name)}
 
     def restore_signals(self) -> None:
         """SIGTERM is like Ctrl-C where no work is under way."""

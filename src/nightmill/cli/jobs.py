@@ -12,7 +12,7 @@ import click
 from nightmill.cli import flags, present, views
 from nightmill.cli.edge import Edge
 from nightmill.errors import UsageError
-from nightmill.mill import Event, Job, Mill, Shard
+from nightmill.mill import Event, Job, Mill, Shard, paused
 from nightmill.types import UNFINISHED, JobState, ShardState, usd
 
 _MOST_SHARDS = 20  # in the table; the newest are what one looks for
@@ -90,7 +90,7 @@ def _next_step(job: Job, shards: list[Shard]) -> list[str]:
     doubtful = [shard.tag for shard in shards if shard.state is ShardState.IN_DOUBT]
     lines = [f"  in doubt: nightmill resolve {tag} --adopt ID | --resend | --write-off" for tag in doubtful]
     if job.state is JobState.PAUSED:
-        lines.append(present.error_text(views.paused(job)))
+        lines.append(present.error_text(paused(job)))
     elif job.state in UNFINISHED:
         lines.append(f"  next: nightmill watch {job.id}")
     return lines

@@ -20,6 +20,7 @@ from nightmill.mill.templates import Template
 from nightmill.mill.templates import load as load_template
 from nightmill.mill.templates import save as save_template
 from nightmill.sinks import parse_target
+from nightmill.tasks import read_prompt
 from nightmill.types import UNFINISHED
 
 log = logging.getLogger(__name__)
@@ -103,8 +104,8 @@ def run(edge: Edge, **given: Any) -> int:
     lane = _detachable(asked.options.lane, targets) if detach else asked.options.lane
     order = Order(mode, targets=targets, csv_raw=asked.csv_raw, checkpoint=asked.checkpoint, detach=detach)
     manner = _Manner(order, yes, force, dry_run, save_requests, save_as, asked)
-    with edge.piped(asked.options.inputs) as stdin, edge.mill(create=not manner.dry_run) as mill:
-        options = replace(asked.options, stdin=stdin, lane=lane)
+    with edge.piped(asked.options.inputs) as piped, edge.mill(create=not manner.dry_run) as mill:
+        options = replace(asked.options, given=piped, lane=lane)
         if manner.dry_run:
             return _rehearse(edge, mill, options, manner)
         return _run(edge, mill, options, manner)
@@ -154,25 +155,11 @@ def _options(given: dict[str, Any]) -> RunOptions:
     return RunOptions(
         budget_nanos=budget,
         sets=flags.pairs(sets),
-        prompt=_prompt(prompt) if prompt else prompt,
+        prompt=read_prompt(prompt) if prompt else prompt,
         cache=not no_cache,
         dedupe=not no_dedupe,
         **given,
     )
-
-
-def _prompt(text: str) -> str:
-    """The text itself, or with ``@`` in front the content of a file."""
-    if not text.startswith("@"):
-        return text
-    file = Path(text[1:])
-    try:
-        return file.read_text(encoding="utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--prompt {text}: not UTF-8", why=str(error), fix="save it as UTF-8") from error
-    except OSError as error:
-        why = f"{file.absolute()}: {error.strerror or error}"
-        raise UsageError(f"--prompt {text}: cannot be read", why=why, fix="check the path behind the @") from error
 
 
 def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> int:

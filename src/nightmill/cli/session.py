@@ -20,7 +20,7 @@ from nightmill.cli.keys import unechoed
 from nightmill.cli.progress import Mode, Progress
 from nightmill.engine import Stop
 from nightmill.errors import NightmillError, StoreError
-from nightmill.mill import Job, Look, Mill, Standing
+from nightmill.mill import Job, Look, Mill, Standing, paused
 from nightmill.sinks import Target
 from nightmill.types import UNFINISHED, JobState
 
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 _SAVING = 0.1  # most of the time that goes into keeping a checkpoint
 _LOOK_S = 0.25  # between two looks at a job that is shown
-_ASIDE_S = 0.5  # between two looks at a job that another process works on
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,7 @@ class _Session:
         if self._keys is not None:
             loop.add_reader(self._keys, self._hear, self._keys)
         self.show()  # before a cent is spent: how to stop, and how to come back
-        self._main = asyncio.create_task(self._watch() if self._order.aside else self._work(self._ids))
+        self._main = asyncio.create_task(self._attend())
         is_looked_at = self._progress.mode != "none" or self._checkpoint is not None
         ticker = asyncio.create_task(self._tick()) if is_looked_at else None
         try:
@@ -126,28 +125,16 @@ class _Session:
                 ticker.cancel()
                 await asyncio.gather(ticker, return_exceptions=True)
 
-    async def _work(self, ids: list[str]) -> None:
-        self._works = True
-        if self._order.detach:
-            await self._mill.hand_over(ids, self._stop)
+    async def _attend(self) -> None:
+        if self._order.aside:
+            await self._mill.attend(self._ids, self._stop, self._take_turn)
+        elif self._order.detach:
+            await self._mill.hand_over(self._ids, self._stop)
         else:
-            await self._mill.run(ids, self._stop)
+            await self._mill.run(self._ids, self._stop)
 
-    async def _watch(self) -> None:
-        """Look on while others work; take over what nobody works on."""
-        left = list(self._ids)
-        while left and not self._stop():
-            left = [i for i in left if self._mill.job(i).state in UNFINISHED]
-            alone = [i for i in left if not self._mill.attended(self._mill.job(i))]
-            if alone:
-                await self._work(alone)
-                left = [i for i in left if i not in alone]
-            elif left:
-                self._works = False
-                try:
-                    await asyncio.wait_for(self._stop.gently.wait(), _ASIDE_S)
-                except TimeoutError:
-                    continue
+    def _take_turn(self, works: bool) -> None:
+        self._works = works
 
     def _hear(self, keys: int) -> None:
         try:
@@ -236,7 +223,7 @@ def conclude_detached(edge: Edge, mill: Mill, job: Job) -> int:
     """Say what is at the provider and until when to collect it; 0, unless the job is paused."""
     now, there = mill.standing(job), mill.handed(job)
     answer = views.job_object(job, now) | views.handed_object(there)
-    error = views.paused(job) if job.state is JobState.PAUSED else None
+    error = paused(job) if job.state is JobState.PAUSED else None
     edge.say("\n".join(present.fitted(line, width=edge.width) for line in views.handed_lines(job, there)))
     if error is not None:
         edge.say(present.error_text(error))

@@ -10,8 +10,8 @@ from typing import Any
 from nightmill.cli import present
 from nightmill.cli.edge import Interrupted
 from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, ProgressView, QuoteView, some
-from nightmill.errors import NightmillError, OverBudget, UsageError
-from nightmill.mill import Handed, Job, LaneCost, Look, Mill, Prepared, Standing
+from nightmill.errors import NightmillError, UsageError
+from nightmill.mill import Handed, Job, LaneCost, Look, Mill, Prepared, Standing, ending_error
 from nightmill.types import UNFINISHED, JobState, Lane, ShardState, usd
 
 _PHASES = (  # what is worth saying first, when shards are in several states
@@ -22,19 +22,6 @@ _PHASES = (  # what is worth saying first, when shards are in several states
     (ShardState.IN_DOUBT, "looking for a batch at {}"),
     (ShardState.PLANNED, "starting"),
 )
-
-
-class Paused(NightmillError):
-    code = "paused"
-
-
-class StoppedByErrors(NightmillError):
-    code = "on_error"
-    exit_code = 5
-
-
-class WasCancelled(NightmillError):
-    code = "cancelled"
 
 
 _WHOLE = "these are the costs of all rows; those that are done are paid and stay"
@@ -148,32 +135,11 @@ def ending(job: Job, now: Standing, *, interrupted: bool, goes_on: bool = False)
             why="what is at the provider goes on there" if now.states.get(ShardState.WAITING) else "",
             fix=f"nightmill resume {job.id}",
         )
-    elif job.state is JobState.PAUSED:
-        error = paused(job)
-    elif job.stopped == "on_error":
-        error = StoppedByErrors(
-            f"stopped by --on-error {job.spec['on_error']}: {now.failed + now.missing + now.expired:,} rows failed",
-            fix=f"nightmill show {job.id} --failures, then nightmill retry {job.id}",
-        )
-    elif job.state is JobState.CANCELLED:
-        error = WasCancelled(f"job {job.id} was cancelled", fix=f"nightmill retry {job.id} sends what is left")
-    elif job.state in UNFINISHED:
-        error = Paused(f"job {job.id} is not done", why=job.reason or "", fix=f"nightmill resume {job.id}")
+    else:
+        error = ending_error(job, now)
     if error is not None:
         return error.exit_code, error
     return (0 if now.succeeded == now.rows else 3), None
-
-
-def paused(job: Job) -> NightmillError:
-    """Why a paused job is paused, and what lets it go on."""
-    why, _, told = (job.reason or "").partition("; raise it with: ")
-    told = told.removesuffix(", then: nightmill resume").replace("--job JOB", f"--job {job.id}")
-    if job.stopped == "budget":
-        fix = f"{told or 'nightmill budget set USD'}, then: nightmill resume {job.id}"
-        return OverBudget(f"job {job.id} is paused by a budget", why=why, fix=fix)
-    if job.stopped == "paused":
-        return Paused(f"job {job.id} is paused", why=why, fix=f"go on with: nightmill resume {job.id}")
-    return Paused(f"job {job.id} is paused", why=why, fix=f"put that right, then: nightmill resume {job.id}")
 
 
 def end_view(mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: bool) -> EndView:

@@ -39,7 +39,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._engine = _sqlite.engine(path)
         self._path = path
-        self.me = _sqlite.me()
+        self.me = self._worker = _sqlite.me()
         self.copied = False  # this ledger was restored or copied: unsettled work is in doubt
         try:
             self._prepare()
@@ -48,6 +48,8 @@ class Database:
             raise
 
     def close(self) -> None:
+        """This worker ends: what it held is free at once."""
+        _sqlite.end(self._worker)
         self._engine.dispose()
 
     def moment(self) -> float:
@@ -55,7 +57,7 @@ class Database:
         return _sqlite.moment()
 
     def is_dead(self, owner: str) -> bool:
-        """True only when the process behind ``owner`` certainly no longer exists."""
+        """True only when the worker behind ``owner`` certainly no longer exists."""
         return _sqlite.is_dead(owner)
 
     @contextmanager

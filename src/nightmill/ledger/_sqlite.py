@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import sys
@@ -17,6 +18,8 @@ BUSY_TIMEOUT_MS = 60_000
 _BUSY_S = 0.01  # between two tries where SQLite itself does not wait
 _OURS = frozenset({"meta", "jobs", "shards"})
 _BROKEN = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
+_numbers = itertools.count(1)
+_ours_alive: set[str] = set()  # workers of this process: each open ledger is one
 READ_ONLY = "nightmill_read_only"  # execution option: a snapshot that neither waits for writers nor stops them
 
 
@@ -124,18 +127,28 @@ def boot_id() -> str:
 
 
 def me() -> str:
-    """This process, so that another on the same host can tell whether it still exists."""
-    return "/".join((boot_id(), _pid_namespace(), str(os.getpid()), _start_time(os.getpid())))
+    """A worker of this process, so that another on the same host can tell whether it still exists."""
+    started = f"{_start_time(os.getpid())}.{next(_numbers)}"
+    worker = "/".join((boot_id(), _pid_namespace(), str(os.getpid()), started))
+    _ours_alive.add(worker)
+    return worker
+
+
+def end(worker: str) -> None:
+    """A worker of this process ends, and the process goes on."""
+    _ours_alive.discard(worker)
 
 
 def is_dead(owner: str) -> bool:
-    """True only when the process certainly no longer exists; a stopped process is alive."""
+    """True only when the worker certainly no longer exists; a stopped process is alive."""
     boot, namespace, pid, started = owner.split("/")
     if boot != boot_id():
         return True
     if namespace != _pid_namespace():
         return False  # another container: its lease has to run out
-    return _start_time(int(pid)) != started
+    if _start_time(int(pid)) != started.partition(".")[0]:
+        return True
+    return int(pid) == os.getpid() and owner not in _ours_alive
 
 
 def _start_time(pid: int) -> str:

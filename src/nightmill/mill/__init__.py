@@ -7,7 +7,9 @@ is in the room that is named after it:
     home         settings, ledger and files of one home; what a model costs, what a job needs
     planning     what a user asks for becomes a plan with a price
     submitting   a plan becomes a job
+    attending    working on jobs where nobody else does
     following    where jobs stand, asked several times a second
+    arrivals     results as they come
     reading      results in input order, and writing them to files
     checkpoint   where a job stands, word by word, in a file that is kept up to date
     again        failed rows once more
@@ -18,17 +20,18 @@ is in the room that is named after it:
     adopting     a batch that was made elsewhere becomes a job
     surveying    every batch at a provider, and what of it is ours
     reconciling  our books against a provider's own totals
+    ending       what a job's end means to whoever waited for it
     housekeeping finished jobs deleted, and what nobody needs removed
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -39,6 +42,7 @@ from nightmill.ledger import LEDGER_NAME, Event, Job, Limit, Saved, Shard, Stand
 from nightmill.mill import (
     adopting,
     again,
+    attending,
     detaching,
     doubt,
     following,
@@ -52,8 +56,10 @@ from nightmill.mill import (
 )
 from nightmill.mill.adopting import Adopted
 from nightmill.mill.again import Again
+from nightmill.mill.arrivals import Arrivals
 from nightmill.mill.checkpoint import Checkpoint
 from nightmill.mill.detaching import Handed
+from nightmill.mill.ending import ending_error, paused
 from nightmill.mill.following import Follower, Look
 from nightmill.mill.home import Home
 from nightmill.mill.housekeeping import Swept
@@ -66,8 +72,6 @@ from nightmill.pricing import PriceSheet
 from nightmill.sinks import About, Format, Origin, Target, check_fit
 from nightmill.sinks.exports import check_targets
 from nightmill.types import UNFINISHED
-
-_OVERDUE_S = 3.0  # a shard that is due for so long has nobody who looks after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +182,15 @@ class Mill:
         """Work on jobs until they are done or paused. Paused ones go on first where they can."""
         await Engine(self.desk, self.open_kit, stop or Stop(), on_change).run(job_ids)
 
+    async def attend(
+        self, job_ids: Sequence[str], stop: Stop | None = None, on_turn: Callable[[bool], None] | None = None
+    ) -> None:
+        """Look on while others work on jobs, and work on what nobody works on, until they are done or paused.
+
+        ``on_turn`` is told True when this worker begins to work itself, False when it only looks on.
+        """
+        await attending.attend(self.home, job_ids, self.run, stop or Stop(), on_turn or (lambda _: None))
+
     async def hand_over(
         self, job_ids: Sequence[str], stop: Stop | None = None, on_change: Callable[[str], None] | None = None
     ) -> None:
@@ -205,7 +218,7 @@ class Mill:
 
     def attended(self, job: Job) -> bool:
         """Whether another process works on the job, so that this one need not."""
-        return self.ledger.attended(job.id, overdue_s=_OVERDUE_S)
+        return attending.attended(self.home, job.id)
 
     def cancel(self, job: Job) -> None:
         """Claim nothing more; what is at the provider is cancelled and collected by the next `run`."""
@@ -310,6 +323,10 @@ class Mill:
         """The file at ``path`` as the job's checkpoint: `Checkpoint.keep` while it runs, `Checkpoint.finish` then."""
         return Checkpoint(self.home, job.id, path)
 
+    def arrivals(self, job: Job) -> Arrivals:
+        """The job's results as they come, each once."""
+        return Arrivals(self.home, job)
+
     def folder(self, job: Job) -> Path:
         """Where the job's files lie."""
         return self.home.folder(job)
@@ -358,6 +375,10 @@ class Mill:
     def refresh(self, job: Job) -> list[Path]:
         """Write again what earlier commands wrote for this job and nobody changed since. Raises StoreError."""
         return reading.refresh(self.home, job)
+
+    def schema(self, job: Job) -> Mapping[str, Any] | None:
+        """The JSON Schema that the job's answers are held to, if there is one."""
+        return reading.schema_of(job)
 
     # -- again, and in doubt -------------------------------------------------------------------
 
@@ -437,6 +458,7 @@ __all__ = [
     "Adopted",
     "Again",
     "Alert",
+    "Arrivals",
     "Checkpoint",
     "Compared",
     "Event",
@@ -459,5 +481,7 @@ __all__ = [
     "Standing",
     "Swept",
     "check_affordable",
+    "ending_error",
     "opened",
+    "paused",
 ]

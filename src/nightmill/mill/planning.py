@@ -62,13 +62,13 @@ class RunOptions:
     model: str | None = None
     lane: str | None = None  # auto, batch or live
     budget_nanos: int | None = None
-    schema: str | None = None
+    schema: str | Path | type | Mapping[str, Any] | None = None
     key: str | None = None
     sets: dict[str, str] = field(default_factory=dict)
     rows: str | None = None  # file or line
     encoding: str | None = None
     skip_bad: bool = False
-    stdin: Path | None = None  # the file that holds what came in by the standard input, for the input -
+    given: Mapping[str, Path] = field(default_factory=dict)  # inputs that lie in a file of another name, such as -
     name: str | None = None
     new: bool = False
     limit: int | None = None
@@ -232,7 +232,7 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     source = open_source(
         options.inputs, rows="file" if rows == "file" else "line", key=options.key, limit=options.limit,
         sample=options.sample, seed=options.seed, encoding=options.encoding, skip_bad=options.skip_bad,
-        stdin=options.stdin, whole=whole,
+        given=options.given, whole=whole,
     )  # fmt: skip
     if options.task is None and options.prompt is None:
         is_whole = holds_bodies(_columns(source))

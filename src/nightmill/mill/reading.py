@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -159,9 +159,14 @@ def about(home: Home, job: Job) -> About:
         started_at=_time(job.started_at),
         completed_at=_time(job.finished_at),
         written_at=dt.datetime.now(dt.UTC),
-        schema=Parameters.from_dict(job.spec["parameters"]).schema,
+        schema=schema_of(job),
         origin=Origin.of(job.spec),
     )
+
+
+def schema_of(job: Job) -> Mapping[str, Any] | None:
+    """The JSON Schema that the job's answers are held to, if there is one."""
+    return Parameters.from_dict(job.spec["parameters"]).schema
 
 
 def _time(moment: float | None) -> dt.datetime | None:

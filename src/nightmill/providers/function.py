@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import hashlib
 import importlib
 import inspect
 import os
+import re
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import copy_context
+from types import CodeType, FunctionType
 from typing import Any
 
 import msgspec
@@ -32,6 +35,7 @@ from nightmill.providers._openai_shape import (
 
 CHAT_URL = "/v1/chat/completions"
 _ALWAYS = frozenset({"model", "messages"})
+_given: dict[str, Callable[..., Any]] = {}  # by name, callables that this process was given as objects
 
 
 class Function(OpenAILines):
@@ -106,12 +110,62 @@ class Function(OpenAILines):
         return await answer if inspect.isawaitable(answer) else answer
 
 
+def name_of(call: Callable[..., Any]) -> str:
+    """What `connect` finds a callable by: ``package.module.function`` if another process can import it so.
+
+    Any other one has ``NAME@MARK``, by which it is found in this process, and in another one only once
+    that was given it, too. The mark of a function that holds no values of its own is the same wherever
+    it is written the same; what it calls is not looked at.
+    """
+    module, name = getattr(call, "__module__", None), getattr(call, "__qualname__", type(call).__qualname__)
+    if module and module != "__main__" and getattr(sys.modules.get(module), name, None) is call:
+        return f"{module}.{name}"
+    short = re.sub(r"\W", "", name.rpartition(".")[2])
+    marked = f"{short}@{_mark(call)}"
+    _given[marked] = call
+    return marked
+
+
+def is_importable(name: str) -> bool:
+    """Whether a callable of this name can be had in any process that finds its module."""
+    return "@" not in name
+
+
+def _mark(call: Callable[..., Any]) -> str:
+    if not isinstance(call, FunctionType) or call.__closure__:
+        known = (mark for mark, other in list(_given.items()) if other is call)
+        return next(known, "").rpartition("@")[2] or uuid.uuid4().hex[:8]
+    digest = hashlib.blake2b(digest_size=4)
+    for part in _written(call.__code__):
+        digest.update(part.encode())
+    digest.update(repr((call.__defaults__, call.__kwdefaults__)).encode())
+    return digest.hexdigest()
+
+
+def _written(code: CodeType) -> Iterator[str]:
+    """What a function's code says, apart from where it stands."""
+    yield f"{code.co_code.hex()} {code.co_names} {code.co_varnames}"
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            yield from _written(value)
+        else:
+            yield repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+
+
 def connect(model: str, _env: Mapping[str, str]) -> Function:
     """The callable that ``model``, ``package.module.function``, names; the working folder comes first.
 
     Raises:
         UsageError: no such module or attribute, or it is not callable.
     """
+    if not is_importable(model):
+        if model not in _given:
+            raise UsageError(
+                f"the function {model.partition('@')[0]} is not here",
+                why="it was given to Python as an object, and it is in no module that another process could import",
+                fix="run the program that has it again, or put it into a module",
+            )
+        return Function(model, _given[model])
     module_name, _, attribute = model.rpartition(".")
     if not module_name:
         raise UsageError(

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -42,6 +43,7 @@ __all__ = [
 
 BATCH_ROWS = GROUP_ROWS
 KEY = "key"
+_NONE: Mapping[str, Path] = MappingProxyType({})
 _KEY_COLUMNS = (KEY, "id", "custom_id")
 
 Kind = Literal["rows", "line", "file"]
@@ -164,7 +166,7 @@ def open_source(
     seed: int | None = None,
     encoding: str | None = None,
     skip_bad: bool = False,
-    stdin: Path | None = None,
+    given: Mapping[str, Path] = _NONE,
     whole: bool = True,
 ) -> Source:
     """Open one or more inputs as one source; several are read one after the other.
@@ -175,6 +177,8 @@ def open_source(
 
     ``sample`` takes so many of the rows at random, of the first ``limit`` where that is given. They stay in
     order, and the same input gives the same ones, unless a ``seed`` says otherwise. It reads the input once.
+
+    ``given`` are inputs that lie in a file of another name.
 
     With ``skip_bad`` what cannot be read as a row is a row without values, told by `Source.taken`.
 
@@ -188,7 +192,7 @@ def open_source(
     if limit is not None and limit < 1:
         raise InputError(f"a limit of {limit} rows", why="it leaves nothing to run", fix="give a limit of 1 or more")
     parts = _open_parts(
-        find_inputs(inputs, encoding=encoding, stdin=stdin), rows or "line", limit, skip_bad=skip_bad, whole=whole
+        find_inputs(inputs, encoding=encoding, given=given), rows or "line", limit, skip_bad=skip_bad, whole=whole
     )
     _check_alike(parts)
     schema = parts[0].schema

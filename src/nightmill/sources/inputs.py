@@ -11,11 +11,12 @@ import codecs
 import difflib
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Literal, cast, get_args
 
 import msgspec
@@ -32,7 +33,7 @@ _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = "*?["
 _BUFFER_BYTES = 1 << 20
 UTF8 = "utf-8"
-STDIN = "-"
+_NONE: Mapping[str, Path] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,12 @@ class Input:
 
 
 def find_inputs(
-    names: Sequence[str | os.PathLike[str]], *, encoding: str | None = None, stdin: Path | None = None
+    names: Sequence[str | os.PathLike[str]], *, encoding: str | None = None, given: Mapping[str, Path] = _NONE
 ) -> list[Input]:
     """The files behind ``names``, in order; those of a folder or a pattern sorted by path.
 
-    ``stdin``: the file that holds what came in by the standard input; its suffix, if any, says how it is written.
+    ``given``: inputs that lie in a file of another name, such as ``-``, what came in by the standard input; the
+    suffix of that file, if any, says how it is written.
 
     Raises:
         InputError: one is missing, of no known format, or matches nothing; no such encoding.
@@ -112,7 +114,7 @@ def find_inputs(
     if not names:
         raise InputError("no input", why="a run needs rows", fix="name a file: " + " ".join(_SUFFIXES))
     encoding = _known(encoding)
-    found = [each for name in names for each in _files(os.fspath(name), stdin)]
+    found = [each for name in names for each in _files(os.fspath(name), given)]
     return [_input(path, shown, format_, encoding, base) for path, shown, format_, base in found]
 
 
@@ -127,15 +129,15 @@ def _known(encoding: str | None) -> str:
         ) from None
 
 
-def _files(name: str, stdin: Path | None) -> Iterator[tuple[Path, str, Format | None, str]]:
+def _files(name: str, given: Mapping[str, Path]) -> Iterator[tuple[Path, str, Format | None, str]]:
     """Path, name to tell, format where it was said, and the folder of what was named."""
     said, colon, rest = name.partition(":")
     format_: Format | None = None
     if colon and rest and said in get_args(Format) and not os.path.exists(name):
         format_, name = cast(Format, said), rest
     path = Path(name)
-    if name == STDIN and stdin is not None:
-        yield stdin, name, format_ or _SUFFIXES.get(stdin.suffix) or _sniffed(stdin), ""
+    if name in given:
+        yield given[name], name, format_ or _SUFFIXES.get(given[name].suffix) or _sniffed(given[name]), ""
     elif path.is_dir():
         below = [other for other in sorted(path.rglob("*")) if _is_meant(other, path, format_)]
         if not below:

@@ -113,6 +113,11 @@ def new_task(name: str, folder: Path) -> Path:
     return path
 
 
+def read_prompt(text: str) -> str:
+    """The text itself, or with ``@`` in front the content of a file. Raises TaskError."""
+    return _read(Path(text[1:]), f"the prompt {text}").rstrip("\r\n") if text.startswith("@") else text
+
+
 def check_values(table: Mapping[str, Any], where: str) -> None:
     """Raises TaskError for a value that its key cannot have."""
     for key, value in table.items():

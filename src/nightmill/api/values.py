@@ -1,0 +1,107 @@
+"""What a caller gets to see: results, progress, quotes. Money is in dollars here, to look at, not to add up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import msgspec
+import pyarrow as pa
+
+from nightmill.mill import Look, Prepared
+from nightmill.types import usd
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one row ended. ``index`` counts from 0 in input order; None: not known, or it does not apply."""
+
+    index: int
+    key: str
+    prompt: str | None
+    response: str | None
+    success: bool
+    tokens_in: int | None
+    tokens_out: int | None
+    duration: float | None  # seconds; live calls only
+    error: str | None
+    error_kind: str | None
+    finish_reason: str | None
+    parsed: Any  # the answer as the schema has it, where there is one
+    model: str | None
+    provider: str
+    lane: str | None
+    tokens_cached: int | None
+    cost_usd: float
+    cost_estimated: bool
+    attempt: int
+    shard: str | None
+    batch_id: str | None
+
+
+def results_in(batches: Iterable[pa.RecordBatch]) -> Iterator[Result]:
+    """The rows of batches of `RESULT_SCHEMA`."""
+    decode = msgspec.json.Decoder().decode
+    for batch in batches:
+        for row in batch.to_pylist():
+            row["cost_usd"] = usd(row.pop("cost_nanos") or 0)
+            row["parsed"] = None if row["parsed"] is None else decode(row["parsed"])
+            yield Result(**row)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a job stands, counted in distinct requests; as text, one line."""
+
+    job_id: str
+    state: str
+    total: int
+    done: int  # with a final outcome
+    succeeded: int
+    failed: int
+    in_hand: int  # live calls under way
+    spent_usd: float
+
+    @classmethod
+    def of(cls, look: Look) -> Self:
+        job, now = look.job, look.now
+        failed = now.failed + now.missing + now.expired
+        return cls(
+            job.id, job.state.value, now.rows, now.done, now.succeeded, failed, look.in_hand, usd(now.spent_nanos)
+        )
+
+    def __str__(self) -> str:
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        return f"{self.done:,} of {self.total:,} done{failed}, ${self.spent_usd:.4f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a run would cost, in dollars. Nothing of it was sent, spent or kept."""
+
+    model: str
+    lane: str
+    rows: int
+    invalid: int
+    duplicates: int
+    cached: int  # rows whose answers were paid for already
+    requests: int  # distinct ones that would be sent
+    expected_usd: float
+    at_most_usd: float
+    list_price_usd: float
+    saved_usd: float
+    waves: int  # rounds of holding and settling that the budget forces
+    price_source: str
+    notes: tuple[str, ...]
+    first_request: Any  # its body, as it would be sent; None where nothing would be
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> Self:
+        plan, quote = prepared.plan, prepared.quote
+        first = msgspec.json.decode(plan.first_request) if plan.first_request else None
+        return cls(
+            prepared.model, prepared.lane.value, plan.rows, plan.invalid, plan.duplicates, plan.cached, quote.requests,
+            usd(quote.expected_nanos), usd(quote.at_most_nanos), usd(quote.list_price_nanos), usd(quote.saved_nanos),
+            quote.waves, quote.price_source, quote.notes, first,
+        )  # fmt: skip

@@ -1,0 +1,42 @@
+"""Ending: what a job's end means to whoever waited for it."""
+
+from __future__ import annotations
+
+from nightmill.errors import NightmillError, OverBudget, Paused, StoppedByErrors, WasCancelled
+from nightmill.ledger import Job, Standing
+from nightmill.types import UNFINISHED, JobState
+
+
+def ending_error(job: Job, now: Standing) -> NightmillError | None:
+    """Why a job on which nobody works any more did not come to its natural end; None: it did, failed rows or not."""
+    error: NightmillError | None = None
+    if job.state is JobState.PAUSED:
+        return paused(job)
+    if job.stopped == "on_error":
+        error = StoppedByErrors(
+            f"stopped by --on-error {job.spec['on_error']}: {now.failed + now.missing + now.expired:,} rows failed",
+            fix=f"nightmill show {job.id} --failures, then nightmill retry {job.id}",
+        )
+    elif job.state is JobState.CANCELLED:
+        error = WasCancelled(f"job {job.id} was cancelled", fix=f"nightmill retry {job.id} sends what is left")
+    elif job.state in UNFINISHED:
+        error = Paused(f"job {job.id} is not done", why=job.reason or "", fix=f"nightmill resume {job.id}")
+    if error is not None:
+        error.job_id = job.id
+    return error
+
+
+def paused(job: Job) -> NightmillError:
+    """Why a paused job is paused, and what lets it go on."""
+    why, _, told = (job.reason or "").partition("; raise it with: ")
+    told = told.removesuffix(", then: nightmill resume").replace("--job JOB", f"--job {job.id}")
+    error: NightmillError
+    if job.stopped == "budget":
+        fix = f"{told or 'nightmill budget set USD'}, then: nightmill resume {job.id}"
+        error = OverBudget(f"job {job.id} is paused by a budget", why=why, fix=fix)
+    elif job.stopped == "paused":
+        error = Paused(f"job {job.id} is paused", why=why, fix=f"go on with: nightmill resume {job.id}")
+    else:
+        error = Paused(f"job {job.id} is paused", why=why, fix=f"put that right, then: nightmill resume {job.id}")
+    error.job_id = job.id
+    return error

@@ -110,6 +110,21 @@ def test_our_own_batches_are_not_adopted(place: Place) -> None:
     assert ours["job_id"] in refused.json["error"]["message"]
 
 
+def test_what_others_made_is_theirs_to_delete(place: Place) -> None:
+    """Settings that tidy our own files at the provider spare an adopted batch; its bill outlives its job."""
+    settings = place.folder / "nightmill.toml"
+    settings.write_text('[retention]\nprovider_files = "delete"\n' + settings.read_text())
+    batch = made_elsewhere(place)
+    done = place.run("adopt", f"openai/{batch}", "--json").json
+    assert done["succeeded"] == ROWS
+    assert place.run("gc", "--json").json["provider_files"] == 0
+    assert [event for event in place.log() if event["event"] == "delete"] == []
+    assert place.run("delete", done["job_id"], "--yes").code == 0
+    again = place.run("adopt", f"openai/{batch}", "--json")
+    assert (again.code, again.json["error"]["code"]) == (2, "conflict")
+    assert place.run("budget", "--json").json["spent"] == done["spent_usd"]
+
+
 @pytest.mark.parametrize("batch", ["openai", "openai/batch_none", "nobody/batch_1", "local/x"])
 def test_what_is_no_batch_is_refused(place: Place, batch: str) -> None:
     """A mistyped batch or provider: what, why and what to do; no job comes of it."""

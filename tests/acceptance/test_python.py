@@ -179,6 +179,25 @@ def test_the_same_rows_go_on_with_the_same_job(place: Place) -> None:
 
 
 @pytest.mark.req("A8")
+def test_tasks_prompts_in_files_and_samples_are_asked_for_as_on_the_command_line(place: Place) -> None:
+    """A function that `task` made, a prompt behind an @, and rows taken at random; a task that is none is refused."""
+
+    @nm.task
+    def greet(row: dict[str, str], word: str = "hi") -> str:
+        return f"{word} {row['text']}"
+
+    assert said(nm.run(["one"], task=greet, set={"word": "ho"}, model=ECHO["model"])) == ["HO ONE"]
+    Path("ask.txt").write_text("say {{ text }}\n")
+    assert said(nm.run(["two"], prompt="@ask.txt", model=ECHO["model"])) == ["SAY TWO"]
+    some = nm.run([f"row {i}" for i in range(9)], **ECHO, sample=3, seed=1)
+    assert some.counts["rows"] == 3
+    with pytest.raises(errors.UsageError, match="task"):
+        nm.run(["one"], task=len, model=ECHO["model"])  # type: ignore[arg-type]
+    with pytest.raises(errors.UsageError, match="no-such"):
+        nm.run(["one"], prompt="@no-such.txt", model=ECHO["model"])
+
+
+@pytest.mark.req("A8")
 def test_both_forms_work_where_a_loop_runs(place: Place) -> None:
     """In a notebook the blocking form works as it does elsewhere, and the async one shares the loop."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_saved_template_runs_again(place: Place) -> None:
     """--save-as keeps what was asked for; @NAME asks it again, and what is said beside it counts instead."""
     place.rows(3)
     saved = ("in.txt", "--prompt", "{{ text }} {{ mood }}", "--set", "mood=now", "--model", "python:funcs.upper",
-             "--out", "o.jsonl", "--limit", "2")  # fmt: skip
+             "--out", "o.jsonl", "--limit", "2", "--checkpoint", "so-far.json")  # fmt: skip
     tried = place.run("run", *saved, "--save-as", "nightly", "--dry-run", "--force")
     assert (tried.code, place.calls()) == (0, [])
     assert "nightmill run @nightly" in tried.err
@@ -104,10 +105,12 @@ def test_a_saved_template_runs_again(place: Place) -> None:
     assert done.code == 0, done.err
     assert [row["response"] for row in place.results("o.jsonl")] == ["ROW 0 NOW", "ROW 1 NOW"]
     place.rows(1, "other {}", name="b.txt")
-    done = place.run("run", "@nightly", "b.txt", "--set", "mood=then", "--out", "p.jsonl", "--json")
+    done = place.run("run", "@nightly", "b.txt", "--set", "mood=then", "--out", "p.jsonl", "--checkpoint", "p.json",
+                     "--json")  # fmt: skip
     assert done.json["out"] == ["p.jsonl"]
     assert [row["response"] for row in place.results("p.jsonl")] == ["OTHER 0 THEN"]
-    done = place.run("run", "@nightly", "--task", "rephrase", "--rows", "line", "--dry-run")
+    assert json.loads((place.folder / "so-far.json").read_text())
+    done = place.run("run", "@nightly", "--task", "rephrase", "--rows", "line", "--dry-run", "--force")
     assert done.code == 0, done.err
 
 

@@ -14,7 +14,7 @@ from nightmill.cli.edge import Edge
 
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_NIGHTMILL_COMPLETE"
-TAKES_JOB = frozenset({"show", "watch", "resume", "pause", "cancel", "retry", "results", "delete"})
+TAKES_JOB = frozenset({"show", "watch", "resume", "pause", "cancel", "retry", "results", "savings", "delete"})
 _HINTS = {
     "bash": 'eval "$(nightmill completion bash)" in ~/.bashrc',
     "zsh": 'eval "$(nightmill completion zsh)" in ~/.zshrc',

@@ -32,7 +32,7 @@ class Differs(NightmillError):
 
 
 @click.command(short_help="What batches, the cache and folding saved.")
-@click.argument("job", required=False)
+@flags.job(required=False)
 @flags.common
 def savings(edge: Edge, job: str | None) -> int:
     """What a job, or all of them, cost and would have cost in real time, live at the list price, and what saved it."""

@@ -62,9 +62,14 @@ async def adopt(home: Home, reference: str, *, name: str | None = None) -> Adopt
 
 
 def _adopted_before(home: Home, batch_id: str, known: str) -> Job:
-    """The job that adopted the batch. Raises Conflict: it is one that nightmill sent."""
+    """The job that adopted the batch. Raises Conflict: it is one that nightmill sent, or that was deleted."""
     tag = known.rpartition(".")[0]
-    job = home.job(tag.rpartition("-")[0])
+    job = home.ledger.job(tag.rpartition("-")[0])
+    if job is None:
+        raise Conflict(
+            f"batch {batch_id} was that of a job that was deleted", why="what it cost is booked already",
+            fix="fetch its results by hand while they are there",
+        )  # fmt: skip
     if job.spec.get("adopted", {}).get("batch_id") != batch_id:
         raise Conflict(
             f"batch {batch_id} is that of job {job.id} already", why=f"nightmill sent it, as {known}",

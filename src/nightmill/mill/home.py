@@ -115,5 +115,5 @@ class Home:
             Work(job.id, provider, compiled.url, sheet, scissors, confirmed),
             self.sheet(job.model, Lane.LIVE), check_answer(schema) if schema else None, rates,
             salt(provider.name, provider.model, provider.account.host), self.cache if spec["cache"] else None,
-            spec["on_error"], self.settings.retention.provider_files == "delete",
+            spec["on_error"], self.settings.retention.provider_files == "delete" and "adopted" not in spec,
         )  # fmt: skip

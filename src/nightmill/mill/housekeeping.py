@@ -197,7 +197,7 @@ class _Sweeper:
         for job_id in home.ledger.jobs_with_provider_files():
             job, shards = home.ledger.job(job_id), home.ledger.shards_of(job_id)
             spare = tidying.spare(home.desk, shards)
-            if job is None or not spare:
+            if job is None or "adopted" in job.spec or not spare:  # what others made is theirs to delete
                 continue
             if self._dry_run:
                 self._swept.provider_files += sum(len(tidying.files_of(sub)) for sub in spare)

@@ -11,8 +11,8 @@ from sqlalchemy import and_, delete, func, or_, select, update
 from nightmill.ledger import money
 from nightmill.ledger._database import Database
 from nightmill.ledger.records import Job
-from nightmill.ledger.schema import alerts, entries, files, jobs, limits, shards, submissions
-from nightmill.types import UNFINISHED
+from nightmill.ledger.schema import alerts, answered_by, entries, files, jobs, limits, shards, submissions
+from nightmill.types import UNFINISHED, Lane
 
 _CAME_BACK = ("output", "error", "journal", "cached", "superseded")
 _HAS_FILES = or_(
@@ -48,14 +48,15 @@ class HousekeepingVerbs(Database):
             names = ("tokens_in", "tokens_out", "list_nanos")
             sums = connection.execute(
                 select(*(func.coalesce(func.sum(shards.c[name]), 0).label(name) for name in names)).where(
-                    shards.c.job_id == job.id
+                    shards.c.job_id == job.id,
+                    shards.c.lane != Lane.CACHE,  # what it cost an earlier job
                 )
             ).one()
             known = {"name": job.name, "fingerprint": job.fingerprint, "model": job.model, "lane": job.lane,
                      "rows": job.rows, "state": job.state, "finished_at": job.finished_at,
                      **sums._mapping}  # fmt: skip
             money.record(connection, money.DELETED, 0, job_id=job.id, tag=job.id, n=0, note=json.dumps(known))
-            for table in (shards, files, alerts):
+            for table in (shards, files, alerts, answered_by):
                 connection.execute(delete(table).where(table.c.job_id == job.id))
             connection.execute(delete(limits).where(limits.c.scope == f"job:{job.id}"))
         return True

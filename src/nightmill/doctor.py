@@ -218,21 +218,22 @@ def _disk(settings: Settings) -> Finding:
 def _ledger(settings: Settings) -> Finding:
     ledger = Ledger(settings.home / LEDGER_NAME)
     try:
-        jobs, health, copied = len(ledger.jobs()), ledger.health(), ledger.copied
+        count, health, copied = len(ledger.jobs()), ledger.health(), ledger.copied
     finally:
         ledger.close()
     if health.sound != "ok":
         fix = "put it back from a backup, or set NIGHTMILL_HOME to another folder; the file was left as it is"
         return Finding("ledger", "bad", f"it is damaged: {health.sound}", fix)
+    jobs = f"{count:,} {'job' if count == 1 else 'jobs'}"
     if copied:
-        return Finding("ledger", "note", f"{jobs:,} jobs; it was copied or restored", "unsettled work is checked first")
+        return Finding("ledger", "note", f"{jobs}; it was copied or restored", "unsettled work is checked first")
     size = f"{health.size_bytes / 1e6:,.1f} MB, log {health.log_bytes / 1e6:,.1f} MB"
     if health.journal != "wal":
         fix = "move the home to a disk of this machine: processes here wait for each other"
-        return Finding("ledger", "note", f"{jobs:,} jobs, {size}; its journal is {health.journal}, not wal", fix)
+        return Finding("ledger", "note", f"{jobs}, {size}; its journal is {health.journal}, not wal", fix)
     if health.log_bytes > _LARGE_LOG_BYTES:
-        return Finding("ledger", "note", f"{jobs:,} jobs, {size}", "end processes that stand still in this home")
-    return Finding("ledger", "ok", f"sound; {jobs:,} jobs, {size}")
+        return Finding("ledger", "note", f"{jobs}, {size}", "end processes that stand still in this home")
+    return Finding("ledger", "ok", f"sound; {jobs}, {size}")
 
 
 def _work(settings: Settings) -> Finding:

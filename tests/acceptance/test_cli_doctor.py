@@ -51,7 +51,7 @@ def test_a_healthy_home_is_told_in_full(place: Place) -> None:
         ("prices", "home", "disk", "ledger", "work"), "ok"
     )
     assert "installed" in found["prices"]["text"]
-    assert "sound; 1 jobs" in found["ledger"]["text"]
+    assert "sound; 1 job, " in found["ledger"]["text"]
 
 
 @pytest.mark.req("X12")

@@ -96,6 +96,22 @@ def test_a_deletion_that_was_killed_is_completed(place: Place) -> None:
     assert lives(place) == set(jobs[:1])
 
 
+def test_a_newer_job_is_not_taken_for_one_whose_deletion_was_killed(place: Place) -> None:
+    """What a killed deletion left is not in the way of deleting a job that came after it, by name or as @last."""
+    jobs = []
+    for text in ("a {}", "b {}", "c {}"):
+        done = place.run("run", place.rows(3, text), *UPPER, "--name", "nightly", "--json")
+        jobs.append(done.json["job_id"])
+        if len(jobs) == 1:
+            place.env["NIGHTMILL_KILL_AT"] = "ledger.delete_job.committed"
+            assert place.run_cold("delete", "nightly", "--yes").code < 0
+            del place.env["NIGHTMILL_KILL_AT"]
+    for called, job in (("nightly", jobs[2]), ("@last", jobs[1]), ("nightly", jobs[0])):
+        done = place.run("delete", called, "--yes", "--json")
+        assert (done.code, done.json["job_id"]) == (0, job), done.err
+    assert lives(place) == set()
+
+
 def test_gc_removes_what_nothing_names_and_nothing_young(place: Place) -> None:
     """Old files without a name go, and it is said before which and how large; young ones and named ones stay."""
     job = place.run("run", place.rows(3), *UPPER, "--json").json["job_id"]

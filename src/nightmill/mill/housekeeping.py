@@ -77,10 +77,17 @@ def delete(home: Home, job: Job) -> int:
 
 
 def finish_deletion(home: Home, text: str) -> str | None:
-    """Remove what an interrupted deletion of the job that goes by ``text`` left; the job's id, None: there is none."""
+    """Remove what an interrupted deletion of the job that goes by ``text`` left; the job's id.
+
+    None: there is none, or a newer job goes by that text.
+    """
+    try:
+        newest = home.job(text).id
+    except Conflict:  # nobody is called so
+        newest = ""
     for gone in home.ledger.deletions():
         named = text in (gone.job_id, gone.name, "@last") or (len(text) >= 4 and gone.job_id.startswith(text))
-        if named and home.store.path(home.store.job_folder(gone.job_id)).exists():
+        if named and gone.job_id > newest and home.store.path(home.store.job_folder(gone.job_id)).exists():
             _remove_folder(home, gone.job_id)
             return gone.job_id
     return None

@@ -74,7 +74,6 @@ class _Format(msgspec.Struct):
 
 _decode_chat = msgspec.json.Decoder(_Chat).decode
 _decode_embeddings = msgspec.json.Decoder(_Embeddings).decode
-_decode_format = msgspec.json.Decoder(_Format).decode
 
 
 @dataclass(frozen=True, slots=True)

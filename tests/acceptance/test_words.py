@@ -130,4 +130,4 @@ def test_the_screen_while_running(place: Place) -> None:
     for words in ("total 12", "processed 10", "ok 10", "failed 0", "success 100 %", " a minute", "elapsed 0:0",
                   "tokens ", "spent $0.00"):  # fmt: skip
         assert words in busy
-    assert "12/12" in screens[-1]
+    assert "12/12" in screens[-2]  # after it comes the report

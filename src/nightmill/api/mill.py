@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar, Unpack
 from nightmill import mill as house
 from nightmill.api.job import Job
 from nightmill.api.loops import blocking, gently, in_thread
-from nightmill.api.options import Model, Options, is_temperature, is_whole, run_options
+from nightmill.api.options import Model, Options, check_options, is_temperature, is_whole, run_options
 from nightmill.api.rows import Source, taken
 from nightmill.api.values import Progress, Quote, Result, results_in
 from nightmill.config import Settings, load_settings
@@ -68,6 +68,7 @@ class Mill:
 
     def quote(self, source: Source, **options: Unpack[Options]) -> Quote:
         """What `run` would cost: the whole plan, and nothing sent, spent or kept. Raises UsageError."""
+        check_options(options)
         with taken(source, options.get("limit")) as rows:
             return Quote.of(self._house.rehearse(run_options(options, rows.inputs, rows.given)))
 
@@ -229,6 +230,7 @@ class Mill:
         return job if isinstance(job, Job) else self.job(job)
 
     def _prepare(self, source: Source, options: Options) -> Prepared:
+        check_options(options)
         with taken(source, options.get("limit")) as rows:
             return self._house.prepare(run_options(options, rows.inputs, rows.given))
 

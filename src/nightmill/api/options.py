@@ -57,10 +57,9 @@ def run_options(given: Mapping[str, Any], inputs: tuple[str, ...], files: Mappin
     """``given`` as the mill wants it; what is None counts as not said.
 
     Raises:
-        UsageError: there is no such option, or its value is none that it takes.
+        UsageError: the prompt's file cannot be read, or the budget is no amount of money.
     """
     said = {name: value for name, value in given.items() if value is not None}
-    _check(said)
     own = {"budget": "budget_nanos", "set": "sets"}
     made = {own.get(name, name): value for name, value in said.items()}
     if "budget" in said:
@@ -83,7 +82,9 @@ def _nanos(budget: object) -> int:
     return parse_usd(f"{budget:.9f}" if isinstance(budget, float) else str(budget))
 
 
-def _check(said: Mapping[str, Any]) -> None:
+def check_options(given: Mapping[str, Any]) -> None:
+    """Raises UsageError: there is no such option, or its value is none that it takes."""
+    said = {name: value for name, value in given.items() if value is not None}
     hidden = {"inputs", "given", "budget_nanos", "sets"}
     known = {*Options.__annotations__, *(item.name for item in fields(RunOptions))} - hidden
     for name, value in said.items():

@@ -16,6 +16,10 @@ from typing import Any
 
 import warm
 
+# A shell's background job ignores Ctrl-C, and so would every command that is started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 COMMAND = [sys.executable, "-m", "nightmill"]
 SECONDS = 60  # most a process may take here
 _ELSEWHERE = ("CI", "NO_COLOR", "BATCH_CHECK_INTERVAL")  # of the machine the tests run on; they change what is shown

@@ -113,7 +113,7 @@ def test_the_hold_counts_every_choice(place: Place) -> None:
 
     once = at_most({})["at_most_usd"]
     assert at_most({"n": 5})["at_most_usd"] == pytest.approx(5 * once, rel=0.01)
-    for boundless in ({"web_search_options": {}, "service_tier": "priority"}, {"n": "many"}, {"model": "gpt-4o"}):
+    for boundless in ({"web_search_options": {}}, {"service_tier": "ultrafast"}, {"n": "many"}, {"model": "gpt-4o"}):
         error = at_most(boundless, code=2)["error"]
         assert "in.jsonl:1" in error["why"]
 

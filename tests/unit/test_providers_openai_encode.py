@@ -124,6 +124,58 @@ def test_what_cannot_be_carried_is_refused_with_a_reason(request_):
         encode("gpt-4o-mini", request_, *request_)
 
 
+def part(**said: object) -> dict:
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "see"}, said]}]}
+
+
+RESPONSE = {"input": "x", "max_output_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        (part(type="image_url", image_url={"url": "https://example.com/a.png"}), "image_url"),
+        (part(type="file", file={"file_id": "file-1"}), "file"),
+        (part(type="input_audio", input_audio={"data": "", "format": "wav"}), "input_audio"),
+        ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, "audio"),
+        ({"messages": MESSAGES, "modalities": ["image", "text"]}, "modalities"),
+        ({"messages": MESSAGES, "models": ["gpt-4o"]}, "models"),
+        ({"messages": MESSAGES, "service_tier": "priority"}, "service_tier priority"),
+        (RESPONSE | {"service_tier": "ultrafast"}, "service_tier ultrafast"),
+        (RESPONSE | {"prompt_cache_options": {"ttl": "12h"}}, "a prompt cache of 12h"),
+        (RESPONSE | {"input": [{"id": "msg_1"}]}, "item_reference"),
+        (RESPONSE | {"input": [{"type": "image_generation_call", "id": "i", "result": ""}]}, "image_generation_call"),
+        (RESPONSE | {"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image"}]}]},
+         "input_image"),
+        (RESPONSE | {"tools": [{"type": "web_search"}]}, "web_search"),
+    ],
+)  # fmt: skip
+def test_what_costs_more_than_its_text_and_cap_is_refused(request_, named):
+    """No hold would bound it: media, what is kept at the provider, dearer tiers, tools that run there."""
+    with pytest.raises(CannotCarry, match=named):
+        encode("gpt-5-mini", request_, *request_)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        part(type="text", text="it"),
+        {"messages": [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [], "audio": None},
+                      {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "9"}]}],
+         "service_tier": "flex", "modalities": ["text"], "tools": [{"type": "function", "function": {"name": "f"}}]},
+        RESPONSE | {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+                              {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "e"},
+                              {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                              {"type": "function_call_output", "call_id": "c", "output": "9"}],
+                    "prompt_cache_options": {"mode": "explicit"}},
+    ],
+)  # fmt: skip
+def test_text_tools_and_earlier_turns_are_carried(request_):
+    """Whatever stands in the request itself as text is bounded by its bytes, and leaves untouched."""
+    body, _ = encode("gpt-5-mini", request_, *request_)
+    assert body.items() >= request_.items()
+
+
 def test_the_old_name_of_the_cap_is_understood():
     """A passthrough body with max_tokens goes out with max_completion_tokens and the same value."""
     body, _ = encode("gpt-5-mini", {"messages": MESSAGES, "max_tokens": 77}, "max_tokens")

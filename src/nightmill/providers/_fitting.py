@@ -16,10 +16,17 @@ DEFAULT_CAP = 2_000
 REASONING_CAP = 8_000  # thinking is billed as output and counts against the cap
 
 # What makes a request cost more than its own bytes and its output cap tell.
-_BOUNDLESS = ("previous_response_id", "conversation", "prompt", "background", "web_search_options", "audio")
-_DEARER_TIERS = ("priority", "scale", "fast")
+_BOUNDLESS = (
+    *("previous_response_id", "conversation", "prompt", "background", "context_management"),
+    *("web_search_options", "audio", "plugins", "models"),
+)
+_TIERS = (None, "auto", "default", "flex", "on_demand")  # any other may be dearer than the list price
 _OWN_TOOLS = ("function", "custom")  # of the caller; any other runs at the provider, which bills each use
-_NOT_TEXT = ("input_image", "input_file", "input_audio", "item_reference")
+_TEXT_ITEMS = (
+    *("message", "reasoning", "function_call", "function_call_output"),
+    *("custom_tool_call", "custom_tool_call_output"),
+)
+_TEXT_PARTS = ("text", "refusal", "input_text", "output_text", "reasoning_text")
 _SAMPLING = ("temperature", "top_p")
 _CHAT_ONLY = (
     *_SAMPLING,
@@ -103,26 +110,40 @@ def _refuse_boundless(body: Mapping[str, Any]) -> None:
     """A request may be sent only if the most that it can cost is known before.
 
     Raises:
-        CannotCarry: it takes in what does not stand in it, or pays for more than tokens.
+        CannotCarry: it takes in what does not stand in it, or pays for more than tokens of text.
     """
     named = [name for name in _BOUNDLESS if body.get(name) not in (None, False)]
-    if body.get("service_tier") in _DEARER_TIERS:
+    if body.get("service_tier") not in _TIERS:
         named.append(f"service_tier {body['service_tier']}")
+    if body.get("modalities") not in (None, ["text"]):
+        named.append(f"modalities {body['modalities']}")
+    kept = body.get("prompt_cache_options")
+    if isinstance(kept, dict) and kept.get("ttl") not in (None, "30m"):
+        named.append(f"a prompt cache of {kept['ttl']}")
     tools = body.get("tools")
     kinds = [_kind(tool) for tool in tools] if isinstance(tools, list) else []
     named += [f"the tool {kind}" for kind in kinds if kind not in _OWN_TOOLS]
-    asked = body.get("input")
-    for item in asked if isinstance(asked, list) else ():
-        content = item.get("content") if isinstance(item, dict) else None
-        parts = [item, *content] if isinstance(content, list) else [item]
-        named += [f"an {kind} in the input" for part in parts if (kind := _kind(part)) in _NOT_TEXT]
+    asked = body.get("messages", body.get("input"))
+    for item in asked if isinstance(asked, list | tuple) else ():
+        named += _beside_text(item) if isinstance(item, Mapping) else []
     if named:
         why = "what it costs cannot be known before it is sent, so that no budget would hold"
         raise CannotCarry(f"{named[0]} is not carried", why=why, fix="take it out of the request")
 
 
+def _beside_text(item: Mapping[str, Any]) -> list[str]:
+    """What a message, or another item of what is asked, has beside text."""
+    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    found = [] if kind in _TEXT_ITEMS else [f"the item {kind}"]
+    found += ["audio in a message"] if item.get("audio") else []
+    for parts in (item.get("content"), item.get("output")):
+        kinds = [_kind(part) for part in parts if isinstance(part, Mapping)] if isinstance(parts, list | tuple) else []
+        found += [f"the part {kind}" for kind in kinds if kind not in _TEXT_PARTS]
+    return found
+
+
 def _kind(part: Any) -> Any:
-    return part.get("type") if isinstance(part, dict) else None
+    return part.get("type") if isinstance(part, Mapping) else None
 
 
 def _drop_sampling(model: str, body: dict[str, Any], notes: list[str], user_set: frozenset[str]) -> None:

@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,6 +99,10 @@ class Running:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self._told: list[str] = []
+        # What a test waits for in vain ends it, and is not left behind.
+        self._watch = threading.Timer(3 * SECONDS, process.kill)
+        self._watch.daemon = True
+        self._watch.start()
 
     def until(self, seen: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Read progress objects from stderr until one is as wanted; that one."""
@@ -116,6 +121,7 @@ class Running:
 
     def end(self) -> Done:
         out, err = self._process.communicate(timeout=SECONDS)
+        self._watch.cancel()
         return Done(self._process.returncode, out, "".join(self._told) + err)
 
 

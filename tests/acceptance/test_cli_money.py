@@ -60,6 +60,26 @@ def test_what_was_saved_is_split_and_adds_up(tmp_path: Path) -> None:
         assert place.run("savings", first["job_id"], "--json").json == began
 
 
+@pytest.mark.req("B5", "X12")
+def test_what_deleted_jobs_saved_stays_in_the_totals(tmp_path: Path) -> None:
+    """Deleting a job changes no sum of all time: paid stays what was billed, by the cent, and all parts stay."""
+    with in_thread(simulator({"fault": "missing_lines", "count": 1, "times": 1})) as url:
+        place = Place(tmp_path, url)
+        (tmp_path / "in.txt").write_text("".join(f"row {i % 4}\n" for i in range(ROWS)))
+        for _ in range(2):  # the second is served from the cache, where it can be
+            place.run("run", "in.txt", "--prompt", "Say {{ text }}", *BATCH)
+        before = place.run("savings", "--json").json
+        assert (before["by"]["cache_usd"], before["by"]["unproven_usd"]) > (0, -1)
+        for kept in before["jobs"]:
+            assert place.run("delete", kept["job_id"], "--yes").code == 0
+        after = place.run("savings", "--json").json
+        assert after.pop("jobs") == []
+        assert after.pop("deleted_jobs") == after
+        assert after == {name: before[name] for name in after}
+        assert after["paid_usd"] == place.run("budget", "--json").json["spent"]
+        assert "deleted jobs" in place.run("savings").out
+
+
 @pytest.mark.req("B5")
 def test_money_that_nobody_can_prove_is_no_saving(tmp_path: Path) -> None:
     """What is booked for a lost answer lowers what was saved, as a part of its own."""

@@ -110,6 +110,29 @@ def test_a_shard_written_off_counts_as_spent_until_its_batch_turns_up(unsure: Pl
     assert round(done.json["spent_usd"] * 1e9) == unsure.invoice()["total_nanos"]
 
 
+@pytest.mark.req("X1", "X12")
+def test_where_no_file_can_be_deleted_only_a_person_sends_again(tmp_path: Path) -> None:
+    """A create that got lost could still arrive as long as its file is there: that it is not listed proves nothing.
+    The hold stays, an alert says what to do, nothing is sent; after --resend every row runs once."""
+    faults = [{"fault": "create_500_before", "times": 1}, {"fault": "delete_405"}]
+    with in_thread(SimulatorConfig(speed=1000.0, answer_sigma=0.0, faults=faults)) as url:
+        place = Place(tmp_path, url)
+        running = place.start("run", place.rows(ROWS), "--prompt", "Say {{ text }}", "--model", MODEL, "--lane",
+                              "batch", "--yes", "--json")  # fmt: skip
+        running.until(lambda event: "deletes no files" in event.get("trouble", ""))
+        running.signal(signal.SIGINT)
+        assert running.end().json["pending"] == ROWS
+        tag = doubtful(place)
+        assert f"alert: shard {tag} is in doubt" in place.run("show", "@last").out
+        assert place.run("budget", "--json").json["held"] > 0
+        assert [event["status"] for event in place.log() if event["event"] == "create"] == [500]
+        resolved(place, tag, "--resend")
+        done = place.run("resume", "--json")
+        assert (done.code, done.json["succeeded"]) == (0, ROWS), done.err
+        assert place.invoice()["executed_rows"] == ROWS
+        assert round(done.json["spent_usd"] * 1e9) == place.invoice()["total_nanos"]
+
+
 @pytest.mark.req("C5")
 def test_calls_that_do_not_end_are_given_up_when_patience_is_over(tmp_path: Path) -> None:
     """After one Ctrl-C, and `stop_grace_s`, calls still in hand are let go: they are booked, and sent again later."""

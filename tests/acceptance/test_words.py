@@ -31,11 +31,13 @@ def checkpoint(place: Place, name: str = "c.json") -> dict[str, Any]:
 def test_a_checkpoint_is_kept_up_to_date_and_killing_loses_nothing(place: Place) -> None:
     """While a job runs the file says which words are done; killed, it is whole, and the same file serves to resume,
     though nothing is read from it: what goes on is the job."""
-    command = ("run", place.rows(20), *GATED, "--batch-size", "6", "--checkpoint", "c.json")
+    # Shards share the calls: one more at once than wait at the gate, and no order of shards holds up the first rows.
+    command = ("run", place.rows(20), *GATED[:-1], "12", "--batch-size", "6", "--checkpoint", "c.json")
     running = place.start(*command, "--out", "r.jsonl")
     running.until(lambda _: (place.folder / "c.json").exists() and len(checkpoint(place)["processed_words"]) >= 10)
     running.signal(signal.SIGKILL)
     running.end()
+    sent = len(place.calls())
     found = checkpoint(place)
     assert list(found) == KEYS
     assert found["processed_words"] == [f"row {i}" for i in range(10)]
@@ -49,7 +51,7 @@ def test_a_checkpoint_is_kept_up_to_date_and_killing_loses_nothing(place: Place)
     resumed = place.run("resume", "@last", "--checkpoint", "c.json")
     assert resumed.code == 0, resumed.err
     assert checkpoint(place)["processed_words"] == [f"row {i}" for i in range(20)]
-    assert len(place.calls()) <= 22
+    assert len(place.calls()) == sent + 10  # none that was answered
     place.run("results", "@last", "--out", "r.jsonl")
     assert len({row["shard"] for row in place.results("r.jsonl")}) == 4  # of at most six rows each
 

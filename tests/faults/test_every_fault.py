@@ -12,6 +12,7 @@ from nightmill.ledger import Job
 from nightmill.simulator import faults as simulator_faults
 
 _IN_DOUBT = {"fault": "create_accepted_then_500", "times": 1}  # makes the list be asked for
+_NOT_THERE = {"fault": "create_500_before", "times": 1}  # ... and a file be deleted
 _LIVE = {"non_json_bodies", *(name for name in simulator_faults.KNOWN if name.startswith("live_"))}
 _PARAMS: dict[str, dict[str, Any]] = {
     "late_listing": {"lag_s": 1},
@@ -26,7 +27,7 @@ _PARAMS: dict[str, dict[str, Any]] = {
 def test_every_fault_comes_up(tmp_path: Path, name: str) -> None:
     """A fault that the simulator learns is one that a job meets; met once, the sums still hold."""
     fault = {"fault": name, "times": 1, **_PARAMS.get(name, {})}
-    beside = [_IN_DOUBT] if name.startswith("list") else []
+    beside = [_IN_DOUBT] if name.startswith("list") else [_NOT_THERE] if name.startswith("delete") else []
 
     def met(h: House, job: Job) -> bool:
         return h.fired()[name] > 0

@@ -38,15 +38,17 @@ def savings(edge: Edge, job: str | None) -> int:
     """What a job, or all of them, cost and would have cost in real time, live at the list price, and what saved it."""
     with edge.mill(create=False) as mill:
         found = mill.saved(mill.job(job) if job else None)
-    total = Saved()
+        deleted = Saved() if job else mill.saved_by_deleted()
+    total = deleted
     for each in found.values():
         total = total.plus(each)
     table = [["JOB", "REAL TIME", "PAID", "SAVED", "", "BATCH", "CACHE", "DUPLICATES", "UNPROVEN"]]
     table += [_saved_row(job_id, each) for job_id, each in found.items()]
+    table += [_saved_row("deleted jobs", deleted)] if deleted != Saved() else []
     table += [] if job else [_saved_row("all", total)]
     edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode, right=range(1, 9))))
     jobs = [{"job_id": job_id} | _saved_object(each) for job_id, each in found.items()]
-    edge.answer(jobs[0] if job else _saved_object(total) | {"jobs": jobs})
+    edge.answer(jobs[0] if job else _saved_object(total) | {"jobs": jobs, "deleted_jobs": _saved_object(deleted)})
     return 0
 
 

@@ -216,12 +216,12 @@ async def _doubt(desk: Desk, shard: Shard) -> None:
 
 async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
     """One complete look for the submission in doubt; adopt it, look again later, or fence and conclude."""
-    sub, timing = shard.current, desk.timing
+    sub, timing, fence = shard.current, desk.timing, True
     ours = sub.account in ("", provider.account.id)
     try:
         found = await find_batches(provider, [sub])
         if not found and ours and shard.looks + 1 >= len(timing.looks_s) and not shard.fenced:
-            await _fence(provider, sub)
+            fence = await _fence(provider, sub)
     except ProviderError as error:
         if is_shut_out(error):
             raise
@@ -234,6 +234,9 @@ async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
     elif not ours:
         what = "it was sent with another key, so that not finding it proves nothing"
         await _look_failed(desk, shard, ProviderError(what, fix="give that key back"), overdue=True)
+    elif not fence:
+        what = "it is not listed, but this server deletes no files, so that a create on its way could still make it"
+        await _look_failed(desk, shard, ProviderError(what), overdue=True)
     elif shard.fenced:
         reason = "looked for at the provider, and not there"
         # the last look follows when the next batch has ended; of a cancelled job no batch follows
@@ -265,13 +268,10 @@ async def _look_again(desk: Desk, shard: Shard) -> None:
         await desk.book(desk.ledger.note_look, shard, looks=looks, fenced=True, due=due, reason=shard.reason)
 
 
-async def _fence(provider: BatchProvider, sub: Submission) -> None:
-    """Without its input file no create of this submission can succeed any more."""
-    if sub.file_id:
-        await provider.delete_file(sub.file_id)
-    else:
-        for file_id in await provider.find_files(f"{sub.name}.jsonl"):
-            await provider.delete_file(file_id)
+async def _fence(provider: BatchProvider, sub: Submission) -> bool:
+    """Without its input file no create of this submission can succeed any more. False: it could not be deleted."""
+    files = [sub.file_id] if sub.file_id else await provider.find_files(f"{sub.name}.jsonl")
+    return all([await provider.delete_file(file_id) for file_id in files])
 
 
 def is_of(view: BatchView, sub: Submission) -> bool:

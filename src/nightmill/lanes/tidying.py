@@ -32,8 +32,8 @@ async def delete_files(desk: Desk, provider: BatchProvider, shards: Sequence[Sha
     for sub in spare(desk, shards):
         if sub.account != provider.account.id:
             continue
-        for file in files_of(sub):
-            await provider.delete_file(file)
-            count += 1
-        await desk.book(desk.ledger.note_files_gone, sub.tag, sub.n)
+        deleted = [await provider.delete_file(file) for file in files_of(sub)]
+        count += sum(deleted)
+        if all(deleted):
+            await desk.book(desk.ledger.note_files_gone, sub.tag, sub.n)
     return count

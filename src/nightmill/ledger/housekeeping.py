@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import and_, delete, func, or_, select, update
@@ -11,6 +11,7 @@ from sqlalchemy import and_, delete, func, or_, select, update
 from nightmill.ledger import money
 from nightmill.ledger._database import Database
 from nightmill.ledger.records import Job
+from nightmill.ledger.savings import Saved, saved_by
 from nightmill.ledger.schema import alerts, answered_by, entries, files, jobs, limits, shards, submissions
 from nightmill.types import UNFINISHED, Lane
 
@@ -43,6 +44,7 @@ class HousekeepingVerbs(Database):
         Its files are nobody's from now on. False, and nothing is written: it changed since ``job`` was read.
         """
         with self._write("delete_job") as connection:
+            saved = saved_by(connection, job.id).get(job.id, Saved())
             if connection.execute(delete(jobs).where(_as_seen(job)).returning(jobs.c.id)).first() is None:
                 return False
             names = ("tokens_in", "tokens_out", "list_nanos")
@@ -54,7 +56,7 @@ class HousekeepingVerbs(Database):
             ).one()
             known = {"name": job.name, "fingerprint": job.fingerprint, "model": job.model, "lane": job.lane,
                      "rows": job.rows, "state": job.state, "finished_at": job.finished_at,
-                     **sums._mapping}  # fmt: skip
+                     "saved": asdict(saved), **sums._mapping}  # fmt: skip
             money.record(connection, money.DELETED, 0, job_id=job.id, tag=job.id, n=0, note=json.dumps(known))
             for table in (shards, files, alerts, answered_by):
                 connection.execute(delete(table).where(table.c.job_id == job.id))

@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
+from nightmill.ledger import money
 from nightmill.ledger._database import Database
-from nightmill.ledger.schema import jobs, shards, submissions
+from nightmill.ledger.schema import entries, jobs, shards, submissions
 from nightmill.types import JobState, Lane
 
 
@@ -62,12 +63,26 @@ class SavingsVerbs(Database):
     def saved(self, job_id: str | None = None) -> dict[str, Saved]:
         """What every job, or one, saved so far; newest first."""
         with self._read() as connection:
-            about = select(jobs.c.id, jobs.c.counts).where(jobs.c.state != JobState.PLANNING)
-            if job_id is not None:
-                about = about.where(jobs.c.id == job_id)
-            rows = connection.execute(about.order_by(jobs.c.id.desc())).all()
-            listed, paid = _list_prices(connection, job_id), _payments(connection, job_id)
-        return {row.id: _saved(row, listed, paid) for row in rows}
+            return saved_by(connection, job_id)
+
+    def saved_by_deleted(self) -> Saved:
+        """What the jobs saved, all together, that were deleted since."""
+        notes = select(entries.c.note).where(entries.c.kind == money.DELETED)
+        total = Saved()
+        with self._read() as connection:
+            for note in connection.execute(notes).scalars():
+                total = total.plus(Saved(**json.loads(note).get("saved", {})))
+        return total
+
+
+def saved_by(connection: Connection, job_id: str | None = None) -> dict[str, Saved]:
+    """What every job, or one, saved so far; newest first."""
+    about = select(jobs.c.id, jobs.c.counts).where(jobs.c.state != JobState.PLANNING)
+    if job_id is not None:
+        about = about.where(jobs.c.id == job_id)
+    rows = connection.execute(about.order_by(jobs.c.id.desc())).all()
+    listed, paid = _list_prices(connection, job_id), _payments(connection, job_id)
+    return {row.id: _saved(row, listed, paid) for row in rows}
 
 
 def _list_prices(connection: Connection, job_id: str | None) -> dict[tuple[str, str], int]:

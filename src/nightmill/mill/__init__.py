@@ -315,6 +315,10 @@ class Mill:
         """What every job, or one, saved against live calls at the list price, by its id; newest first."""
         return self.ledger.saved(job.id if job else None)
 
+    def saved_by_deleted(self) -> Saved:
+        """What the jobs saved, all together, that were deleted since."""
+        return self.ledger.saved_by_deleted()
+
     def follow(self, job_ids: Sequence[str]) -> Follower:
         """Where jobs stand, as often as one asks."""
         return Follower(self.home, job_ids)

@@ -237,8 +237,8 @@ class BatchProvider(Provider, Protocol):
         """Stream a result file to ``to``. False: the provider no longer has it (404)."""
         ...
 
-    async def delete_file(self, file_id: str) -> None:
-        """Delete an uploaded file; one that is gone already is fine, and so is a server that deletes none."""
+    async def delete_file(self, file_id: str) -> bool:
+        """Delete an uploaded file; one that is gone already is fine. False: this server deletes none."""
         ...
 
     def clock_skew_s(self) -> float:

@@ -234,10 +234,14 @@ class Batches(Compatible):
             return False  # in the provider's own words; a stranger's 404 says nothing about the file
         raise problem
 
-    async def delete_file(self, file_id: str) -> None:
-        reply = await self._call("delete", "DELETE", f"/files/{_quoted(file_id)}")
-        if reply.status not in (404, 405, 501):  # gone, or a server that deletes nothing
-            self._object("delete", reply, "id")
+    async def delete_file(self, file_id: str) -> bool:
+        path = f"/files/{_quoted(file_id)}"
+        reply = await self._call("delete", "DELETE", path)
+        if reply.status in (404, 405, 501):  # gone, or there is no such call: what became of the file tells
+            problem = self._failure("get", await self._call("get", "GET", path))
+            return isinstance(problem, Refused) and problem.status == 404
+        self._object("delete", reply, "id")
+        return True
 
     def clock_skew_s(self) -> float:
         return self._http.clock_skew_s()

@@ -74,6 +74,7 @@ CALL_FAULTS: dict[str, str] = {
     "list_page_500": "a page of the batch list answers 500",
     "list_page_cut": "a page of the batch list is cut",
     "upload_500": "the upload answers 500, no file is kept",
+    "delete_405": "there is no call to delete a file",
     "poll_500": "getting a batch answers 500",
     "poll_404_once": "getting a batch answers 404 (once, unless times says more)",
 }

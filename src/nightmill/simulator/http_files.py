@@ -134,6 +134,8 @@ async def get_file(request: web.Request) -> web.StreamResponse:
 async def delete_file(request: web.Request) -> web.StreamResponse:
     """DELETE /v1/files/{id}"""
     provider, file_id = request.app[PROVIDER], request.match_info["file_id"]
+    if provider.faults.take("delete_405", "delete") is not None:
+        raise ApiError(405, "Not allowed to DELETE on /v1/files/{file_id}")
     try:
         provider.files.delete(file_id, scope_of(request))
     except ApiError as refusal:

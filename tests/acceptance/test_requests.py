@@ -118,6 +118,24 @@ def test_the_hold_counts_every_choice(place: Place) -> None:
         assert "in.jsonl:1" in error["why"]
 
 
+@pytest.mark.req("X13", "X2")
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "hi"}], "search_parameters": {"mode": "on"}}),
+        ("responses", {"input": [{"type": "function_call_output", "call_id": "c", "output": [
+            {"type": "input_image", "image_url": "https://example.org/a.png"}]}]}),
+        ("responses", {"input": "hi", "max_tokens": 9}),
+        ("responses", {"input": "hi", "max_completion_tokens": 9}),
+    ],
+)  # fmt: skip
+def test_what_its_bytes_and_its_cap_do_not_bound_is_refused(place: Place, url: str, body: dict[str, Any]) -> None:
+    """A search, a picture that a tool gave back, or a cap that is none at its endpoint: no hold would cover it."""
+    (place.folder / "in.jsonl").write_text(json.dumps({"custom_id": "a", "url": f"/v1/{url}", "body": body}) + "\n")
+    done = place.run("run", "in.jsonl", "--model", MODEL, "--yes", "--json")
+    assert (done.code, done.json["error"]["code"], place.invoice()["total_nanos"]) == (2, "cannot_carry", 0)
+
+
 @pytest.mark.req("X13")
 @pytest.mark.parametrize(
     ("lines", "why"),

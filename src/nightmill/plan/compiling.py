@@ -240,7 +240,7 @@ class Compiled:
             request.pop("max_tokens", None)
             request[cap] = p.max_output
             user_set.add(cap)
-        elif "max_tokens" not in request:  # every request has a cap
+        elif is_responses or "max_tokens" not in request:  # every request has a cap
             request.setdefault(cap, DEFAULT_MAX_OUTPUT)
         if p.temperature is not None:
             user_set.add("temperature")

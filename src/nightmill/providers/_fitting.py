@@ -18,7 +18,7 @@ REASONING_CAP = 8_000  # thinking is billed as output and counts against the cap
 # What makes a request cost more than its own bytes and its output cap tell.
 _BOUNDLESS = (
     *("previous_response_id", "conversation", "prompt", "background", "context_management"),
-    *("web_search_options", "audio", "plugins", "models"),
+    *("web_search_options", "audio", "plugins", "models", "search_parameters", "data_sources"),
 )
 _TIERS = (None, "auto", "default", "flex", "on_demand")  # any other may be dearer than the list price
 _OWN_TOOLS = ("function", "custom")  # of the caller; any other runs at the provider, which bills each use
@@ -58,6 +58,7 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
     if endpoint == "responses":
         if not server.responses:
             refuse_responses(f"{name}/{model}", body)
+        _refuse_chat_cap(body)
         _fit_cap(model, body, notes, user_set, thinks=thinks, context=context, field="max_output_tokens")
         if thinks:
             _drop_sampling(model, body, notes, user_set)
@@ -129,6 +130,13 @@ def _refuse_boundless(body: Mapping[str, Any]) -> None:
     if named:
         why = "what it costs cannot be known before it is sent, so that no budget would hold"
         raise CannotCarry(f"{named[0]} is not carried", why=why, fix="take it out of the request")
+
+
+def _refuse_chat_cap(body: Mapping[str, Any]) -> None:
+    """Raises CannotCarry: its cap is none at the responses endpoint, where it would count in the hold alone."""
+    if body.get("max_completion_tokens") is not None:
+        why = "/v1/responses is capped by max_output_tokens, and by nothing else"
+        raise CannotCarry("the request has a cap of chat completions", why=why, fix="call it max_output_tokens")
 
 
 def _beside_text(item: Mapping[str, Any]) -> list[str]:

@@ -138,3 +138,18 @@ def test_a_difference_that_nothing_explains_is_told_and_left(tmp_path: Path) -> 
         assert found.json["difference_usd"] == -0.01
         assert found.json["ours_usd"] == spent
         assert place.run("show", "@last", "--json").json["spent_usd"] == spent
+
+
+@pytest.mark.req("X12")
+def test_the_batch_of_a_deleted_job_stays_ours(tmp_path: Path) -> None:
+    """What it cost is in the books, so nobody is told that others made it; its price went with the job."""
+    with in_thread(simulator()) as url:
+        place = Place(tmp_path, url)
+        done = place.run("run", place.rows(ROWS), "--prompt", "Say {{ text }}", *BATCH).json
+        assert place.run("delete", "@last", "--yes").code == 0
+        (listed,) = place.run("batches", "--json").json["batches"]
+        assert (listed["ours"], listed["job_id"], listed["shard_state"]) == (True, done["job_id"], "deleted")
+        found = place.run("reconcile", "--json")
+        (batch,) = found.json["batches"]
+        assert (found.code, found.json["not_ours"], batch["match"]) == (0, 0, "deleted")
+        assert batch["ours_usd"] == done["spent_usd"]

@@ -38,7 +38,7 @@ def batches(edge: Edge, provider: str | None) -> int:
 
 def _row(batch: ListedBatch) -> list[str]:
     view, now = batch.view, time.time()
-    state = batch.known.state.value if batch.known else "in doubt"
+    state = _state(batch) or "in doubt"
     left_s = None if view.expires_at is None or view.phase in ("ended", "failed") else view.expires_at - now
     files = {"in": view.input_file, "out": view.output_file, "errors": view.error_file}
     return [
@@ -47,6 +47,13 @@ def _row(batch: ListedBatch) -> list[str]:
         present.duration(max(0.0, now - view.created_at)), "" if left_s is None else present.duration(max(0.0, left_s)),
         " ".join(f"{name} {file}" for name, file in files.items() if file),
     ]  # fmt: skip
+
+
+def _state(batch: ListedBatch) -> str | None:
+    """What became of it here; None: it is not recorded."""
+    if batch.known is None:
+        return None
+    return batch.known.state.value if batch.known.state else "deleted"
 
 
 def _known(number: int | None) -> str:
@@ -59,7 +66,7 @@ def _object(batch: ListedBatch) -> dict[str, Any]:
         "provider": batch.provider, "batch_id": view.id, "status": view.status, "phase": view.phase,
         "ours": batch.shard is not None, "job_id": batch.shard.rpartition("-")[0] if batch.shard else None,
         "shard": batch.shard, "submission": f"{known.tag}.{known.n}" if known else view.submission,
-        "shard_state": known.state.value if known else None, "model": view.model, "url": view.url,
+        "shard_state": _state(batch), "model": view.model, "url": view.url,
         "total": view.total, "completed": view.completed, "failed": view.failed,
         "created_at": views.iso_time(view.created_at), "age_s": round(max(0.0, time.time() - view.created_at), 3),
         "expires_at": views.iso_time(view.expires_at), "input_file": view.input_file, "output_file": view.output_file,

@@ -20,6 +20,7 @@ _SAID = {
     Match.DIFFERS: "differs",
     Match.OPEN: "not over yet",
     Match.UNSTATED: "the provider tells no totals",
+    Match.DELETED: "its job was deleted",
     Match.GONE: "not listed there any more",
     Match.OTHER_KEY: "sent with another key",
     Match.UNRECORDED: "carries our name, not in the books",

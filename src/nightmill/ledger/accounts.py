@@ -72,17 +72,18 @@ class AccountVerbs(ShardVerbs):
         return None
 
     def known_batches(self, provider: str) -> dict[str, KnownBatch]:
-        """Every batch of the provider that this ledger has, by its id, whichever account it was made with."""
+        """Every batch of the provider that this ledger has, deleted jobs' too, by its id, whichever account made it."""
         sub, shard = submissions.c, shards.c
         columns = (sub.tag, sub.n, sub.job_id, sub.account, sub.batch_id, sub.status, sub.ended, sub.spent_nanos,
                    sub.unproven_nanos, sub.hold_nanos, sub.intent_at, shard.state, shard.price,
                    sub.state.label("booked"))  # fmt: skip
         which = and_(sub.batch_id.is_not(None), sub.account.startswith(f"{provider}|", autoescape=True))
         with self._read() as connection:
-            found = connection.execute(select(*columns).join(shards, shard.tag == sub.tag).where(which)).all()
+            whose = select(*columns).join(shards, shard.tag == sub.tag, isouter=True)
+            found = connection.execute(whose.where(which)).all()
         return {
             row.batch_id: KnownBatch(
-                row.batch_id, row.account, row.job_id, row.tag, row.n, ShardState(row.state),
+                row.batch_id, row.account, row.job_id, row.tag, row.n, ShardState(row.state) if row.state else None,
                 row.booked == SubmissionState.BOOKED, row.status, row.spent_nanos, row.unproven_nanos,
                 row.hold_nanos, row.intent_at, row.price,
             )

@@ -217,7 +217,7 @@ class KnownBatch:
     job_id: str
     tag: str
     n: int
-    state: ShardState  # of its shard
+    state: ShardState | None  # of its shard; None: its job was deleted
     booked: bool
     status: str | None  # the provider's own word, last seen
     spent_nanos: int

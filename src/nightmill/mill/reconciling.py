@@ -26,6 +26,7 @@ class Match(StrEnum):
     DIFFERS = "differs"  # nothing explains it; the books stay as they are
     OPEN = "open"  # it is not over, there or here
     UNSTATED = "unstated"  # the provider tells no totals, or its price cannot be told from them
+    DELETED = "deleted"  # its job was deleted, and with it the price it was sent at
     GONE = "gone"  # the provider does not list it any more
     OTHER_KEY = "other_key"  # it was sent with another key, and cannot be asked for with this one
     UNRECORDED = "unrecorded"  # it carries our name, and no shard has it yet
@@ -86,6 +87,8 @@ def _compare(home: Home, batch: ListedBatch) -> Compared:
     known, view = batch.known, batch.view
     if known is None:
         return Compared(batch.provider, view.id, Match.UNRECORDED, batch.shard or "", 0, 0, None, view.usage)
+    if known.state is None:
+        return _as_booked(batch.provider, known, Match.DELETED, view)
     if view.phase not in ("ended", "failed") or not known.booked or known.state is not ShardState.SETTLED:
         return _as_booked(batch.provider, known, Match.OPEN, view)
     bounds = _bounds(known, view)

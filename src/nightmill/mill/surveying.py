@@ -19,7 +19,7 @@ class ListedBatch:
     provider: str
     view: BatchView
     known: KnownBatch | None  # None: not recorded here
-    shard: str | None  # the shard that sent it, also where it is not recorded yet; None: not ours
+    shard: str | None  # the shard that sent it, also where it is not recorded yet, or was deleted; None: not ours
 
 
 @dataclass(slots=True)
@@ -56,17 +56,20 @@ async def _of_provider(home: Home, name: str) -> Listing:
         listing.error = error
         return listing
     listing.account = provider.account.id
+    views: list[BatchView] = []
     try:
         if not isinstance(provider, OpenBatches):
             raise UsageError(f"{name} lists no batches", why="it has no such call", fix="ask for another provider")
-        known = home.ledger.known_batches(name)
         async for view in provider.batches():
-            ours = known.get(view.id)
-            listing.batches.append(ListedBatch(name, view, ours, ours.tag if ours else _shard_of(home, view)))
+            views.append(view)  # noqa: PERF401  what came before an error is kept
     except NightmillError as error:
         listing.error = error
     finally:
         await provider.close()
+    known = home.ledger.known_batches(name)  # only now: what was sent while it was listed is recorded too
+    for view in views:
+        ours = known.get(view.id)
+        listing.batches.append(ListedBatch(name, view, ours, ours.tag if ours else _shard_of(home, view)))
     return listing
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import termios
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 import pyte
 import warm
 from cli_kit import SECONDS, Place
+
+_ENDS = (b"\x1b[J", b"[y/N] ")  # of a panel that is drawn, and of a question
+_CODES = re.compile(r"\x1b\[[\d;]*[A-Za-z]|\r")
 
 
 class Screen:
@@ -28,7 +33,7 @@ class Screen:
         self._stream = pyte.ByteStream(self.screen)
         self._thread = ThreadPoolExecutor(1)
         self.raw = b""
-        self._set_size()
+        self._set_size(columns)
 
     def __enter__(self) -> Self:
         return self
@@ -59,11 +64,8 @@ class Screen:
         return self.end(self.start(*arguments))
 
     def until(self, part: str, *, count: int = 1) -> None:
-        """Look on until ``part`` was written so many times."""
-        end = time.monotonic() + SECONDS
-        while self.raw.count(part.encode()) < count:
-            assert time.monotonic() < end, "\n".join(self.lines)
-            self._look(0.1)
+        """Look on until ``part`` was written so many times, and what it is part of is whole."""
+        self._look_until(lambda: self.raw.count(part.encode()) >= count and self.raw.endswith(_ENDS))
 
     def end(self, running: Future[int]) -> int:
         while not running.done():
@@ -76,16 +78,33 @@ class Screen:
         os.write(self._ours, text.encode())
 
     def resize(self, columns: int) -> None:
-        self.screen.resize(columns=columns)
-        self._set_size()
+        """Another width. A panel that was on its way is shown at the width that it was drawn for."""
+        wider = columns > self.screen.columns
+        if wider:
+            self.screen.resize(columns=columns)
+        self._set_size(columns)
+        if not wider:
+            self._look_until(lambda: self.raw.endswith(_ENDS) and self._drawn_last() <= columns)
+            self.screen.resize(columns=columns)
 
     def echoes(self) -> bool:
         """Whether the terminal shows what is typed, line by line, as it did at first."""
         wanted = termios.ECHO | termios.ICANON
         return termios.tcgetattr(self._theirs)[3] & wanted == wanted
 
-    def _set_size(self) -> None:
-        size = struct.pack("HHHH", self.screen.lines, self.screen.columns, 0, 0)
+    def _look_until(self, seen: Callable[[], bool]) -> None:
+        end = time.monotonic() + SECONDS
+        while not seen():
+            assert time.monotonic() < end, "\n".join(self.lines)
+            self._look(0.1)
+
+    def _drawn_last(self) -> int:
+        """Columns of the widest line of the last panel that is whole."""
+        panel = self.raw.split(_ENDS[0])[-2].decode()
+        return max(len(_CODES.sub("", line)) for line in panel.split("\n"))
+
+    def _set_size(self, columns: int) -> None:
+        size = struct.pack("HHHH", self.screen.lines, columns, 0, 0)
         fcntl.ioctl(self._ours, termios.TIOCSWINSZ, size)
 
     def _look(self, seconds: float) -> bool:

@@ -58,7 +58,7 @@ def test_what_does_not_fit_stays_and_is_told(tmp_path: Path) -> None:
         left = place.run(*RUN, "--detach", "--batch-size", "3")
         assert left.code == 0, left.err
         assert (left.json["rows_at_provider"], left.json["rows_left"], len(left.json["batches"])) == (3, 3, 1)
-        assert "3 rows wait" in left.err
+        assert "still to send: 3 rows, waiting" in left.err
         done = place.run("watch", "@last", "--exit-status", "--json")
         assert (done.code, done.json["succeeded"]) == (0, ROWS), done.err
         assert creates(place) == 2

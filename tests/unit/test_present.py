@@ -33,6 +33,7 @@ from nightmill.cli.present import (
     quote_panel,
     show,
     status_table,
+    table,
     tokens,
 )
 from nightmill.cli.progress import Mode, Progress, chosen_mode
@@ -298,7 +299,7 @@ def test_counts_that_do_not_add_up_are_not_hidden() -> None:
             EndView("paused", 3, 1, pending=2, stopped="the budget of $5.00 is used up"),
             "‖ stopped: the budget of $5.00",
         ),
-        (EndView("running", 3, 1, pending=2), "‖ running"),
+        (EndView("running", 3, 1, pending=2), "◑ running"),
     ],
 )
 def test_the_end_is_named_for_what_happened(end: EndView, title: str) -> None:
@@ -375,6 +376,62 @@ def test_errors_say_what_why_and_how_to_fix() -> None:
     )
     assert error_text(OverBudget("no")) == "error: no"
     assert error_text(ValueError("odd")) == "error: ValueError: odd"
+
+
+@WIDTHS
+def test_errors_fit_and_their_commands_stay_whole(width: int) -> None:
+    """What and why go by words into lines that fit, each under its label; a command is one line, to be copied."""
+    words = " ".join(f"word{n}" for n in range(40))
+    fix = f"nightmill run {words}"
+    told = error_text(OverBudget(words, why=f"{words}\n  {words}", fix=fix), width=width).split("\n")
+    assert told[-1] == f"  fix: {fix}"
+    assert all(cells(line) <= width for line in told[:-1])
+    assert " ".join(" ".join(told[:-1]).split()) == f"error: {words} why: {words} {words}"
+    assert all(line.startswith(("error: ", "  why: ", "       word", "         word")) for line in told[:-1])
+
+
+@INKS
+@WIDTHS
+def test_a_table_loses_nothing_in_a_narrow_window(width: int, unicode: bool) -> None:
+    """What of a row has no room stands below it under its heading's name; other rows stay on a line, aligned."""
+    rows = [["BATCH", "STATUS", "DONE", "COST", ""],
+            ["acme/" + "b" * 40, "in_progress", "7/40", "$0.000611", "words " * 9],
+            ["acme/b", "done", "40/40", "$0.50", ""], ["c" * 230, "日本語", "1/1", "$1.00", "end"]]  # fmt: skip
+    lines = table(rows, width=width, unicode=unicode, right=(2, 3))
+    assert all(cells(line) <= width for line in lines)
+    told = "".join("".join(lines).split())
+    for row in rows[1:]:
+        for cell in row:
+            assert "".join(cell.split()) in (told if unicode else told.replace("\\u65e5\\u672c\\u8a9e", "日本語"))
+    if width == 60:
+        assert "  status in_progress " + ("·" if unicode else "|") + " done 7/40" in "\n".join(lines)
+
+
+def test_the_table_of_what_fits_is_aligned() -> None:
+    """Where there is room a row is a line, and numbers end under each other."""
+    assert table([["A", "N", "WHY"], ["x", "7", "so"], ["yyy", "1,200", ""]], right=(1,)) == [
+        "A        N  WHY", "x        7  so", "yyy  1,200",
+    ]  # fmt: skip
+
+
+@INKS
+@WIDTHS
+def test_several_jobs_are_a_line_each(width: int, unicode: bool) -> None:
+    """Below their sum each job says how far it is, those that go on first; of too many the rest is counted."""
+    jobs = tuple(
+        replace(RUNNING, phase="done", ok=9_988, failed=0, job_id=f"01K9ZC7Q{n:02d}", name="名" * 50) for n in range(12)
+    )
+    view = replace(
+        RUNNING, jobs=(*jobs, replace(RUNNING, job_id="01K9ZC7QOPEN", name="spring")), leave=("Ctrl-C stops",)
+    )
+    lines = status_table(view, width=width, unicode=unicode).split("\n")
+    assert all(len(line.encode()) <= width if not unicode else cells(line) <= width for line in lines)
+    of_jobs = [line for line in lines if line.startswith(" 01K9")]
+    assert len(of_jobs) == 10
+    assert of_jobs[0].startswith(" 01K9ZC7QOPEN   61 %  6,093/9,988  waiting at acme")
+    assert "  $0.28" in of_jobs[0]
+    assert ("spring" in of_jobs[0]) is (width > 60)
+    assert lines[-2:] == [" and 3 more jobs: nightmill jobs", " Ctrl-C stops"]
 
 
 # -- progress

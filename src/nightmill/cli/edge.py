@@ -111,7 +111,7 @@ class Edge:
         if not sys.stdin.isatty():
             raise UsageError("nobody can be asked here", why="stdin is no terminal", fix="add --yes")
         with _signals_heard() as heard:
-            sys.stderr.write(present.show(question))
+            sys.stderr.write(present.fitted(question, width=self.width, unicode=self.unicode) + " ")
             sys.stderr.flush()
             heard()
             return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -143,9 +143,13 @@ class Edge:
 
     # -- errors --------------------------------------------------------------------------------
 
+    def tell(self, error: NightmillError) -> None:
+        """What went wrong, why, and how to mend it, in words; by words into lines where somebody reads them."""
+        self.say(present.error_text(error, width=self.width if sys.stderr.isatty() else None))
+
     def fail(self, error: NightmillError) -> int:
         """Tell what went wrong, in words and as JSON; the exit code."""
-        self.say(present.error_text(error))
+        self.tell(error)
         if self.debug:
             _traceback(error)
         if self.log_file is not None:

@@ -25,12 +25,16 @@ def batches(edge: Edge, provider: str | None) -> int:
     with edge.mill(create=False) as mill:
         listings = asyncio.run(mill.list_batches(provider))
     listed = [batch for listing in listings for batch in listing.batches]
-    table = [["BATCH", "STATUS", "HERE", "DONE", "FAILED", "AGE", "EXPIRES", "FILES"], *map(_row, listed)]
+    table = [
+        ["BATCH", "STATUS", "HERE", "DONE", "FAILED", "AGE", "EXPIRES", "INPUT", "OUTPUT", "ERRORS"],
+        *map(_row, listed),
+    ]
     edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode, right=(3, 4, 5, 6))))
     failed = [listing for listing in listings if listing.error is not None]
     for listing in failed:
         if listing.error is not None:
-            edge.say(f"{listing.provider} could not be listed whole:\n" + present.error_text(listing.error))
+            edge.say(f"{listing.provider} could not be listed whole:")
+            edge.tell(listing.error)
     errors = [{"provider": bad.provider, **error_object(bad.error)} for bad in failed if bad.error is not None]
     edge.answer({"batches": [_object(batch) for batch in listed], "errors": errors})
     return next((bad.error.exit_code for bad in failed if bad.error is not None), 0)
@@ -40,12 +44,11 @@ def _row(batch: ListedBatch) -> list[str]:
     view, now = batch.view, time.time()
     state = _state(batch) or "in doubt"
     left_s = None if view.expires_at is None or view.phase in ("ended", "failed") else view.expires_at - now
-    files = {"in": view.input_file, "out": view.output_file, "errors": view.error_file}
     return [
         f"{batch.provider}/{view.id}", view.status, f"{batch.shard} {state}" if batch.shard else "not ours",
         f"{_known(view.completed)}/{_known(view.total)}", _known(view.failed),
         present.duration(max(0.0, now - view.created_at)), "" if left_s is None else present.duration(max(0.0, left_s)),
-        " ".join(f"{name} {file}" for name, file in files.items() if file),
+        view.input_file or "", view.output_file or "", view.error_file or "",
     ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -62,16 +63,17 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     name = f" · {job.name}" if job.name else ""
     head = f"job {job.id}{name} · {job.model} · {job.lane} · {job.state}"
     lines = [present.fitted(head, width=edge.width, unicode=edge.unicode)]
-    lines.append(present.end_report(view, width=edge.width, unicode=edge.unicode))
+    lines.append(present.end_report(replace(view, next=()), width=edge.width, unicode=edge.unicode))
     quoted = views.against_quote(job, now)
     lines += [present.fitted(line, width=edge.width, unicode=edge.unicode) for line in quoted]
     if now.held_nanos:
         lines.append(f"  held {present.money(now.held_nanos)}")
-    lines += present.table(_shard_lines(shards), width=edge.table_width, unicode=edge.unicode)
+    lines += present.table(_shard_lines(shards), width=edge.table_width, unicode=edge.unicode, right=(3, 4))
     if len(shards) > _MOST_SHARDS:
         lines.append(f"  {len(shards) - _MOST_SHARDS:,} older shards are not shown; --json has all")
     lines += [present.fitted(f"  alert: {alert.text}", width=edge.width, unicode=edge.unicode) for alert in alerts]
-    lines += _next_step(job, shards)
+    follow = [f"nightmill watch {job.id}"] * (job.state in UNFINISHED and job.state is not JobState.PAUSED)
+    lines += _next_step(job, shards) + present.next_lines([*follow, *view.next], unicode=edge.unicode)
     edge.put("\n".join(lines))
     edge.answer(
         views.job_object(job, now)
@@ -91,8 +93,6 @@ def _next_step(job: Job, shards: list[Shard]) -> list[str]:
     lines = [f"  in doubt: nightmill resolve {tag} --adopt ID | --resend | --write-off" for tag in doubtful]
     if job.state is JobState.PAUSED:
         lines.append(present.error_text(paused(job)))
-    elif job.state in UNFINISHED:
-        lines.append(f"  next: nightmill watch {job.id}")
     return lines
 
 
@@ -126,16 +126,23 @@ def _show_row(edge: Edge, mill: Mill, job: Job, row: int) -> int:
     record = next(iter(_records(mill, job, row, row + 1)), None)
     if record is None:
         raise UsageError(f"no result for row {row}", why=_why_none(mill, job, row), fix=f"nightmill show {job.id}")
-    record["cost_usd"] = usd(record.pop("cost_nanos") or 0)
-    for name, value in record.items():
+    cost = record.pop("cost_nanos") or 0
+    for name, value in (record | {"cost": present.money(cost)}).items():
         if value is not None:
-            text = present.show(f"{value:.6g}" if isinstance(value, float) else str(value))
+            text = present.show(_told(value))
             edge.put(f"{name}:\n{text}" if "\n" in text else f"{name}: {text}")
+    record["cost_usd"] = usd(cost)
     tries = mill.tries(job, row)
     for shard in tries:
         edge.put(present.fitted(f"was in {_whereabouts(shard)}", width=edge.table_width, unicode=edge.unicode))
     edge.answer(record | {"job_id": job.id, "tries": [_try_object(shard) for shard in tries]})
     return 0
+
+
+def _told(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _why_none(mill: Mill, job: Job, row: int) -> str:

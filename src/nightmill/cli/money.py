@@ -55,7 +55,7 @@ def savings(edge: Edge, job: str | None) -> int:
 
 def _saved_row(name: str, saved: Saved) -> list[str]:
     nanos = (saved.batch_nanos + saved.live_nanos, saved.cache_nanos, saved.duplicates_nanos, -saved.unproven_nanos)
-    percent = present.percent(max(0, saved.saved_nanos), saved.real_time_nanos)
+    percent = present.percent(saved.saved_nanos, saved.real_time_nanos)
     totals = (saved.real_time_nanos, saved.paid_nanos, saved.saved_nanos)
     return [name, *map(_signed, totals), percent, *map(_signed, nanos)]
 
@@ -89,7 +89,8 @@ def reconcile(edge: Edge, provider: str | None) -> int:
     wrong = [batch for batch in compared if batch.match in _WRONG]
     errors = [(each.provider, each.error) for each in found if each.error is not None]
     for name, error in errors:
-        edge.say(f"{name} could not be asked:\n" + present.error_text(error))
+        edge.say(f"{name} could not be asked:")
+        edge.tell(error)
     edge.put(_summary(compared))
     answer = _answer(found, compared)
     if wrong:
@@ -99,7 +100,7 @@ def reconcile(edge: Edge, provider: str | None) -> int:
             why="nothing here explains it; the books were left as they are",
             fix="compare with the provider's own bill; nightmill show JOB tells what each shard cost",
         )
-        edge.say(present.error_text(differs))
+        edge.tell(differs)
         answer["error"] = error_object(differs)
     edge.answer(answer)
     return 1 if wrong else next((error.exit_code for _, error in errors), 0)

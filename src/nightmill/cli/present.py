@@ -21,6 +21,8 @@ _WIDEST = 100  # lines longer than this are hard to read, however wide the windo
 _NARROW = 79  # in narrower windows some things move from the bar's line to those under it
 _LEAST_ITEM = 12  # cells
 _TROUBLE_LINES = 3
+_JOB_LINES = 10
+_FIX = "  fix: "
 _SEP = " · "
 
 # -- untrusted text
@@ -44,7 +46,7 @@ _MARKS |= {
     )
 }
 _PLAIN = {"·": "|", "≈": "~", "→": "->", "…": "...", "–": "-", "≠": "!=", "◀": "<-"}
-_PLAIN |= {"✓": "+", "◆": "*", "‖": "=", "✗": "x", "␡": "^?"}
+_PLAIN |= {"✓": "+", "◆": "*", "◑": ">", "○": "o", "‖": "=", "✗": "x", "␡": "^?"}
 _PLAIN |= {chr(0x2400 + code): "^" + chr(0x40 + code) for code in range(0x20)}
 _ASCII = str.maketrans(_PLAIN)
 # Some terminals draw what these join as one, others apart. More marks on a letter than four are no writing.
@@ -383,6 +385,8 @@ class ProgressView:
     outside: tuple[int, int] | None = None  # rows that the provider says are done, of those in its batches
     trouble: str = ""  # why it does not go on at the moment, in the words of whoever said so
     leave: tuple[str, ...] = ()  # what Ctrl-C does now, and how to come back
+    name: str = ""
+    jobs: tuple[ProgressView, ...] = ()  # where this is the sum of several
 
     @property
     def processed(self) -> int:
@@ -441,7 +445,29 @@ def status_table(p: ProgressView, *, width: int = 80, unicode: bool = True) -> s
     blocks = [_paragraph(pieces, wide, unicode=unicode, indent=" ") for pieces in (counts, pace, cost, p.leave)]
     if p.trouble:
         blocks.insert(3, _wrapped(f"waits: {p.trouble}", wide - 1, unicode=unicode)[:_TROUBLE_LINES])
+    if p.jobs:
+        blocks.insert(-1, _job_lines(p.jobs, wide, unicode))
     return "\n".join(line for block in blocks for line in block)
+
+
+def _job_lines(jobs: Sequence[ProgressView], width: int, unicode: bool) -> list[str]:
+    """Each job on a line, those that go on first; what has no room there is left out whole."""
+    ordered = sorted(jobs, key=lambda job: job.total == job.processed)
+    cells = [
+        [f" {job.job_id}", percent(job.processed, job.total), f"{count(job.processed)}/{count(job.total)}",
+         one_line(job.phase), money(job.spent_nanos), one_line(job.name)]
+        for job in ordered[:_JOB_LINES]
+    ]  # fmt: skip
+    cells = [[_cut(_inked(cell, unicode), 30, unicode=unicode) for cell in row] for row in cells]
+    widths = [max(cells_of(row[at]) for row in cells) for at in range(len(cells[0]))]
+    while sum(widths) + 2 * (len(widths) - 1) > width and len(widths) > 1:
+        widths.pop()
+    lines = [
+        "  ".join(_pad(row[at], wide, right=at in (1, 2, 4)) for at, wide in enumerate(widths)).rstrip()
+        for row in cells
+    ]
+    more = len(jobs) - len(lines)
+    return lines + ([f" and {some(more, 'more job')}: nightmill jobs"] if more else [])
 
 
 def plain_line(p: ProgressView, *, unicode: bool = True) -> str:
@@ -512,9 +538,13 @@ def end_report(e: EndView, *, width: int = 80, unicode: bool = True) -> str:
     lines += _paragraph(_accounting(e), wide, unicode=unicode, indent="  ")
     lines += _paragraph(_bill(e), wide, unicode=unicode, indent="  ")
     lines += _failure_lines(e.failures, wide, unicode)
-    for at, command in enumerate(e.next):
-        lines.append(_inked(("  next: " if at == 0 else "        ") + one_line(command), unicode))
-    return "\n".join(lines)
+    return "\n".join(lines + next_lines(e.next, unicode=unicode))
+
+
+def next_lines(commands: Sequence[str], *, unicode: bool = True) -> list[str]:
+    """What to do now, a command a line."""
+    heads = ("  next: ", *[" " * 8] * len(commands))
+    return [_inked(head + one_line(command), unicode) for head, command in zip(heads, commands, strict=False)]
 
 
 def _end_title(e: EndView) -> list[str]:
@@ -524,7 +554,7 @@ def _end_title(e: EndView) -> list[str]:
     elif e.state == "completed":
         title = "◆ finished with failures" if unanswered else "✓ completed"
     else:
-        mark = {"failed": "✗", "cancelled": "–"}.get(e.state, "‖")
+        mark = {"failed": "✗", "cancelled": "–", "running": "◑", "pending": "○"}.get(e.state, "‖")
         title = f"{mark} {e.state}"
     return [title, f"{count(e.ok)} of {count(e.rows)} ok"]
 
@@ -660,11 +690,22 @@ def _shrink(kept: dict[int, int], width: int) -> int:
 def table(
     rows: Sequence[Sequence[str]], *, width: int = 100, unicode: bool = True, right: Sequence[int] = ()
 ) -> list[str]:
-    """Rows under their headings, columns aligned; a line that is too wide loses its end."""
+    """Rows under their headings, columns aligned. What of a row is too wide stands below it, with its headings."""
     inked = [[_inked(one_line(cell), unicode) for cell in row] for row in rows]
-    widths = [max(cells_of(row[at]) for row in inked) for at in range(len(rows[0]))]
-    padded = ([_pad(cell, widths[at], right=at in right) for at, cell in enumerate(row)] for row in inked)
-    return [_cut("  ".join(cells).rstrip(), width, unicode=unicode) for cells in padded]
+    widths = [min(width, max(cells_of(row[at]) for row in inked)) for at in range(len(rows[0]))]
+    lines = []
+    for row in inked:
+        padded = [_pad(cell, widths[at], right=at in right) for at, cell in enumerate(row)]
+        fits = len(row)
+        while fits > 1 and cells_of("  ".join(padded[:fits]).rstrip()) > width:
+            fits -= 1
+        first = "  ".join(padded[:fits]).rstrip()
+        lines += [first] if cells_of(first) <= width else _wrap(first, width)
+        if row is not inked[0]:
+            named = zip(rows[0][fits:], row[fits:], strict=True)
+            below = [f"{heading.lower()} {cell}".strip() for heading, cell in named if cell]
+            lines += [f"  {line}" for line in _flow(below, max(1, width - 2), _inked(_SEP, unicode))]
+    return lines
 
 
 def fitted(text: str, *, width: int = 80, unicode: bool = True) -> str:
@@ -677,15 +718,24 @@ def fitted(text: str, *, width: int = 80, unicode: bool = True) -> str:
 # -- errors
 
 
-def error_text(error: Exception) -> str:
-    """``error:``, ``why:`` and ``fix:`` lines, with every line of each."""
+def error_text(error: Exception, *, width: int | None = None) -> str:
+    """``error:``, ``why:`` and ``fix:`` lines, with every line of each; in lines that fit where ``width`` is given."""
     if not isinstance(error, NightmillError):
-        return _labelled("error: ", f"{type(error).__name__}: {error}")
-    parts = (("error: ", error.what), ("  why: ", error.why), ("  fix: ", error.fix))
-    return "\n".join(_labelled(label, text) for label, text in parts if text)
+        return _labelled("error: ", f"{type(error).__name__}: {error}", width)
+    parts = (("error: ", error.what), ("  why: ", error.why), (_FIX, error.fix))
+    return "\n".join(_labelled(label, text, width) for label, text in parts if text)
 
 
-def _labelled(label: str, text: str) -> str:
-    return "\n".join(
-        ((label if at == 0 else " " * len(label)) + line).rstrip() for at, line in enumerate(show(text).split("\n"))
-    )
+def _labelled(label: str, text: str, width: int | None) -> str:
+    lines = show(text).split("\n")
+    if width is not None and not (label == _FIX and "nightmill " in text):  # a command stays whole, to be copied
+        lines = [part for line in lines for part in _broken(line, max(20, width - len(label)))]
+    return "\n".join(((label if at == 0 else " " * len(label)) + line).rstrip() for at, line in enumerate(lines))
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """``line`` by words where it is too wide."""
+    if cells_of(line) <= width:
+        return [line]
+    indent = line[: len(line) - len(line.lstrip())]
+    return [indent + part for part in _wrap(line, width - len(indent))]

@@ -171,7 +171,8 @@ def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> i
         edge.say(f"it would go on with unfinished job {prepared.resumes.id}")
     refusal = _refusal(prepared)
     if refusal is not None:
-        edge.say("it would be refused:\n" + present.error_text(refusal))
+        edge.say("it would be refused:")
+        edge.tell(refusal)
     sent = [shard for shard in prepared.plan.shards if shard.lane is prepared.lane]
     size = f"{present.some(len(sent), 'shard')}, {present.some(prepared.quote.waves, 'wave')}"
     kept = f", the requests are in {manner.save_requests}" if manner.save_requests else ""

@@ -212,6 +212,9 @@ def conclude(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order, *, inter
     codes = []
     objects: list[dict[str, Any]] = []
     for job in jobs:
+        if len(jobs) > 1:
+            name = f" · {job.name}" if job.name else ""
+            edge.say(present.fitted(f"job {job.id}{name}", width=edge.width, unicode=edge.unicode))
         code, found = _conclude_one(edge, mill, mill.job(job.id), order, interrupted=interrupted)
         codes.append(code)
         objects.append(found)
@@ -224,9 +227,10 @@ def conclude_detached(edge: Edge, mill: Mill, job: Job) -> int:
     now, there = mill.standing(job), mill.handed(job)
     answer = views.job_object(job, now) | views.handed_object(there)
     error = paused(job) if job.state is JobState.PAUSED else None
-    edge.say("\n".join(present.fitted(line, width=edge.width) for line in views.handed_lines(job, there)))
+    for line in views.handed_lines(job, there):
+        edge.say(present.fitted(line, width=edge.width, unicode=edge.unicode))
     if error is not None:
-        edge.say(present.error_text(error))
+        edge.tell(error)
         answer["error"] = error_object(error)
     edge.answer(answer)
     return error.exit_code if error is not None else 0
@@ -272,6 +276,6 @@ def tell_end(
     for alert in mill.alerts(job):
         edge.say(f"  alert: {present.show(alert.text)}")
     if error is not None:
-        edge.say(present.error_text(error))
+        edge.tell(error)
     log.info("job %s is %s: %d of %d rows ok, exit %d", job.id, job.state, now.succeeded, now.rows, code)
     return code, error

@@ -109,10 +109,10 @@ def handed_lines(job: Job, there: Handed) -> list[str]:
     if there.done_by is not None:
         lines.append(f"  done by {iso_time(there.done_by)} at the latest; collect before {iso_time(there.collect_by)}")
     if there.rows_left:
-        lines.append(f"  {some(there.rows_left, 'row')} wait for money or for the provider's limits")
+        lines.append(f"  still to send: {some(there.rows_left, 'row')}, waiting for money or for the provider's limits")
     if there.rows_in_doubt:
         lines.append(f"  {some(there.rows_in_doubt, 'row')} in doubt: the next command looks for their batch")
-    return [*lines, f"  next: nightmill results {job.id} or nightmill watch {job.id}"]
+    return [*lines, f"  next: nightmill results {job.id}", f"        nightmill watch {job.id}"]
 
 
 def iso_time(seconds: float | None) -> str | None:
@@ -172,14 +172,14 @@ def against_quote(job: Job, now: Standing) -> list[str]:
     if job.quote is None:
         return []
     quoted, more = job.quote.expected_nanos, now.spent_nanos - job.quote.expected_nanos
-    so_far = " so far" if job.state in UNFINISHED else ""
-    told = "as quoted"
-    if more:
-        part = f" ({present.percent(abs(more), quoted)})" if quoted else ""
-        told = f"{present.money(abs(more))} {'more' if more > 0 else 'less'} than quoted{part}"
     most = present.money(job.quote.at_most_nanos, toward="up")
-    spent = f"spent {present.money(now.spent_nanos)}{so_far}"
-    return [f"  quoted {present.money(quoted)}, at most {most} · {spent}: {told}"]
+    told = f"  quoted {present.money(quoted)}, at most {most} · spent {present.money(now.spent_nanos)}"
+    if job.state in UNFINISHED:
+        return [f"{told} so far"]
+    if not more:
+        return [f"{told}: as quoted"]
+    part = f" ({present.percent(abs(more), quoted)})" if quoted else ""
+    return [f"{told}: {present.money(abs(more))} {'more' if more > 0 else 'less'} than quoted{part}"]
 
 
 def job_row(job: Job, now: Standing) -> JobRow:
@@ -223,10 +223,19 @@ def _outside(looks: Sequence[Look]) -> tuple[int, int] | None:
     return (done, total) if total else None
 
 
+def _part(look: Look) -> ProgressView:
+    """One of several jobs, as far as it stands on a line."""
+    job, now = look.job, look.now
+    return ProgressView(
+        phase(look), now.rows, ok=now.succeeded, failed=now.failed, missing=now.missing, expired=now.expired,
+        cancelled=now.cancelled, spent_nanos=now.spent_nanos, job_id=job.id, name=job.name or "",
+    )  # fmt: skip
+
+
 def progress_view(
     looks: Sequence[Look], *, before: int, elapsed_s: float, works: bool, stops: str = "Ctrl-C"
 ) -> ProgressView:
-    """Several jobs as one.
+    """A job, or the sum of several and each of them.
 
     ``before``: how many requests were done when this process began to look. ``works``: whether it
     is this process that works on them.
@@ -263,4 +272,5 @@ def progress_view(
         outside=_outside(looks),
         trouble="" if phases == ["done"] else next((look.outside.reason for look in looks if look.outside.reason), ""),
         leave=_leave(looks, stops, works=works),
+        jobs=tuple(map(_part, looks)) if len(looks) > 1 else (),
     )

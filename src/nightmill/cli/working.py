@@ -113,7 +113,8 @@ def pause(edge: Edge, job: str) -> int:
         already = "already" if was is JobState.PAUSED else "now"
         edge.say(f"job {found.id} is paused {already}: {found.reason}")
         if now.states.get(ShardState.WAITING):
-            edge.say("  what is at the provider goes on there, and is collected when somebody works on the job")
+            there = "  what is at the provider goes on there, and is collected when somebody works on the job"
+            edge.say(present.fitted(there, width=edge.width, unicode=edge.unicode))
         edge.say(f"  next: nightmill resume {found.id}")
         edge.answer(views.job_object(found, now) | {"reason": found.reason})
     return 0
@@ -133,7 +134,7 @@ def cancel(edge: Edge, job: str, yes: bool, mode: Mode) -> int:
             edge.say(f"job {found.id} is {found.state} already")
             edge.answer(views.job_object(found, now))
             return 0
-        left = f"{now.pending:,} rows are open; what is done at the provider may still bill"
+        left = f"open rows: {now.pending:,}; what is done at the provider may still bill"
         if not yes and not edge.ask(f"Cancel job {found.id}? {left}. [y/N] "):
             raise Declined("not cancelled", why="the answer was no; the job is as it was")
         mill.cancel(found)
@@ -177,6 +178,6 @@ def retry(
             edge.say(f"job {found.id} has no failed rows")
             edge.answer(views.job_object(found, mill.standing(found)))
             return 0
-        edge.say(f"job {found.id}: {again.rows:,} rows go out again")
+        edge.say(f"job {found.id}: sends {present.some(again.rows, 'row')} again")
         interrupted = work(edge, mill, [found], order)
         return conclude(edge, mill, [found], order, interrupted=interrupted)

@@ -75,7 +75,8 @@ BAD_LINES = b'{"text":"a"}\n{x\n[1]\n"s"\n{"a":\n{"text":1}}\n{\n{\n'
 REFUSALS = [
     Refusal("missing file", ("nowhere.txt", *SAY, *UPPER), ("nowhere.txt: no such file", "there is no /")),
     Refusal("mistyped file", ("cc.csv", *SAY, *UPPER), ("did you mean c.csv?",)),
-    Refusal("folder", (".", *SAY, *UPPER), (". is a folder", "./*")),
+    Refusal("folder", ("e", *SAY, *UPPER), ("e holds nothing that can be read", ".jsonl", "FORMAT:e"),
+            {"e/x.doc": "x"}),
     Refusal("no input", SAY, ("no input",), code="usage"),
     rows_of("e.txt", "e.txt is empty", data=b"", id="empty file"),
     rows_of("b.txt", "b.txt holds no rows", data=b"\n \n# x\n", id="only blanks and comments"),
@@ -83,7 +84,7 @@ REFUSALS = [
     rows_of("x.doc", ".doc is not supported", ".jsonl", data=b"x", id="unknown suffix"),
     rows_of("b.jsonl", *(f"b.jsonl:{line}: " for line in range(2, 7)), data=BAD_LINES, id="bad JSON lines"),
     rows_of("s.jsonl", "s.jsonl:2: a lone surrogate", data=b'{"text":"a"}\n{"text":"\\ud800"}\n', id="lone surrogate"),
-    rows_of("s.txt", "line 2, byte offset 3: byte 0xed", "iconv", data=b"a\nb\xed\xa0\x80\n", id="surrogate bytes"),
+    rows_of("s.txt", "line 2, byte offset 3: byte 0xed", "--enc", data=b"a\nb\xed\xa0\x80\n", id="surrogate bytes"),
     rows_of("r.csv", "r.csv:3: 1 fields; r.csv:4: 3 fields", data=b"id,text\n1,a\n2\n3,b,c\n", id="ragged rows"),
     rows_of("q.csv", "a quote is never closed", "line 3", data=b'id,text\n1,a\n2,"b\n3,c\n', id="open quote"),
     rows_of("v.csv", "rows without a value", "v.csv:3: no text", data=b"id,text\n1,a\n2,\n", id="missing value"),
@@ -97,7 +98,7 @@ REFUSALS = [
     Refusal("template that fails", ("c.csv", "--prompt", "{{ text | int // 0 }}", *UPPER),
             ("c.csv:2: ZeroDivisionError",), code="bad_task"),
     Refusal("empty prompt", ("c.csv", "--prompt", "", *UPPER), ("the prompt is empty",), code="bad_task"),
-    Refusal("prompt file", ("c.csv", "--prompt", "@nosuch", *UPPER), ("@nosuch", "No such file"), code="usage"),
+    Refusal("prompt file", ("c.csv", "--prompt", "@nosuch", *UPPER), ("@nosuch", "No such file"), code="bad_task"),
     Refusal("unknown task", ("c.csv", "--task", "defin", *UPPER), ("no task defin", "Did you mean define?"),
             code="bad_task"),
     Refusal("schema", ("c.csv", *SAY, *UPPER, "--schema", "s.json"), ("s.json is no JSON",), {"s.json": "{"},
@@ -139,6 +140,7 @@ REFUSALS = [
 def test_what_cannot_run_is_refused_without_a_trace(place: Place, refusal: Refusal) -> None:
     """Bad rows, names, templates, settings and outputs: facts and a way out, nothing sent, nothing kept."""
     for name, data in refusal.files.items():
+        (place.folder / name).parent.mkdir(exist_ok=True)
         (place.folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
     before = contents(place.home)
     done = place.run("run", *refusal.arguments, "--json")
@@ -176,10 +178,12 @@ def test_every_refusal_in_the_code_says_why_and_how_to_fix_it() -> None:
 WRONG = {
     "run --lane": "fast", "run --budget": "-1", "run --rows": "word", "run --limit": "0", "run --on-error": "maybe",
     "run --batch-size": "1.5", "run --temperature": "nan", "run --max-output": "-3", "run --rpm": "0",
-    "run --tpm": "inf", "run --concurrency": "many", "run --progress": "loud", "jobs --limit": "0",
-    "show --row": "-1", "watch --progress": "x", "resume --progress": "x", "cancel --progress": "x",
-    "retry --max-output": "0", "retry --temperature": "-1", "retry --progress": "x", "results --format": "xml",
-    "results --rows": "5-3", "results --progress": "x",
+    "run --tpm": "inf", "run --concurrency": "many", "run --progress": "loud", "run --sample": "0", "run --seed": "x",
+    "jobs --limit": "0", "show --row": "-1", "watch --progress": "x", "resume --progress": "x",
+    "cancel --progress": "x", "retry --max-output": "0", "retry --temperature": "-1", "retry --progress": "x",
+    "results --format": "xml",
+    "results --rows": "5-3", "results --progress": "x", "adopt --progress": "x", "gc --older-than": "29d",
+    "completion shell": "tcsh",
     "budget set amount": "1e-10", "budget set --day": "x", "budget set --month": "-2",
     "simulate --port": "70000", "simulate --speed": "0",
 }  # fmt: skip
@@ -198,7 +202,7 @@ def _checked_flags() -> dict[str, tuple[str, ...]]:
             return
         needed = ["@last" for p in command.params if isinstance(p, click.Argument) and p.required]
         for parameter in command.params:
-            free = isinstance(parameter.type, (click.types.StringParamType, click.types.BoolParamType))
+            free = isinstance(parameter.type, (click.types.StringParamType, click.types.BoolParamType, click.Path))
             if not free:
                 is_flag = isinstance(parameter, click.Option)
                 name = parameter.opts[0] if is_flag else str(parameter.name)
@@ -225,7 +229,7 @@ def test_a_wrong_value_is_named_with_what_it_should_be(place: Place, flag: str) 
     wrong, command = WRONG[flag], CHECKED[flag]
     before = contents(place.home)
     done = place.run(*command, wrong)
-    explained(done, 2, wrong, "USD" if command[-1] == "--" else command[-1])
+    explained(done, 2, wrong, {"budget set amount": "USD", "completion shell": "zsh"}.get(flag, command[-1]))
     one_object(done, "usage")
     assert contents(place.home) == before
 

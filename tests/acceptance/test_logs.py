@@ -173,7 +173,7 @@ def test_processes_share_a_log_that_keeps_its_size(tmp_path: Path) -> None:
         assert [line for line in lines if not LINE.fullmatch(line)] == []
         assert len(told) == len(set(told))
         assert len(files) <= 6
-        assert max(file.stat().st_size for file in files) < 21_000
+        assert max(file.stat().st_size for file in files) < 60_000  # all of a turn: 100,000; one may be slow to move it
         if not turn:
             assert set(told) == {f"0.{n}-{i}" for n in range(4) for i in range(300)}
     assert [file.name for file in files] == ["nightmill.log", *(f"nightmill.log.{n}" for n in range(1, 6))]

@@ -437,7 +437,7 @@ def press():
 
 def once(messages):
     calls.append(messages[-1]["content"])
-    press() if calls[-1] == "row 9" else heard.wait(30)
+    press() if messages[-1]["content"] == calls[0] else heard.wait(30)
     return "done"
 
 try:

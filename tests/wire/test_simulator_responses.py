@@ -89,7 +89,7 @@ def test_what_is_not_simulated_is_refused(base: str, asked: dict[str, Any], why:
         openai.OpenAI(base_url=base, api_key="sk-test", max_retries=0) as client,
         pytest.raises(openai.BadRequestError, match=why),
     ):
-        client.post(RESPONSES, body={"model": MODEL, **asked}, cast_to=object)
+        client.post("/responses", body={"model": MODEL, **asked}, cast_to=object)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, Self, TypeVar
 
 from nightmill.engine import Stop
@@ -18,6 +18,7 @@ from nightmill.engine import Stop
 T = TypeVar("T")
 
 _AT_ONCE = 3  # Ctrl-C so many times, and nothing is waited for any more
+_HEAR_S = 0.2  # a signal that comes just before a wait begins does not end it
 
 
 class LoopThread:
@@ -62,6 +63,8 @@ class LoopThread:
         pressed = 0
         while True:
             try:
+                while not done.done():
+                    wait([done], _HEAR_S)
                 return done.result()
             except KeyboardInterrupt:
                 pressed += 1

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from nightmill.errors import TaskError
 from nightmill.sources import JSON_MARK, Taken, decode_row_values
-from nightmill.tasks import MESSAGES, TaskFunction
+from nightmill.tasks import MESSAGES, NoRequest, TaskFunction
 
 
 def asked(taken: Iterable[Taken], function: TaskFunction) -> Iterator[Taken]:
@@ -27,8 +26,8 @@ def _asked(some: Taken, function: TaskFunction) -> Taken:
             continue
         try:
             chats[i] = function.ask({name: column[i] for name, column in values.items()})
-        except TaskError as error:
-            bad[i] = error.what
+        except NoRequest as error:
+            bad[i] = str(error)
     columns = [*(some.batch.column(field.name) for field in fields), pa.array(chats, pa.string())]
     schema = pa.schema([*fields, pa.field(MESSAGES, pa.string(), metadata=JSON_MARK)])
     return Taken(pa.record_batch(columns, schema=schema), some.texts, bad)

@@ -6,7 +6,7 @@ A task is a TOML file, a Python function, a prompt given by hand, or the row its
 
 from nightmill.tasks.binding import BoundTask, Task, bind, holds_bodies, prompt_task, verbatim_task
 from nightmill.tasks.files import TaskFile, check_examples, find_task, known_tasks, new_task, read_prompt
-from nightmill.tasks.functions import MESSAGES, Messages, TaskFunction, function_task, import_task, task
+from nightmill.tasks.functions import MESSAGES, Messages, NoRequest, TaskFunction, function_task, import_task, task
 from nightmill.tasks.schemas import check_answer, load_schema
 from nightmill.tasks.templates import Column, Template, as_text
 
@@ -15,6 +15,7 @@ __all__ = [
     "BoundTask",
     "Column",
     "Messages",
+    "NoRequest",
     "Task",
     "TaskFile",
     "TaskFunction",

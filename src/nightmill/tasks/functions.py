@@ -26,6 +26,10 @@ Messages: TypeAlias = Sequence[Mapping[str, Any]]
 """A chat as OpenAI writes it: ``[{"role": "user", "content": "…"}]``."""
 
 
+class NoRequest(Exception):
+    """What a function makes of a row is no request; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskFunction:
     """A function that makes a request of a row, and what else a task says.
@@ -74,18 +78,18 @@ class TaskFunction:
         return replace(self, task=replace(self.task, variables=dict(sets)))
 
     def ask(self, row: dict[str, Any]) -> str:
-        """What ``row`` asks, as the JSON text of a chat. Raises TaskError."""
+        """What ``row`` asks, as the JSON text of a chat. Raises NoRequest."""
         try:
             made = self.call(row, **self.task.variables)
         except Exception as error:  # a function is a user's program: anything can come out of it
-            raise TaskError(f"{self.name} raised {self._told(error, row)}") from error
+            raise NoRequest(f"{self.name} raised {self._told(error, row)}") from error
         chat = [{"role": "user", "content": made}] if isinstance(made, str) else made
         if wrong := _wrong(chat):
-            raise TaskError(f"{self.name} returned {wrong}: a text or a list of messages is needed")
+            raise NoRequest(f"{self.name} returned {wrong}: a text or a list of messages is needed")
         try:
             return msgspec.json.encode([dict(message) for message in chat]).decode()
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise TaskError(f"{self.name} returned what JSON cannot hold: {error}") from error
+            raise NoRequest(f"{self.name} returned what JSON cannot hold: {error}") from error
 
     def _told(self, error: Exception, row: Mapping[str, Any]) -> str:
         text = f"{type(error).__name__}: {error}".removesuffix(": ")

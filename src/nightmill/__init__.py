@@ -13,12 +13,13 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     from nightmill import errors
-    from nightmill.api import Job, Mill, Options, Progress, Quote, Result, arun, quote, run
+    from nightmill.api import Handed, Job, Mill, Options, Progress, Quote, Result, arun, quote, run
     from nightmill.config import Settings, load_settings
     from nightmill.errors import NightmillError
     from nightmill.tasks import Messages, task
 
 __all__ = [
+    "Handed",
     "Job",
     "Messages",
     "Mill",
@@ -36,7 +37,7 @@ __all__ = [
     "task",
 ]
 
-_API = ("Job", "Mill", "Options", "Progress", "Quote", "Result", "arun", "quote", "run")
+_API = ("Handed", "Job", "Mill", "Options", "Progress", "Quote", "Result", "arun", "quote", "run")
 _HOMES = {
     **dict.fromkeys(_API, "nightmill.api"),
     "Messages": "nightmill.tasks",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -362,6 +365,66 @@ def test_each_step_alone(hosted: Place) -> None:
         other.watch()
     with pytest.raises(errors.Conflict):
         other.resume()
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A provider whose batches nobody sees end on the way out."""
+    with in_thread(SimulatorConfig(**FAST, batch_s=1500)) as url:
+        yield enter(Place(tmp_path, url), monkeypatch)
+
+
+@pytest.mark.req("B2", "A8")
+def test_a_batch_is_handed_over_by_one_program_and_collected_by_another(slow: Place) -> None:
+    """`hand_over` leaves once all is at the provider and says until when to collect; live calls cannot be left."""
+    with nm.Mill() as mill:
+        job = mill.submit([f"row {i}" for i in range(5)], prompt="{{ text }}", model=MODEL, lane="batch", batch_size=3)
+        there = job.hand_over()
+        assert (job.state, there.rows, there.rows_left, there.rows_in_doubt) == ("running", 5, 0, 0)
+        assert there.done_by is not None
+        assert there.collect_by is not None
+        assert dt.datetime.now(dt.UTC) < there.done_by < there.collect_by
+        assert job.hand_over().batches == there.batches
+        live = mill.submit(["one"], prompt="{{ text }}", model=MODEL)
+        with pytest.raises(errors.UsageError, match="cannot be handed over"):
+            live.hand_over()
+    listed = slow.run("batches", "openai", "--json").json["batches"]
+    assert {batch["batch_id"] for batch in listed} == {*there.batches}
+    assert len(listed) == 2
+    done = nm.Mill().job(job.id).watch()
+    assert (done.state, done.counts["succeeded"], done.hand_over().batches) == ("completed", 5, ())
+
+
+@pytest.mark.req("B2", "A8")
+def test_a_batch_of_the_official_client_is_monitored_by_its_id(slow: Place) -> None:
+    """Python writes the batch file, another tool sends it, `adopt` waits for it: its custom_ids are the keys, its bill
+    is what was spent, twice is the same job; in a running loop too. What is no batch is refused."""
+    rows = [f"row {i}" for i in range(4)]
+    asked: dict[str, Any] = {"prompt": "Say {{ text }}", "model": MODEL, "lane": "batch"}
+    quote = nm.quote(rows, save_requests="requests", **asked)
+    assert (quote.requests, slow.log()) == (4, [])
+    (file,) = Path("requests").iterdir()
+    with openai.OpenAI(max_retries=0) as client:
+        sent = client.files.create(file=file, purpose="batch")
+        made = client.batches.create(input_file_id=sent.id, endpoint="/v1/chat/completions", completion_window="24h")
+    mill = nm.Mill()
+    job = mill.adopt(f"openai/{made.id}", name="theirs")
+    assert (job.state, job.lane, job.counts["rows"]) == ("running", "batch", 4)
+
+    async def cell() -> nm.Job:
+        again = await mill.aadopt(f"openai/{made.id}")
+        return await again.awatch()
+
+    assert asyncio.run(cell()) == job == mill.job("theirs")
+    assert [result.prompt for result in job.results()] == [f"Say row {i}" for i in range(4)]
+    names = [json.loads(line)["custom_id"] for line in file.read_text().splitlines()]
+    assert [result.key for result in job.results()] == names
+    assert all(result.response and result.batch_id == made.id for result in job.results())
+    assert round(job.spent * 1e9) == slow.invoice()["total_nanos"]
+    for wrong in ("openai", "openai/batch_none", "nobody/batch_1"):
+        with pytest.raises(errors.UsageError):
+            mill.adopt(wrong)
+    assert mill.jobs() == [job]
 
 
 @pytest.mark.req("D8")

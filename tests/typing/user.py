@@ -39,6 +39,7 @@ def script() -> None:
     with nm.Mill() as mill:
         assert_type(mill.jobs(unfinished=True), list[nm.Job])
         assert_type(mill.submit(["one"], model=answer).watch(), nm.Job)
+        assert_type(mill.adopt("openai/batch_1").hand_over(), nm.Handed)
         assert_type(mill.quote(["one"], model=answer).at_most_usd, float)
 
 

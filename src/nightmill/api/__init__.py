@@ -18,11 +18,12 @@ from nightmill.api.job import Job, Stream
 from nightmill.api.mill import Callback, Mill
 from nightmill.api.options import Options
 from nightmill.api.rows import Source
-from nightmill.api.values import Progress, Quote, Result
+from nightmill.api.values import Handed, Progress, Quote, Result
 from nightmill.config import load_settings
 
 __all__ = [
     "Callback",
+    "Handed",
     "Job",
     "Mill",
     "Options",
@@ -71,9 +72,9 @@ async def arun(source: Source, *, progress: Callback | None = None, **options: U
     return await _current().arun(source, progress=progress, **options)
 
 
-def quote(source: Source, **options: Unpack[Options]) -> Quote:
-    """What `run` would cost. Nothing is sent, spent or kept."""
-    return _current().quote(source, **options)
+def quote(source: Source, *, save_requests: str | os.PathLike[str] | None = None, **options: Unpack[Options]) -> Quote:
+    """What `run` would cost; nothing is sent, spent or kept, but for the files of ``save_requests`` (`Mill.quote`)."""
+    return _current().quote(source, save_requests=save_requests, **options)
 
 
 def _current() -> Mill:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from nightmill.api.loops import blocking_iterator
-from nightmill.api.values import Result, results_in
+from nightmill.api.values import Handed, Result, results_in
 from nightmill.errors import NightmillError, UsageError
 from nightmill.mill import Group, paused
 from nightmill.providers.function import is_importable
@@ -48,7 +48,7 @@ class Stream:
 class Job:
     """A job and its results, as they stand when asked.
 
-    Working methods (`watch`, `resume`, `retry`, `cancel`) block; each has an async form with an ``a``
+    Working methods (`hand_over`, `watch`, `resume`, `retry`, `cancel`) block; each has an async form with an ``a``
     in front. They are those of `Mill`.
     """
 
@@ -156,6 +156,12 @@ class Job:
         return self._mill._house.export(record, targets, csv_raw=csv_raw, failed=failed)
 
     # -- work ----------------------------------------------------------------------------------
+
+    def hand_over(self) -> Handed:
+        return self._mill.hand_over(self)
+
+    async def ahand_over(self) -> Handed:
+        return await self._mill.ahand_over(self)
 
     def watch(self, *, progress: Callback | None = None) -> Job:
         return self._mill.watch(self, progress=progress)

@@ -18,19 +18,20 @@ from nightmill.api.job import Job
 from nightmill.api.loops import blocking, gently, in_thread
 from nightmill.api.options import Model, Options, check_options, is_temperature, is_whole, run_options
 from nightmill.api.rows import Source, taken
-from nightmill.api.values import Progress, Quote, Result, results_in
+from nightmill.api.values import Handed, Progress, Quote, Result, results_in
 from nightmill.config import Settings, load_settings
 from nightmill.engine import Stop
 from nightmill.errors import Conflict, NightmillError, UsageError
 from nightmill.mill import Prepared, ending_error
 from nightmill.mill.again import Again
 from nightmill.providers.function import name_of
-from nightmill.types import UNFINISHED, JobState
+from nightmill.types import UNFINISHED, JobState, Lane
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Callback = Callable[[Progress], Awaitable[None] | None]
+_Way = Callable[[house.Mill, list[str], Stop], Awaitable[None]]
 _LOOK_S = 0.25  # between two looks at a job that is followed
 _SHARE = 4  # reading what came takes at most one part in so many
 
@@ -66,16 +67,23 @@ class Mill:
 
     # -- new jobs ------------------------------------------------------------------------------
 
-    def quote(self, source: Source, **options: Unpack[Options]) -> Quote:
-        """What `run` would cost: the whole plan, and nothing sent, spent or kept. Raises UsageError."""
+    def quote(
+        self, source: Source, *, save_requests: str | os.PathLike[str] | None = None, **options: Unpack[Options]
+    ) -> Quote:
+        """What `run` would cost: the whole plan, and nothing sent, spent or kept. Raises UsageError.
+
+        ``save_requests``: a new or empty folder that keeps what would be sent, a file for each shard, as a provider
+        takes it.
+        """
         check_options(options)
+        kept = None if save_requests is None else Path(save_requests)
         with taken(source, options.get("limit")) as rows:
-            return Quote.of(self._house.rehearse(run_options(options, rows.inputs, rows.given)))
+            return Quote.of(self._house.rehearse(run_options(options, rows.inputs, rows.given), kept))
 
     def submit(self, source: Source, **options: Unpack[Options]) -> Job:
         """Plan a job and put it on record, or find the unfinished one that the same call began.
 
-        Nothing is sent until somebody works on it: `watch`, `resume`, `Job.stream`, or ``nightmill watch``.
+        Nothing is sent until somebody works on it: `hand_over`, `watch`, `resume`, `Job.stream`, ``nightmill watch``.
         ``source`` and ``options`` are as for `nightmill.run`.
 
         Raises:
@@ -126,6 +134,45 @@ class Mill:
         found = self._house.unfinished()[:limit] if unfinished else self._house.jobs(limit=limit)
         return [Job(self, record.id) for record in found]
 
+    def adopt(self, batch: str, *, name: str | None = None) -> Job:
+        """Make ``PROVIDER/BATCH_ID``, a batch that was made elsewhere, a job; `watch` waits for it and has its answers.
+
+        Its custom_ids are the keys of the rows, and nothing of it is ever sent again. Twice is the same job.
+
+        Raises:
+            UsageError (UnknownPrice), ProviderError: it cannot be taken in, or not now; nothing of it is left.
+            Conflict: it is the batch of a job that was sent from here.
+        """
+        return self._block(self.aadopt(batch, name=name))
+
+    async def aadopt(self, batch: str, *, name: str | None = None) -> Job:
+        adopted = await self._house.adopt(batch, name=name)
+        return Job(self, adopted.job.id)
+
+    def hand_over(self, job: Job | str) -> Handed:
+        """Send what fits of a job in batches, and leave: what is there now, and until when to collect it.
+
+        Raises:
+            UsageError: it was not submitted with ``lane="batch"``.
+            Paused: it cannot go on.
+        """
+        return self._block(self.ahand_over(job))
+
+    async def ahand_over(self, job: Job | str) -> Handed:
+        found = self._found(job)
+        record = self._house.job(found.id)
+        if record.lane is Lane.LIVE:
+            raise UsageError(
+                f"job {found.id} cannot be handed over", why="live calls end with the process that makes them",
+                fix='submit it with lane="batch"',
+            )  # fmt: skip
+        if record.state in UNFINISHED:
+            await self._work(found.id, None, house.Mill.hand_over)
+            record = self._house.job(found.id)
+        if record.state is JobState.PAUSED or record.state not in UNFINISHED:
+            self._check_ending(found.id)
+        return Handed.of(self._house.handed(record))
+
     def watch(self, job: Job | str, *, progress: Callback | None = None) -> Job:
         """Wait for a job, and work on it where nobody else does; answers that came late are taken in.
 
@@ -137,7 +184,7 @@ class Mill:
     async def awatch(self, job: Job | str, *, progress: Callback | None = None) -> Job:
         found = await self._looked_at(job)
         if self._house.job(found.id).state in UNFINISHED:
-            await self._work(found.id, progress, aside=True)
+            await self._work(found.id, progress, house.Mill.attend)
         self._check_ending(found.id)
         return found
 
@@ -208,7 +255,7 @@ class Mill:
         if record.state in UNFINISHED:
             self._house.cancel(record)
             if not self._house.attended(record):
-                await self._work(found.id, None, aside=False)
+                await self._work(found.id, None, house.Mill.run)
         return found
 
     def pause(self, job: Job | str) -> Job:
@@ -260,7 +307,7 @@ class Mill:
         return again
 
     async def _worked(self, job: Job, progress: Callback | None) -> Job:
-        await self._work(job.id, progress, aside=False)
+        await self._work(job.id, progress, house.Mill.run)
         self._check_ending(job.id)
         return job
 
@@ -270,11 +317,11 @@ class Mill:
         if error is not None:
             raise error
 
-    async def _work(self, job_id: str, progress: Callback | None, *, aside: bool) -> None:
-        """Work on a job until it is done or paused, as a worker of its own; cancelled, first gently."""
+    async def _work(self, job_id: str, progress: Callback | None, way: _Way) -> None:
+        """Work on a job for as long as ``way`` does, as a worker of its own; cancelled, first gently."""
         worker = await in_thread(partial(house.Mill, self.settings), house.Mill.close)
         try:
-            await gently(partial(_work_and_tell, worker, job_id, progress, aside), self.settings.timing.stop_grace_s)
+            await gently(partial(_work_and_tell, worker, job_id, progress, way), self.settings.timing.stop_grace_s)
         finally:
             worker.close()
 
@@ -301,9 +348,9 @@ class Mill:
         await self.awatch(job_id)
 
 
-async def _work_and_tell(worker: house.Mill, job_id: str, progress: Callback | None, aside: bool, stop: Stop) -> None:
+async def _work_and_tell(worker: house.Mill, job_id: str, progress: Callback | None, way: _Way, stop: Stop) -> None:
     """Work; a callback that raises stops the work like a first Ctrl-C, and what it raised is raised."""
-    work = worker.attend([job_id], stop) if aside else worker.run([job_id], stop)
+    work = way(worker, [job_id], stop)
     if progress is None:
         await work
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -9,6 +10,7 @@ from typing import Any, Self
 import msgspec
 import pyarrow as pa
 
+from nightmill import mill as house
 from nightmill.mill import Look, Prepared
 from nightmill.types import usd
 
@@ -74,6 +76,29 @@ class Progress:
     def __str__(self) -> str:
         failed = f", {self.failed:,} failed" if self.failed else ""
         return f"{self.done:,} of {self.total:,} done{failed}, ${self.spent_usd:.4f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """What of a job is at the provider, and until when. Times are None where nothing is there."""
+
+    batches: tuple[str, ...]  # their ids
+    rows: int
+    rows_left: int  # not handed over: they wait for money or for the provider's limits
+    rows_in_doubt: int  # handed over, and whether the provider has them is to be looked for
+    done_by: dt.datetime | None  # when the last of the batches has ended at the latest
+    collect_by: dt.datetime | None  # from when on results of the first may be gone
+
+    @classmethod
+    def of(cls, there: house.Handed) -> Self:
+        return cls(
+            there.batches, there.rows, there.rows_left, there.rows_in_doubt, _moment(there.done_by),
+            _moment(there.collect_by),
+        )  # fmt: skip
+
+
+def _moment(seconds: float | None) -> dt.datetime | None:
+    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ _EXIT_CODES = {
     130: "interrupted; running again goes on",
 }
 _ENVIRONMENT = {
+    "NIGHTMILL_COMMAND_FLAG": "a flag of a command, such as `NIGHTMILL_RETRY_MAX_OUTPUT`; what is typed goes before it",
+    "NIGHTMILL_FLAG": "a flag of `run`, such as `NIGHTMILL_MODEL`; `PROGRESS`, `JSON` and `DEBUG` for every command",
     "NIGHTMILL_HOME": "where ledger, jobs, cache and logs are; `~/.nightmill` where it is not set",
     **{key: f"the key of `{name}/` models" for name, server in SERVERS.items() for key in server.keys},
     "OPENAI_BASE_URL": "another address of the same API, up to and with `/v1`",
@@ -72,19 +74,28 @@ def _lines() -> Iterator[str]:
 def _commands() -> Iterator[str]:
     yield "## Commands\n"
     group = cli._group
-    context = click.Context(group, info_name="nightmill")
+    yield from _commands_of(group, click.Context(group, info_name="nightmill"), "###")
+
+
+def _commands_of(group: click.Group, context: click.Context, heading: str) -> Iterator[str]:
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         if command is None:
             raise LookupError(name)
         inner = click.Context(command, info_name=name, parent=context)
-        yield f"### {name}\n"
+        yield f"{heading} {inner.command_path.removeprefix('nightmill ')}\n"
         yield "```text"
         yield " ".join(command.get_usage(inner).removeprefix("Usage: ").split())
         yield "```\n"
-        yield f"{_prose(command.help or '')}\n"
+        examples, _, about = (command.help or "").partition("\n\n")
+        yield f"{_prose(about)}\n"
+        yield "```text"
+        yield from (line.strip() for line in examples.splitlines()[2:])
+        yield "```\n"
         options = [_option(option, inner) for option in command.params if isinstance(option, click.Option)]
         yield from _rows(("option", "what it does"), options)
+        if isinstance(command, click.Group):
+            yield from _commands_of(command, inner, f"{heading}#")
 
 
 def _prose(text: str) -> str:

@@ -148,7 +148,7 @@ def load_settings(cwd: Path, environ: Mapping[str, str]) -> Settings:
         UsageError: a file cannot be read, or holds a wrong value or an unknown key; it says which.
     """
     cwd = cwd.absolute()
-    env = Environment({**_read_dotenv(cwd / ".env"), **environ})
+    env = Environment(environment(cwd, environ))
     _refuse_database(env)
     home = _folder(env.get("NIGHTMILL_HOME") or "~/.nightmill", cwd, env)
     file = find_file(cwd, home)
@@ -169,6 +169,11 @@ def load_settings(cwd: Path, environ: Mapping[str, str]) -> Settings:
     )
     reader.refuse_other_tables()
     return settings
+
+
+def environment(cwd: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ``, and below it what ``.env`` in ``cwd`` says. Raises UsageError."""
+    return {**_read_dotenv(cwd / ".env"), **environ}
 
 
 def find_file(cwd: Path, home: Path) -> Path | None:

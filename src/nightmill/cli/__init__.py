@@ -10,12 +10,15 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
 import click
 
 from nightmill.cli.edge import Edge
+from nightmill.cli.helping import finish, variable_of
 from nightmill.errors import NightmillError, UsageError
 
 # Command -> its module and what it is for; help lists them without loading anything.
@@ -47,9 +50,21 @@ _EXAMPLES = """\b
 Examples:
   nightmill run words.txt --task define --dry-run
   nightmill run reviews.csv --prompt "Sentiment of: {{ text }}" --out answers.jsonl --budget 2
+  nightmill show @last
   nightmill resume
   nightmill budget
 """
+_ABOUT = "Large numbers of LLM requests, cheaply and safely."
+_MORE = """JOB is an id, the first letters of one, a name, or @last.
+
+Flags may come from the environment or .env, too: NIGHTMILL_RUN_MODEL is --model of run, and so is NIGHTMILL_MODEL;
+NIGHTMILL_PROGRESS, NIGHTMILL_JSON and NIGHTMILL_DEBUG are for every command."""
+
+
+@cache
+def _load(name: str) -> click.Command:
+    command: click.Command = getattr(import_module(f"nightmill.cli.{_COMMANDS[name][0]}"), name)
+    return finish(command, name)
 
 
 class LazyGroup(click.Group):
@@ -59,11 +74,7 @@ class LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module = import_module(f"nightmill.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
-        return command
+        return _load(cmd_name) if cmd_name in _COMMANDS else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         if ctx.resilient_parsing:  # a shell asks what may come next
@@ -73,7 +84,7 @@ class LazyGroup(click.Group):
                 return args[0], Light(args[0], self), []
             return super().resolve_command(ctx, args)
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], _COMMANDS, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
             raise UsageError(
                 f"no command {args[0]}",
                 why=f"there are {', '.join(_COMMANDS)}",
@@ -86,10 +97,16 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, about) for name, (_, about) in _COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, help=f"Large numbers of LLM requests, cheaply and safely.\n\n{_EXAMPLES}")
+@click.group(cls=LazyGroup, help=f"{_EXAMPLES}\n{_ABOUT}\n\n{_MORE}", invoke_without_command=True)
 @click.version_option(metadata.version("nightmill"), message="nightmill %(version)s")
-def _group() -> None:
-    pass
+@click.pass_context
+def _group(ctx: click.Context) -> int:
+    if ctx.invoked_subcommand is not None:
+        return 0
+    from nightmill.cli.alone import tell
+
+    tell(ctx.ensure_object(Edge), f"{_ABOUT}\n\n{_EXAMPLES.removeprefix(chr(8)).strip()}\n")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    edge = Edge(json="--json" in flags, debug="--debug" in flags)
+    edge = Edge(json="--json" in flags or _is_set("NIGHTMILL_JSON"), debug="--debug" in flags)
     edge.restore_signals()
     try:
         code = _run(edge, arguments)
@@ -111,17 +128,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on", "t", "y")
+
+
 def _run(edge: Edge, arguments: list[str]) -> int:
     try:
         _refuse_no_text(arguments)
+        _read_env_file()
         done = _group.main(arguments, prog_name="nightmill", standalone_mode=False, obj=edge)
         return done if isinstance(done, int) else 0
     except NightmillError as error:
         return edge.fail(error)
     except click.UsageError as error:
-        if isinstance(error, click.exceptions.NoArgsIsHelpError):
-            click.echo(error.format_message(), err=True)
-            return 2
         return edge.fail(_as_usage_error(error))
     except (KeyboardInterrupt, click.Abort):
         return edge.interrupted()
@@ -129,6 +148,16 @@ def _run(edge: Edge, arguments: list[str]) -> int:
         raise
     except Exception as error:  # a bug: a user gets one line and the log, not a traceback
         return edge.fail_unexpectedly(error)
+
+
+def _read_env_file() -> None:
+    """Flags in ``.env`` count like those in the environment, which goes first."""
+    if Path(".env").is_file():
+        from nightmill.config import environment
+
+        for name, value in environment(Path.cwd(), os.environ).items():
+            if name.startswith("NIGHTMILL_"):
+                os.environ.setdefault(name, value)
 
 
 def _refuse_no_text(arguments: list[str]) -> None:
@@ -149,7 +178,7 @@ def _as_usage_error(error: click.UsageError) -> UsageError:
     fix = f"{command} --help"
     if isinstance(error, click.NoSuchOption):
         known = [o for p in error.ctx.command.params for o in p.opts if o[0] == "-"] if error.ctx is not None else []
-        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(error.option_name, known, n=1)
         why = f"{command} has {', '.join(sorted(known)) or 'no such option'}"
         return UsageError(f"no option {error.option_name}", why=why, fix=f"did you mean {near[0]}?" if near else fix)
     text = error.format_message().rstrip(".")
@@ -157,4 +186,6 @@ def _as_usage_error(error: click.UsageError) -> UsageError:
     if type(error) is click.BadParameter:  # the others say themselves what is missing
         why = error.message.rstrip(".")
         what = what.removesuffix(f": {why}")
+    if variable := variable_of(error):
+        what, fix = f"{what}, from {variable} in the environment or .env", f"correct or unset {variable}"
     return UsageError(what, why=why, fix=fix)

@@ -46,7 +46,7 @@ def _show_all(edge: Edge) -> int:
 @click.argument("amount", metavar="[USD]", type=flags.USD_OR_NONE, required=False)
 @click.option("--day", type=flags.USD_OR_NONE, help="Most a day.")
 @click.option("--month", type=flags.USD_OR_NONE, help="Most a month.")
-@click.option("--job", help="Let USD be the limit of this job.")
+@click.option("--job", metavar="JOB", help="Let USD be the limit of this job.")
 @flags.common
 def set_(edge: Edge, amount: int | str | None, day: int | str | None, month: int | str | None, job: str | None) -> int:
     """Set the limit of everything, a day, a month or a job; `none` lifts it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from nightmill.cli import flags, present, views
 from nightmill.cli.edge import Edge
@@ -67,7 +68,7 @@ class _Manner:
 @click.option("--on-error", type=flags.ON_ERROR,
               help="continue (where nothing is said), stop, threshold:N or threshold:N%.")  # fmt: skip
 @click.option("--batch-size", type=flags.WHOLE, help="Most rows in a shard.")
-@click.option("--temperature", type=flags.TEMPERATURE)
+@click.option("--temperature", type=flags.TEMPERATURE, help="How freely a model may choose its words; 0: least.")
 @click.option("--max-output", type=flags.WHOLE, help="Most tokens an answer may have.")
 @click.option("--rpm", type=flags.POSITIVE, help="Most live requests a minute.")
 @click.option("--tpm", type=flags.POSITIVE, help="Most live tokens a minute.")
@@ -94,21 +95,37 @@ def run(edge: Edge, **given: Any) -> int:
     @NAME is what was saved with --save-as NAME; inputs and options given beside it count instead.
     """
     mode, yes, force, save_requests = given.pop("mode"), given.pop("yes"), given.pop("force"), _folder(given)
-    outs, csv_raw, save_as, checkpoint = (given.pop(name) for name in ("outs", "csv_raw", "save_as", "checkpoint"))
-    dry_run, detach = given.pop("dry_run"), given.pop("detach")
-    asked = _with_template(edge, Template(_options(given), outs, csv_raw, checkpoint))
+    dry_run, detach, save_as = given.pop("dry_run"), given.pop("detach"), given.pop("save_as")
+    typed, around = _told_apart(given)
+    saved = _with_template(edge, _template(typed))
+    asked = saved.over(_template(around))
     if not asked.options.inputs:
         fix = "nightmill run words.txt --task define; nightmill run - takes rows that are typed or piped"
         raise UsageError("no input", why="there is nothing to run", fix=fix)
     targets = tuple(map(parse_target, asked.outs))
     lane = _detachable(asked.options.lane, targets) if detach else asked.options.lane
     order = Order(mode, targets=targets, csv_raw=asked.csv_raw, checkpoint=asked.checkpoint, detach=detach)
-    manner = _Manner(order, yes, force, dry_run, save_requests, save_as, asked)
+    manner = _Manner(order, yes, force, dry_run, save_requests, save_as, saved)
     with edge.piped(asked.options.inputs) as piped, edge.mill(create=not manner.dry_run) as mill:
         options = replace(asked.options, given=piped, lane=lane)
         if manner.dry_run:
             return _rehearse(edge, mill, options, manner)
         return _run(edge, mill, options, manner)
+
+
+def _told_apart(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was typed, and what the environment says, which counts less than a template."""
+    context = click.get_current_context()
+    nothing = {name: () if isinstance(value, tuple) else False if value is True else None
+               for name, value in given.items()}  # fmt: skip
+    outside = {n for n in given if context.get_parameter_source(n) is ParameterSource.ENVIRONMENT and n != "new"}
+    typed = {name: nothing[name] if name in outside else value for name, value in given.items()}
+    return typed, nothing | {name: given[name] for name in outside} | {"inputs": (), "new": False}
+
+
+def _template(given: dict[str, Any]) -> Template:
+    outs, csv_raw, checkpoint = (given.pop(name) for name in ("outs", "csv_raw", "checkpoint"))
+    return Template(_options(given), outs, csv_raw, checkpoint)
 
 
 def _with_template(edge: Edge, asked: Template) -> Template:

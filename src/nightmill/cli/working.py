@@ -151,7 +151,7 @@ def cancel(edge: Edge, job: str, yes: bool, mode: Mode) -> int:
 @click.command(short_help="Send the failed rows of a finished job again.")
 @flags.job()
 @click.option("--max-output", type=flags.WHOLE, help="Most tokens an answer may have.")
-@click.option("--temperature", type=flags.TEMPERATURE)
+@click.option("--temperature", type=flags.TEMPERATURE, help="How freely a model may choose its words; 0: least.")
 @flags.checkpoint
 @flags.yes
 @flags.progress

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nightmill.ledger.accounts import AccountVerbs
 from nightmill.ledger.attendance import AttendanceVerbs
+from nightmill.ledger.claiming import ClaimVerbs
 from nightmill.ledger.health import Health, HealthVerbs
 from nightmill.ledger.history import Event, HistoryVerbs
 from nightmill.ledger.housekeeping import Deletion, HousekeepingVerbs
@@ -37,6 +38,7 @@ from nightmill.ledger.records import (
     Tally,
 )
 from nightmill.ledger.savings import Saved, SavingsVerbs
+from nightmill.ledger.sharing import SharingVerbs
 from nightmill.ledger.standing import OUTCOMES, Standing, standing_of, with_answers
 
 LEDGER_NAME = "nightmill.db"  # in the home
@@ -77,6 +79,8 @@ __all__ = [
 
 class Ledger(
     JobVerbs,
+    ClaimVerbs,
+    SharingVerbs,
     LateVerbs,
     AccountVerbs,
     MoneyVerbs,

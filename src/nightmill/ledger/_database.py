@@ -138,7 +138,7 @@ class Database:
 
     def _doubt_everything(self, connection: Connection) -> None:
         """A restored ledger may be behind the world: whatever could have been sent since is in doubt."""
-        from nightmill.ledger.shards import doubt_after_restore
+        from nightmill.ledger.restoring import doubt_after_restore
 
         doubt_after_restore(connection)
         connection.execute(update(meta).where(meta.c.key == "incarnation").values(value=self._incarnation()))

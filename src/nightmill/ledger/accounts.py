@@ -14,9 +14,10 @@ from sqlalchemy.exc import IntegrityError
 from nightmill.errors import Conflict
 from nightmill.ledger import money
 from nightmill.ledger._database import wall
+from nightmill.ledger._rows import insert_files, insert_shards, of_batch
 from nightmill.ledger.records import ForeignBatch, KnownBatch, NewShard, StoredFile, SubmissionState
 from nightmill.ledger.schema import jobs, shards, submissions
-from nightmill.ledger.shards import ShardVerbs, insert_files, insert_shards, of_batch
+from nightmill.ledger.shards import ShardVerbs
 from nightmill.types import JobState, Quote, ShardState
 
 

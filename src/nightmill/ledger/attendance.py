@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import and_, case, func, or_, select
 
 from nightmill.ledger._database import Database
+from nightmill.ledger.claiming import workable
 from nightmill.ledger.schema import jobs, shards, workers
-from nightmill.ledger.shards import _workable
 from nightmill.types import JobState, ShardState
 
 
@@ -18,7 +18,7 @@ class AttendanceVerbs(Database):
         now = self.moment()
         held = and_(shards.c.job_id == job_id, shards.c.lease_until > now)
         closing = and_(jobs.c.id == job_id, jobs.c.lease_until > now)
-        free = and_(_workable(of_all=True), shards.c.job_id == job_id, shards.c.lease_until <= now)
+        free = and_(workable(of_all=True), shards.c.job_id == job_id, shards.c.lease_until <= now)
         with self._read() as connection:
             holders = [
                 *connection.execute(select(shards.c.owner).where(held)).scalars(),

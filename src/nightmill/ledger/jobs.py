@@ -13,9 +13,10 @@ from sqlalchemy.exc import IntegrityError
 from nightmill.errors import Conflict
 from nightmill.ledger import money
 from nightmill.ledger._database import Database, wall
+from nightmill.ledger._rows import insert_files, insert_shards, stored_file
 from nightmill.ledger.records import Counts, Job, NewShard, Outside, StoredFile, SubmissionState, Tally
 from nightmill.ledger.schema import alerts, entries, files, jobs, limits, shards, submissions
-from nightmill.ledger.shards import insert_files, insert_shards, pause_job, stored_file, unless_cancelled
+from nightmill.ledger.shards import pause_job, unless_cancelled
 from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState
 
 _OPEN = tuple(UNFINISHED)

@@ -11,9 +11,10 @@ from sqlalchemy.exc import IntegrityError
 
 from nightmill.errors import Conflict
 from nightmill.ledger._database import wall
+from nightmill.ledger._rows import insert_files, note_models, raise_alerts
 from nightmill.ledger.records import CAME_LATE, Job, Late, LateSettlement, Moved, Shard, SubmissionState
 from nightmill.ledger.schema import files, jobs, shards
-from nightmill.ledger.shards import ShardVerbs, insert_files, note_models, raise_alerts
+from nightmill.ledger.shards import ShardVerbs
 from nightmill.types import UNFINISHED, JobState, ShardState
 
 _COLUMNS = ("succeeded", "missing", "expired", "cancelled")

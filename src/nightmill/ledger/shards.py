@@ -7,33 +7,27 @@ Every verb that ends a step also gives the lease back, so that a step and its en
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    Float,
-    Integer,
-    and_,
-    bindparam,
-    case,
-    delete,
-    func,
-    insert,
-    or_,
-    select,
-    true,
-    update,
-)
+from sqlalchemy import BigInteger, Connection, Float, and_, bindparam, case, delete, func, insert, select, update
 
 from nightmill.errors import LeaseLost
 from nightmill.ledger import money
 from nightmill.ledger._database import Database, wall
+from nightmill.ledger._rows import (
+    insert_files,
+    insert_shards,
+    loaded,
+    loading,
+    note_models,
+    of_batch,
+    raise_alerts,
+    shards_called,
+)
 from nightmill.ledger.records import (
-    EPOCHS_SINCE_A_BACKUP,
     Booking,
     Denied,
     NewShard,
@@ -43,15 +37,10 @@ from nightmill.ledger.records import (
     Submission,
     SubmissionState,
 )
-from nightmill.ledger.schema import alerts, answered_by, files, jobs, quotas, shards, submissions, workers
+from nightmill.ledger.schema import files, jobs, quotas, shards, submissions
 from nightmill.types import SHARD_MOVES, FileRef, JobState, Lane, ShardState
 
 _FREE = {"owner": None, "lease_until": 0.0}
-_SEQS_SINCE_A_BACKUP = 1_000_000
-_RESTORED = (
-    "the ledger was put back from a backup or copied, and rows may have been sent live since then: "
-    "answers whose journals lie in the home are used, others are sent and paid again when you resume"
-)
 _IN_FLIGHT = (
     ShardState.SUBMITTING,
     ShardState.IN_DOUBT,
@@ -59,94 +48,6 @@ _IN_FLIGHT = (
     ShardState.SENDING,
     ShardState.COLLECTING,
 )
-
-
-def insert_shards(connection: Connection, job_id: str, new: Iterable[NewShard], now: float) -> None:
-    rows = [
-        {
-            "tag": s.tag, "job_id": job_id, "seq": s.seq, "lane": s.lane, "state": ShardState.PLANNED,
-            "attempt": s.attempt, "expiries": s.expiries, "missings": s.missings, "splits": s.splits,
-            "first": s.first, "last": s.last, "count": s.count, "content_bytes": s.content_bytes,
-            "cap_tokens": s.cap_tokens, "input_tokens": s.input_tokens, "path": s.file.path,
-            "size_bytes": s.file.size_bytes, "digest": s.file.digest, "due": now + s.due_in_s,
-        }
-        for s in new
-    ]  # fmt: skip
-    if rows:
-        connection.execute(insert(shards), rows)
-
-
-def insert_files(connection: Connection, job_id: str, stored: Iterable[StoredFile]) -> None:
-    rows = [
-        {
-            "path": f.ref.path, "job_id": job_id, "tag": f.tag, "kind": f.kind, "n": f.n, "read": f.read,
-            "size_bytes": f.ref.size_bytes, "digest": f.ref.digest, "first": f.first, "last": f.last,
-        }
-        for f in stored
-    ]  # fmt: skip
-    if rows:
-        connection.execute(_FILE, rows)
-
-
-def of_batch(connection: Connection, batch_id: str) -> str | None:
-    """The name of the submission that has this batch; None: no shard has it."""
-    which = submissions.c.batch_id == batch_id
-    found = connection.execute(select(submissions.c.tag, submissions.c.n).where(which)).first()
-    return f"{found.tag}.{found.n}" if found else None
-
-
-def raise_alerts(connection: Connection, job_id: str, tag: str | None, found: Iterable[tuple[str, str]]) -> None:
-    for kind, text in found:
-        connection.execute(insert(alerts).values(at=wall(), job_id=job_id, tag=tag, kind=kind, text=text))
-
-
-def note_models(connection: Connection, job_id: str, tag: str, models: Iterable[str]) -> None:
-    """Remember which snapshots of a model answered a job; an alert where one joins others."""
-    known = list(connection.execute(select(answered_by.c.model).where(answered_by.c.job_id == job_id)).scalars())
-    for model in sorted(set(models).difference(known)):
-        connection.execute(insert(answered_by).values(job_id=job_id, model=model))
-        if known:
-            text = f"the model changed: {tag} was answered by {model}, others by {', '.join(known)}"
-            raise_alerts(connection, job_id, tag, [("model_changed", text)])
-        known.append(model)
-
-
-def doubt_after_restore(connection: Connection) -> None:
-    """A restored ledger: every shard that is not settled may have gone out since the backup.
-
-    A batch can be looked for. What went out live cannot: such jobs are paused for a person to see.
-    Shard numbers given since then are not known either, so that new ones begin far above.
-    """
-    connection.execute(update(jobs).values(next_seq=jobs.c.next_seq + _SEQS_SINCE_A_BACKUP))
-    open_batch = and_(shards.c.lane == Lane.BATCH, shards.c.state != ShardState.SETTLED)
-    unsent = and_(open_batch, shards.c.state == ShardState.PLANNED)
-    columns = (shards.c.tag, shards.c.submission, shards.c.job_id, jobs.c.created_at)
-    for tag, n, job_id, created_at in connection.execute(
-        select(*columns).join(jobs, jobs.c.id == shards.c.job_id).where(unsent)
-    ):
-        connection.execute(
-            insert(submissions).values(tag=tag, n=n + 1, job_id=job_id, state=SubmissionState.OPEN, account="",
-                                       scopes="[]", intent_at=created_at)
-        )  # fmt: skip
-    connection.execute(update(shards).where(unsent).values(submission=shards.c.submission + 1))
-    doubtful = shards.c.state.in_((ShardState.PLANNED, ShardState.SUBMITTING, ShardState.IN_DOUBT))
-    begun_again = {"looks": 0, "fenced": 0, "due": 0.0, "epoch": shards.c.epoch + 1, **_FREE}
-    connection.execute(
-        update(shards).where(and_(open_batch, doubtful)).values(state=ShardState.IN_DOUBT, **begun_again)
-    )
-    _pause_live(connection)
-
-
-def _pause_live(connection: Connection) -> None:
-    """Live shards keep their state; their next journals have names that no earlier worker can have used."""
-    open_live = and_(shards.c.lane == Lane.LIVE, shards.c.state.in_((ShardState.PLANNED, ShardState.SENDING)))
-    runs = and_(jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)), jobs.c.cancel_requested == 0)
-    mine = select(shards.c.tag).where(shards.c.job_id == jobs.c.id, open_live)
-    connection.execute(
-        update(jobs).where(runs, mine.exists()).values(state=JobState.PAUSED, reason=_RESTORED, stopped=None)
-    )
-    far = shards.c.epoch + EPOCHS_SINCE_A_BACKUP
-    connection.execute(update(shards).where(open_live).values(epoch=far, due=0.0, **_FREE))
 
 
 def pause_job(connection: Connection, job_id: str, reason: str, stopped: str | None = None) -> None:
@@ -160,116 +61,8 @@ def unless_cancelled(stopped: str | None) -> Any:
     return case((jobs.c.cancel_requested == 1, jobs.c.stopped), else_=stopped)
 
 
-_SHARD_PLAIN = (
-    "tag", "job_id", "seq", "attempt", "expiries", "missings", "splits", "first", "last", "count", "content_bytes",
-    "cap_tokens", "input_tokens", "due", "lease_until", "lease_was_until", "epoch", "submission", "looks", "reads",
-    "refusals", "waits", "price", "reason", "missing", "settled_at",
-)  # fmt: skip
-_SUBMISSION_PLAIN = (
-    "tag", "n", "account", "hold_nanos", "spent_nanos", "unproven_nanos", "intent_at", "file_id", "batch_id",
-    "batch_model", "status", "total", "completed", "failed", "output_file", "error_file",
-)  # fmt: skip
-
-
-def _shard(row: Any, subs: Sequence[Submission], stored: Sequence[StoredFile]) -> Shard:
-    r = row._mapping
-    return Shard(
-        lane=Lane(r["lane"]),
-        state=ShardState(r["state"]),
-        file=FileRef(r["path"], r["size_bytes"], r["digest"]),
-        fenced=bool(r["fenced"]),
-        reread=bool(r["reread"]),
-        job_state=JobState(r["job_state"]),
-        cancel_requested=bool(r["cancel_requested"]),
-        submissions=tuple(subs),
-        files=tuple(stored),
-        **{name: r[name] for name in _SHARD_PLAIN},
-    )
-
-
-def _submission(row: Any) -> Submission:
-    r = row._mapping
-    flags: dict[str, Any] = {name: bool(r[name]) for name in ("ended", "cancel_asked")}
-    return Submission(state=SubmissionState(r["state"]), **flags, **{name: r[name] for name in _SUBMISSION_PLAIN})
-
-
-def stored_file(row: Any) -> StoredFile:
-    r = row._mapping
-    ref = FileRef(r["path"], r["size_bytes"], r["digest"])
-    return StoredFile(ref, r["kind"], r["tag"], r["n"], r["read"], r["first"], r["last"])
-
-
 # Statements that go out for every shard are put together once: that takes longer than the database does.
-_SOME_JOBS: Any = bindparam("job_ids", expanding=True)
-_SOME_TAGS: Any = bindparam("tags", expanding=True)
-
-
-@cache
-def _workable(*, of_all: bool) -> Any:
-    """Shards that a worker may take when they are due. Needs a join with jobs, and ``job_ids`` unless ``of_all``.
-
-    A paused job's planned and half-sent shards stay where they are; what may already have cost
-    money is always collected.
-    """
-    ready = or_(
-        shards.c.state.in_((ShardState.SUBMITTING, ShardState.IN_DOUBT, ShardState.WAITING, ShardState.COLLECTING)),
-        jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)),
-        jobs.c.cancel_requested == 1,
-    )
-    mine = true() if of_all else shards.c.job_id.in_(_SOME_JOBS)
-    return and_(shards.c.state != ShardState.SETTLED, ready, mine)
-
-
-@cache
-def _due(*, of_all: bool) -> Any:
-    """Workable shards of ``lane`` that are due at ``now``."""
-    return and_(
-        _workable(of_all=of_all), shards.c.lane == bindparam("lane"), shards.c.due <= bindparam("now", type_=Float)
-    )
-
-
-@cache
-def _owners(*, of_all: bool) -> Any:
-    return select(shards.c.owner).join(jobs, jobs.c.id == shards.c.job_id).where(_due(of_all=of_all)).distinct()
-
-
-@cache
-def _free(*, of_all: bool) -> Any:
-    """Tags of due shards that nobody works on, at most ``most``; what is in flight comes first."""
-    first_in_flight = case((shards.c.state == ShardState.PLANNED, 1), else_=0)
-    return (
-        select(shards.c.tag)
-        .join(jobs, jobs.c.id == shards.c.job_id)
-        .where(_due(of_all=of_all), shards.c.lease_until <= bindparam("now", type_=Float))
-        .order_by(first_in_flight, jobs.c.created_at, shards.c.seq)
-        .limit(bindparam("most", type_=Integer))
-        .with_for_update(skip_locked=True, of=shards)
-    )
-
-
-@cache
-def _outlook(*, of_all: bool) -> Any:
-    """By lane and owner, the first moment at which a shard is due and out of its lease, and the first it is due."""
-    free = case((shards.c.lease_until > shards.c.due, shards.c.lease_until), else_=shards.c.due)
-    return (
-        select(shards.c.lane, shards.c.owner, func.min(free), func.min(shards.c.due))
-        .join(jobs, jobs.c.id == shards.c.job_id)
-        .where(_workable(of_all=of_all))
-        .group_by(shards.c.lane, shards.c.owner)
-    )
-
-
-_TAKE = (
-    update(shards)
-    .where(shards.c.tag.in_(_SOME_TAGS))
-    .values(owner=bindparam("me"), epoch=shards.c.epoch + 1, lease_until=bindparam("until"),
-            lease_was_until=shards.c.lease_until)
-    .returning(shards.c.tag)
-)  # fmt: skip
-
-
 _SUBMIT = insert(submissions)
-_FILE = insert(files)
 _SEAL = (
     update(files)
     .where(files.c.path == bindparam("at"))
@@ -315,98 +108,13 @@ def _change(*names: str) -> Any:
     )
 
 
-def _loading(which: Any) -> tuple[Any, Any, Any]:
-    """Statements for the shards ``which``, for their submissions, and for their files."""
-    tags = select(shards.c.tag).where(which)
-    return (
-        select(*shards.c, jobs.c.state.label("job_state"), jobs.c.cancel_requested)
-        .join(jobs, jobs.c.id == shards.c.job_id)
-        .where(which)
-        .order_by(shards.c.job_id, shards.c.seq),
-        select(submissions).where(submissions.c.tag.in_(tags)).order_by(submissions.c.n),
-        select(files).where(files.c.tag.in_(tags)).order_by(files.c.n, files.c.read, files.c.path),
-    )
-
-
-_BY_TAG = _loading(shards.c.tag.in_(_SOME_TAGS))
-
-
 def _in_flight(connection: Connection, job_id: str) -> int:
     which = and_(shards.c.job_id == job_id, shards.c.state.in_(_IN_FLIGHT))
     return int(connection.execute(select(func.count()).select_from(shards).where(which)).scalar_one())
 
 
-def _loaded(connection: Connection, statements: tuple[Any, Any, Any], given: dict[str, Any]) -> list[Shard]:
-    rows, of_subs, of_files = (connection.execute(statement, given).all() for statement in statements)
-    subs: dict[str, list[Submission]] = {}
-    for row in of_subs:
-        subs.setdefault(row.tag, []).append(_submission(row))
-    stored: dict[str, list[StoredFile]] = {}
-    for row in of_files:
-        stored.setdefault(row.tag, []).append(stored_file(row))
-    return [_shard(row, subs.get(row.tag, ()), stored.get(row.tag, ())) for row in rows]
-
-
 class ShardVerbs(Database):
-    """Claiming, sending, doubting, waiting, collecting, settling."""
-
-    # -- who works on what ---------------------------------------------------------------------
-
-    def claim_due(
-        self, *, lane: Lane, limit: int, lease_s: float, job_ids: Collection[str] | None = None
-    ) -> list[Shard]:
-        """Take up to ``limit`` due shards of a lane under a lease with a new epoch."""
-        now, of_all = self.moment(), job_ids is None
-        due = {"lane": lane, "now": now} | ({} if job_ids is None else {"job_ids": list(job_ids)})
-        with self._read() as connection:  # looking costs no write transaction
-            owners = connection.execute(_owners(of_all=of_all), due).scalars().all()
-        if not owners:
-            return []
-        dead = [o for o in owners if o and o != self.me and self.is_dead(o)]
-        if not dead and None not in owners:
-            with self._read() as connection:
-                if connection.execute(_free(of_all=of_all), due | {"most": 1}).first() is None:
-                    return []
-        with self._write("claim_due") as connection:
-            if dead:  # the end of a dead worker's lease counts as the moment its death was seen
-                gone = and_(shards.c.owner.in_(dead), shards.c.lease_until > now)
-                connection.execute(update(shards).where(gone).values(lease_until=now))
-            # Locked, so that the update takes just these.
-            chosen = list(connection.execute(_free(of_all=of_all), due | {"most": limit}).scalars())
-            if not chosen:
-                return []
-            taken = {"tags": chosen, "me": self.me, "until": now + lease_s}
-            return self._load(connection, list(connection.execute(_TAKE, taken).scalars()))
-
-    def claim_one(self, tag: str, lease_s: float) -> Shard:
-        """Take one shard whatever it is due, for a person's decision. Raises LeaseLost if somebody works on it."""
-        now = self.moment()
-        with self._write("claim_one") as connection:
-            owner = connection.execute(select(shards.c.owner).where(shards.c.tag == tag)).scalar()
-            free = shards.c.lease_until <= now
-            if owner and self.is_dead(owner):
-                free = or_(free, shards.c.owner == owner)
-            taken = (
-                update(shards)
-                .where(shards.c.tag == tag, free)
-                .values(owner=self.me, epoch=shards.c.epoch + 1, lease_until=now + lease_s, lease_was_until=now)
-            )
-            if connection.execute(taken.returning(shards.c.tag)).first() is None:
-                raise LeaseLost(f"shard {tag} is being worked on", fix="try again in a while")
-            return self._load(connection, [tag])[0]
-
-    def renew(self, held: Sequence[Shard], lease_s: float) -> set[str]:
-        """Extend the leases that are still ours; the tags that are."""
-        until = self.moment() + lease_s
-        with self._write("renew") as connection:
-            still = (
-                update(shards)
-                .where(shards.c.tag.in_([s.tag for s in held]), shards.c.owner == self.me)
-                .values(lease_until=until)
-                .returning(shards.c.tag, shards.c.epoch)
-            )
-            ours: dict[str, int] = dict(connection.execute(still).all())
-        return {s.tag for s in held if ours.get(s.tag) == s.epoch}
+    """Sending, doubting, waiting, collecting, settling."""
 
     def release(self, shard: Shard, *, due_in_s: float = 0.0, reason: str | None = None) -> None:
         """Give a shard back as it is, due again in a while."""
@@ -415,7 +123,7 @@ class ShardVerbs(Database):
 
     def shard(self, tag: str) -> Shard | None:
         with self._read() as connection:
-            found = self._load(connection, [tag])
+            found = shards_called(connection, [tag])
         return found[0] if found else None
 
     def submission_of(self, batch_id: str) -> str | None:
@@ -427,24 +135,7 @@ class ShardVerbs(Database):
         """The job's shards in order, all or those in ``states``."""
         which = shards.c.job_id == job_id
         with self._read() as connection:
-            return _loaded(connection, _loading(and_(which, shards.c.state.in_(states)) if states else which), {})
-
-    def outlook(self, job_ids: Collection[str] | None = None) -> dict[Lane, float]:
-        """By lane, the earliest moment at which one of its shards can be claimed; it may be past.
-
-        A shard that somebody works on can be when its lease ends, or at once when its owner is dead.
-        """
-        which = {} if job_ids is None else {"job_ids": list(job_ids)}
-        with self._read() as connection:
-            rows = connection.execute(_outlook(of_all=job_ids is None), which).all()
-        first: dict[Lane, float] = {}
-        for lane, owner, free, due in rows:
-            at = due if owner and owner != self.me and self.is_dead(owner) else free
-            first[Lane(lane)] = min(at, first.get(Lane(lane), at))
-        return first
-
-    def _load(self, connection: Connection, tags: Sequence[str]) -> list[Shard]:
-        return _loaded(connection, _BY_TAG, {"tags": tags})
+            return loaded(connection, loading(and_(which, shards.c.state.in_(states)) if states else which), {})
 
     def _step(self, connection: Connection, shard: Shard, to: ShardState | None = None, **values: Any) -> None:
         """Move a shard that is still ours, and give the lease back unless told to keep it."""
@@ -597,16 +288,6 @@ class ShardVerbs(Database):
         new = {f"new_{name}": value for name, value in values.items()}
         connection.execute(_change(*values), {"the_tag": tag, "the_n": n} | new)
 
-    def learn_enqueued_cap(self, account: str, model: str, cap: int) -> None:
-        """The provider named its limit on enqueued tokens."""
-        with self._write("learn_enqueued_cap") as connection:
-            this = and_(quotas.c.account == account, quotas.c.model == model)
-            if connection.execute(
-                update(quotas).where(this).values(enqueued_cap=cap).returning(quotas.c.account)
-            ).first():
-                return
-            connection.execute(insert(quotas).values(account=account, model=model, enqueued_cap=cap))
-
     # -- in doubt ------------------------------------------------------------------------------
 
     def note_doubt(self, shard: Shard, *, due: float, reason: str) -> None:
@@ -707,7 +388,7 @@ class ShardVerbs(Database):
             insert_files(connection, shard.job_id, stored)
             for n, values in views:
                 self._update_submission(connection, shard.tag, n, **values)
-            return self._load(connection, [shard.tag])[0]
+            return shards_called(connection, [shard.tag])[0]
 
     def note_reread(self, shard: Shard, *, due_in_s: float) -> None:
         """Requests have no line and nothing explains it: the files are to be read once more."""
@@ -854,42 +535,3 @@ class ShardVerbs(Database):
         which = and_(shards.c.job_id == job_id, shards.c.state.in_(states))
         with self._read() as connection:
             return int(connection.execute(select(func.count()).select_from(shards).where(which)).scalar_one())
-
-    # -- workers -------------------------------------------------------------------------------
-
-    def heartbeat(self, seen_for_s: float) -> int:
-        """Say that this worker lives; how many workers share the limits now, this one included."""
-        now = self.moment()
-        with self._write("heartbeat") as connection:
-            known = connection.execute(select(workers.c.owner, workers.c.seen_until)).all()
-            gone = [o for o, until in known if until <= now or (o != self.me and self.is_dead(o))]
-            if gone:
-                connection.execute(delete(workers).where(workers.c.owner.in_(gone)))
-            mine = update(workers).where(workers.c.owner == self.me).values(seen_until=now + seen_for_s)
-            if connection.execute(mine.returning(workers.c.owner)).first() is None:
-                connection.execute(insert(workers).values(owner=self.me, seen_until=now + seen_for_s))
-            alive = {o for o, _ in known} - set(gone) | {self.me}
-        return len(alive)
-
-    def leave(self) -> None:
-        """This worker stops: its share of the limits is free for the others."""
-        with self._write("leave") as connection:
-            connection.execute(delete(workers).where(workers.c.owner == self.me))
-
-    def cool_down(self, account: str, model: str, until: float) -> None:
-        """No new live call of this quota before the moment ``until``, in any worker."""
-        with self._write("cool_down") as connection:
-            this = and_(quotas.c.account == account, quotas.c.model == model)
-            later = (
-                update(quotas)
-                .where(this)
-                .values(cool_until=case((quotas.c.cool_until > until, quotas.c.cool_until), else_=until))
-            )
-            if connection.execute(later.returning(quotas.c.account)).first() is None:
-                connection.execute(insert(quotas).values(account=account, model=model, cool_until=until))
-
-    def cooling_until(self, account: str, model: str) -> float:
-        """The moment until which live calls of this quota wait; 0.0 = no wait."""
-        with self._read() as connection:
-            this = and_(quotas.c.account == account, quotas.c.model == model)
-            return float(connection.execute(select(quotas.c.cool_until).where(this)).scalar() or 0.0)

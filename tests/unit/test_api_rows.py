@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from nightmill.api.rows import taken
@@ -54,4 +57,19 @@ def test_paths_are_files(tmp_path: Path) -> None:
     there = tmp_path / "a.txt"
     there.touch()
     with pytest.raises(InputError, match="names of files"), taken([str(there)]):
+        pass
+
+
+@pytest.mark.req("X4")
+def test_arrays_among_the_values_of_a_row() -> None:
+    """What numpy holds is written as lists and numbers, of any length."""
+    row = {"text": np.str_("a"), "n": np.int64(3), "many": np.array([1.5, 2]), "one": np.array([1])}
+    with taken([row]) as rows:
+        assert json.loads(rows.given["list"].read_text()) == {"text": "a", "n": 3, "many": [1.5, 2], "one": [1]}
+
+
+@pytest.mark.req("X4")
+def test_a_frame_with_two_columns_of_one_name_is_refused() -> None:
+    """What no table can be made of is told as such, not as an error of a library."""
+    with pytest.raises(InputError, match="cannot be read as Arrow"), taken(pd.DataFrame([[1, 2]], columns=["a", "a"])):
         pass

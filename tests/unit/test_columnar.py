@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import struct
+import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,3 +91,83 @@ def test_files_that_are_refused(tmp_path: Path, name: str) -> None:
     packed.write_bytes(whole)
     with pytest.raises(InputError):
         values(packed)
+
+
+ODD = {
+    "took": pa.array([dt.timedelta(days=1, seconds=2), None]),
+    "took_ns": pa.array([dt.timedelta(days=-1), None], pa.duration("ns")),
+    "id_": pa.array([bytes(range(16)), None], pa.uuid()),
+    "box": pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.int64(), [2]), pa.array([[1, 2], None], pa.list_(pa.int64(), 2))
+    ),
+    "times": pa.array([[dt.datetime(2026, 1, 2, tzinfo=dt.UTC)], None], pa.list_(pa.timestamp("ns"))),
+    "deep": pa.array([{"a": [{"b": dt.datetime(2026, 1, 2, tzinfo=dt.UTC)}]}, None], pa.struct(
+        [("a", pa.list_(pa.struct([("b", pa.timestamp("ns"))])))]
+    )),
+    "by_name": pa.array([[("x", dt.timedelta(1))], None], pa.map_(pa.string(), pa.duration("ns"))),
+}  # fmt: skip
+
+
+@pytest.mark.req("X4")
+def test_types_that_only_other_tools_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UUIDs, tensors, durations and times to the nanosecond are read, the same whether pandas is there or not."""
+    path = tmp_path / "a.arrow"
+    stream(pa.table(ODD), str(path))
+    monkeypatch.setattr("sys.meta_path", [_NoPandas(), *sys.meta_path])
+    found = values(path)
+    assert {name: column[0] for name, column in found.items() if name in ODD} == {
+        "took": "P1DT2S",
+        "took_ns": "-P1D",
+        "id_": "00010203-0405-0607-0809-0a0b0c0d0e0f",
+        "box": [1, 2],
+        "times": ["2026-01-02 00:00:00.000000000"],
+        "deep": {"a": [{"b": "2026-01-02 00:00:00.000000000"}]},
+        "by_name": [["x", "P1D"]],
+    }
+    assert all(column[1] is None for name, column in found.items() if name in ODD)
+
+
+@pytest.mark.req("X4")
+@pytest.mark.parametrize("nested", [False, True])
+def test_text_that_is_not_utf8(tmp_path: Path, nested: bool) -> None:
+    """Other tools write any bytes as text: such rows are named, or skipped when that is wanted."""
+    offsets = pa.py_buffer(struct.pack("<3i", 0, 2, 4))
+    column = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"ab\xffb")])
+    if nested:
+        column = pa.ListArray.from_arrays([0, 1, 2], column)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": column}), path)
+    with pytest.raises(InputError, match="not UTF-8") as caught:
+        values(path)
+    assert caught.value.why == f"{path}:2: not UTF-8"
+    (some,) = open_source([path], skip_bad=True).taken()
+    assert some.bad == {1: f"{path}:2: not UTF-8"}
+    assert decode_row_values(some.batch.column("text"), some.batch.schema.field("text")) == [
+        ["ab"] if nested else "ab",
+        None,
+    ]
+
+
+@pytest.mark.req("X8")
+def test_a_table_that_is_one_batch_is_read_in_pieces(tmp_path: Path) -> None:
+    """A frame that was written in one go never is in memory as Python's objects, but some rows at a time."""
+    path = tmp_path / "a.arrow"
+    rows = 20_000
+    table = pa.table({"tags": pa.array([[f"{i}" * 20] for i in range(rows)])})
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    source = open_source([path])
+    tracemalloc.start()
+    try:
+        assert sum(batch.num_rows for batch in source.batches()) == rows
+        assert tracemalloc.get_traced_memory()[1] < 3_500_000
+    finally:
+        tracemalloc.stop()
+
+
+class _NoPandas:
+    """Makes pandas impossible to import."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] == "pandas":
+            raise ImportError(name)

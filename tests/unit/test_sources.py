@@ -289,14 +289,10 @@ JSON = st.recursive(
 )
 
 
-def same(one: object, other: object) -> bool:
-    """Equal, where a column of numbers may have turned whole numbers into floats."""
-    if type(one) is int and type(other) is float:
-        return float(one) == other and abs(one) <= 2**53
-    return type(one) is type(other) and one == other
+NAMES = st.sampled_from(["a", "b", 'a "quoted" name', "C:\\x", "two\nlines"])
 
 
-@given(st.lists(st.dictionaries(st.sampled_from("abc"), JSON, max_size=3), min_size=1, max_size=6))
+@given(st.lists(st.dictionaries(NAMES, JSON, max_size=3), min_size=1, max_size=6))
 @QUICK
 def test_jsonl_values_come_back_as_they_were(tmp_path: Path, table: list[dict[str, object]]) -> None:
     """Whatever JSON a row holds, nested or mixed, decode_row_values gives it back; missing is null."""
@@ -309,7 +305,8 @@ def test_jsonl_values_come_back_as_they_were(tmp_path: Path, table: list[dict[st
     assert source.schema.names == columns
     for column in columns:
         got = values(source, column)
-        assert all(same(row.get(column), value) for row, value in zip(table, got, strict=True)), (column, got)
+        said = [row.get(column) for row in table]
+        assert (got, list(map(type, got))) == (said, list(map(type, said))), column
 
 
 @pytest.mark.parametrize(
@@ -318,8 +315,8 @@ def test_jsonl_values_come_back_as_they_were(tmp_path: Path, table: list[dict[st
         (["a", None], pa.string(), False),
         ([1, None, 2**63 - 1], pa.int64(), False),
         ([1, 2**63], pa.string(), True),
-        ([1, 1.5], pa.float64(), False),
-        ([2**60 + 1, 1.5], pa.string(), True),
+        ([0.5, None, 2.0], pa.float64(), False),
+        ([1, 1.5], pa.string(), True),
         ([True, False], pa.bool_(), False),
         ([True, 1], pa.string(), True),
         (["a", 1], pa.string(), True),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import pyarrow as pa
@@ -56,7 +56,7 @@ def taken(source: Source, limit: int | None = None) -> Iterator[Taken]:
     format_ = "jsonl" if table is None else "arrow"
     with tempfile.NamedTemporaryFile(prefix="nightmill-rows-") as file:
         if table is None:
-            count = _write_rows(file, islice(_rows(source), limit), name)
+            count = _write_rows(file, source, limit, name)
         else:
             count = _write_arrow(file, table, limit)
         if not count:
@@ -112,10 +112,9 @@ def _as_arrow(source: Any) -> pa.RecordBatchReader | None:
             return pa.RecordBatchReader.from_stream(source)
         except pa.ArrowException:  # one column without a name
             return pa.table({TEXT: pa.chunked_array(source)}).to_reader()
-    except (pa.ArrowException, TypeError) as error:
-        raise InputError(
-            f"{type(source).__name__}: cannot be read as Arrow", why=str(error), fix="give every column one type"
-        ) from error
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        fix = "give every column one type, and a name of its own"
+        raise InputError(f"{type(source).__name__}: cannot be read as Arrow", why=str(error), fix=fix) from error
 
 
 def _write_arrow(file: Any, table: pa.RecordBatchReader, limit: int | None) -> int:
@@ -134,26 +133,17 @@ def _write_arrow(file: Any, table: pa.RecordBatchReader, limit: int | None) -> i
 # -- rows one by one -------------------------------------------------------------------------------
 
 
-def _rows(source: Any) -> Iterator[Any]:
-    return iter(source)
-
-
-def _write_rows(file: Any, rows: Iterable[Any], name: str) -> int:
+def _write_rows(file: Any, rows: Any, limit: int | None, name: str) -> int:
     """One JSON object a line, while memory holds one row."""
     encoder = msgspec.json.Encoder(enc_hook=_plain)
     count = 0
-    for count, row in enumerate(rows, 1):
+    for count, row in enumerate(islice(rows, limit), 1):
         line = _encoded(encoder, row, f"{name}:{count}")
         with _room(file.name):
-            _put(file, line)
+            file.write(line + b"\n")
     with _room(file.name):
         file.flush()
     return count
-
-
-def _put(file: BinaryIO, line: bytes) -> None:
-    file.write(line)
-    file.write(b"\n")
 
 
 def _encoded(encoder: msgspec.json.Encoder, row: Any, place: str) -> bytes:
@@ -175,9 +165,9 @@ def _encoded(encoder: msgspec.json.Encoder, row: Any, place: str) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy and others as Python's; what is nothing that JSON has as its text."""
-    item = getattr(value, "item", None)
-    return item() if callable(item) else str(value)
+    """Numbers and arrays of numpy and others as Python's; what is nothing that JSON has as its text."""
+    plain = getattr(value, "tolist", None)
+    return plain() if callable(plain) else str(value)
 
 
 @contextmanager
@@ -187,6 +177,3 @@ def _room(path: str) -> Iterator[None]:
     except OSError as error:
         why = f"{os.path.dirname(path)}: {error.strerror or error}"
         raise StoreError("the rows cannot be kept", why=why, fix="free some space, or set TMPDIR") from error
-
-
-__all__ = ["ArrowStream", "Row", "Source", "Taken", "taken"]

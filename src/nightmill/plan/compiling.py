@@ -311,9 +311,8 @@ def endpoint_of_body(body: Any, model: str) -> Endpoint:
 
 
 def _gathered(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The body whose keys are columns. What other rows say is null here; in a column with fractions 3 became 3.0."""
-    said = {name: value for name, value in row.items() if value is not None}
-    return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in said.items()}
+    """The body whose keys are columns. What other rows say is null here."""
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _no_request(why: str) -> InputError:

@@ -232,7 +232,7 @@ def _open_parts(
                     part = plain.open_lines if rows == "line" else plain.FilePart
                     parts.append(part(each, skip_bad=skip_bad))
                 case "parquet" | "arrow":
-                    parts.append(columnar.open_columnar(each))
+                    parts.append(columnar.open_columnar(each, skip_bad=skip_bad))
                 case _:
                     parts.append(next(learned))
     return parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from nightmill.sources.jsonlines import JSON_MARK
 from nightmill.sources.taken import Taken
 
 _BUFFER_BYTES = 1 << 20
+_SHOWN = 5  # bad rows named in an error
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -29,12 +30,19 @@ class ColumnarPart:
 
     input: Input
     schema: pa.Schema
+    skip_bad: bool = False
 
     def taken(self) -> Iterator[Taken]:
+        first = 1
         with _explained(self.input):
             for batch in _read(self.input):
-                columns = [convert(column, field) for column, field in zip(batch.columns, self.schema, strict=True)]
-                yield Taken(pa.record_batch(columns, schema=self.schema))
+                bad = {row: f"{self.input.name}:{first + row}: not UTF-8" for row in _not_utf8(batch)}
+                if bad and not self.skip_bad:
+                    raise _refusal(self.input, list(bad.values()))
+                columns = _without(batch, bad).columns
+                columns = [convert(column, field) for column, field in zip(columns, self.schema, strict=True)]
+                yield Taken(pa.record_batch(columns, schema=self.schema), bad=bad)
+                first += len(batch)
 
     def lines(self) -> Iterator[int]:
         """The rows' numbers, the first being 1: there are no lines."""
@@ -43,7 +51,7 @@ class ColumnarPart:
         yield from range(1, count + 1)
 
 
-def open_columnar(source: Input) -> ColumnarPart:
+def open_columnar(source: Input, *, skip_bad: bool) -> ColumnarPart:
     """Learn the columns. Raises InputError: it is no such file, is packed, or has no rows or columns."""
     if source.packing:
         raise InputError(
@@ -62,7 +70,7 @@ def open_columnar(source: Input) -> ColumnarPart:
             )
         if next((batch for batch in _read(source) if batch.num_rows), None) is None:
             raise InputError(f"{source.name} holds no rows", why="its columns are empty", fix="check what wrote it")
-    return ColumnarPart(source, plain_schema(schema))
+    return ColumnarPart(source, plain_schema(schema), skip_bad)
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
@@ -77,17 +85,23 @@ def convert(column: pa.Array, field: pa.Field) -> pa.Array:
         return column
     if pa.types.is_dictionary(kind):
         return convert(column.dictionary_decode(), field)
+    if kind == pa.uuid():
+        return _texts(str, column)
+    if isinstance(kind, pa.BaseExtensionType):
+        return convert(column.storage, field)
     if _is_binary(kind):
-        return pa.array([_in_ascii(value) for value in column.to_pylist()], pa.string())
+        return _texts(lambda value: base64.b64encode(value).decode(), column)
     if field.metadata:
-        return pa.array(
-            [None if value is None else _encode(value).decode() for value in column.to_pylist()], pa.string()
-        )
+        coarse = _coarse(kind)
+        column = column if coarse == kind else pc.cast(column, coarse, safe=False)
+        return _texts(lambda value: _encode(value).decode(), column)
+    if pa.types.is_duration(kind):  # as in JSON: P1DT2S
+        return _texts(lambda value: _encode(value).decode()[1:-1], pc.cast(column, pa.duration("us"), safe=False))
     return pc.cast(column, field.type)
 
 
 def _plain(field: pa.Field) -> pa.Field:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    kind = _bare(field.type)
     if pa.types.is_boolean(kind):
         return pa.field(field.name, pa.bool_())
     if pa.types.is_integer(kind) and kind != pa.uint64():
@@ -99,6 +113,36 @@ def _plain(field: pa.Field) -> pa.Field:
     return pa.field(field.name, pa.string())  # text, dates and times, decimals, large numbers, bytes
 
 
+def _bare(kind: pa.DataType) -> pa.DataType:
+    """What values are of that type, however they are stored and whatever they mean to others."""
+    if pa.types.is_dictionary(kind):
+        return _bare(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType) and kind != pa.uuid():
+        return _bare(kind.storage_type)
+    return kind
+
+
+def _coarse(kind: pa.DataType) -> pa.DataType:
+    """A nested type with no times in it that are finer than Python's: text, or microseconds of a duration."""
+    if pa.types.is_duration(kind):
+        return pa.duration("us")
+    if getattr(kind, "unit", None) == "ns":
+        return pa.string()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_coarse(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_coarse(kind.key_type), _coarse(kind.item_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_coarse(kind.value_type), kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_coarse(kind.value_type))
+    return pa.list_(_coarse(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+def _texts(text: Callable[[Any], str], column: pa.Array) -> pa.Array:
+    return pa.array([None if value is None else text(value) for value in column.to_pylist()], pa.string())
+
+
 def _is_binary(kind: pa.DataType) -> bool:
     tests: tuple[Callable[[Any], bool], ...] = (
         pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view
@@ -106,8 +150,37 @@ def _is_binary(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _in_ascii(value: bytes | None) -> str | None:
-    return None if value is None else base64.b64encode(value).decode()
+def _not_utf8(batch: pa.RecordBatch) -> list[int]:
+    """Rows with text that is none. Raises ArrowInvalid: the batch is damaged in another way."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        return [row for row in range(len(batch)) if not _is_text(batch.slice(row, 1))]
+    return []
+
+
+def _without(batch: pa.RecordBatch, rows: Collection[int]) -> pa.RecordBatch:
+    """The batch with nothing in these rows."""
+    return batch.take(pa.array([None if i in rows else i for i in range(len(batch))], pa.int64())) if rows else batch
+
+
+def _is_text(row: pa.RecordBatch) -> bool:
+    try:
+        row.to_pylist()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _refusal(source: Input, rows: list[str]) -> InputError:
+    more = f"; and {len(rows) - _SHOWN:,} more near them" if len(rows) > _SHOWN else ""
+    return InputError(
+        f"{source.name}: text that is not UTF-8",
+        why="; ".join(rows[:_SHOWN]) + more,
+        fix="write it anew with the text decoded, or leave such rows out with --skip-bad",
+    )
 
 
 def _schema(source: Input) -> pa.Schema:
@@ -119,15 +192,16 @@ def _schema(source: Input) -> pa.Schema:
 
 
 def _read(source: Input) -> Iterator[pa.RecordBatch]:
+    """Up to `GROUP_ROWS` rows at a time."""
     if source.format == "parquet":
         with pq.ParquetFile(source.path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
             yield from file.iter_batches(GROUP_ROWS)
         return
     with _arrow(source) as reader:
-        if isinstance(reader, pa.RecordBatchFileReader):
-            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
-        else:
-            yield from reader
+        is_file = isinstance(reader, pa.RecordBatchFileReader)
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+            for start in range(0, len(batch), GROUP_ROWS):  # a whole table may be one batch
+                yield batch.slice(start, GROUP_ROWS)
 
 
 @contextmanager

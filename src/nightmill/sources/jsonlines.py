@@ -10,7 +10,8 @@ only other blocks, and blocks with an error, are looked at line by line.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Container, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ _BLANK = b" \t\r\n"
 _NOT_ROWS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 JSON_MARK = {b"nightmill": b"json"}
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
-_EXACT_FLOAT = 2**53  # whole numbers beyond this lose digits as a float
+_ESCAPED = re.compile(r'[\\"\x00-\x1f]')
 
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 _encode = msgspec.json.Encoder().encode
@@ -134,14 +135,19 @@ class _LineCount:
 
 
 class _Shape:
-    """Decodes blocks of rows with known columns straight into those columns: twice as fast as by dicts."""
+    """Decodes blocks of rows with known columns straight into those columns: twice as fast as by dicts.
+
+    A struct has no fields whose names JSON would escape: such rows are of no shape.
+    """
 
     def __init__(self, names: Sequence[str], texts: Container[str]) -> None:
         fields = {f"f{i}": name for i, name in enumerate(names)}
         kinds = [(f, str | None if name in texts else Any, None) for f, name in fields.items()]
-        row = msgspec.defstruct("Row", kinds, rename=fields, forbid_unknown_fields=True, gc=False)
-        self._decode = msgspec.json.Decoder(row).decode_lines
         self._getters = [attrgetter(f) for f in fields]
+        self._decode: Callable[[bytes], list[Any]] | None = None
+        if not any(_ESCAPED.search(name) for name in names):
+            row = msgspec.defstruct("Row", kinds, rename=fields, forbid_unknown_fields=True, gc=False)
+            self._decode = msgspec.json.Decoder(row).decode_lines
 
     def columns(self, block: bytes, *, is_proven: bool = False) -> list[list[Any]] | None:
         """The values of each column, None where a row has none; None if a row is of another shape.
@@ -150,7 +156,7 @@ class _Shape:
         """
         text = block.strip(_BLANK)
         lines = text.count(b"\n") + 1 if is_proven else _lines(text)
-        if lines is None:
+        if lines is None or self._decode is None:
             return None
         try:
             rows = self._decode(text)
@@ -189,7 +195,7 @@ class _Learned:
                 return pa.field(name, pa.bool_())
             case kinds if kinds == {int} and self.least >= _INT64_MIN and self.most <= _INT64_MAX:
                 return pa.field(name, pa.int64())
-            case kinds if kinds == {float} or (kinds == {int, float} and max(-self.least, self.most) <= _EXACT_FLOAT):
+            case kinds if kinds == {float}:
                 return pa.field(name, pa.float64())
         return pa.field(name, pa.string(), metadata=JSON_MARK)
 

@@ -55,10 +55,7 @@ def taken(source: Source, limit: int | None = None) -> Iterator[Taken]:
     table = _as_arrow(source)
     format_ = "jsonl" if table is None else "arrow"
     with tempfile.NamedTemporaryFile(prefix="nightmill-rows-") as file:
-        if table is None:
-            count = _write_rows(file, source, limit, name)
-        else:
-            count = _write_arrow(file, table, limit)
+        count = _write_rows(file, source, limit, name) if table is None else _write_arrow(file, table, limit)
         if not count:
             raise InputError(f"{name}: no rows", why="there is nothing to run", fix="give at least one row")
         yield Taken((f"{format_}:{name}",), {name: Path(file.name)})

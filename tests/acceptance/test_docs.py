@@ -1,63 +1,142 @@
-"""The documents are run: every command of every page, from top to bottom, as it stands there."""
+"""The documents are run: every block of every page, from top to bottom, as it stands there."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import warm
 from cli_kit import QUICK
 
+from nightmill.config import load_settings
 from nightmill.simulator import SimulatorConfig, in_thread
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(page for page in DOCS.rglob("*.md") if "```console\n$ " in page.read_text())
-LINKS = [
-    (page, link)
-    for page in sorted(DOCS.rglob("*.md"))
-    for link in re.findall(r"\]\(([^)h#][^)#]*)(?:#[^)]*)?\)", page.read_text())
-]
+ALL = sorted(DOCS.rglob("*.md"))
+PAGES = [page for page in ALL if "```console\n$ " in page.read_text()]
+LINKS = [(page, link) for page in ALL for link in re.findall(r"\]\(([^)h#][^)#]*)(?:#[^)]*)?\)", page.read_text())]
+SECONDS = 100  # most that one command may take
 
 
-def commands(page: Path) -> Iterator[tuple[str, int]]:
-    """Each command of a page's console blocks, and the exit code that its comment promises; 0 without one."""
-    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A command, or a piece of Python, and the exit code that the page promises."""
+
+    text: str
+    code: int = 0
+    is_python: bool = False
+
+
+def steps(page: Path) -> list[Step]:
+    """What a reader of the page types. A comment `# exit 3` promises a code, 0 without one."""
+    found = []
+    for language, block in re.findall(r"```(console|python)\n(.*?)```", page.read_text(), re.DOTALL):
+        if language == "python":
+            found.append(Step(block, is_python=True))
+            continue
         for line in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, comment = line.strip().partition("  # ")
             promised = re.match(r"exit (\d+)", comment)
-            yield command, int(promised[1]) if promised else 0
+            found.append(Step(command, int(promised[1]) if promised else 0))
+    return found
 
 
-def script(page: Path) -> str:
-    """One shell session: whatever ends otherwise than the page says ends it, and is named."""
-    lines = ['quit() { echo "$1 ended with $2" >&2; exit 99; }']
-    for command, code in commands(page):
-        said = command.replace("'", "'\\''")
-        lines += [command, "code=$?", f"[ $code -eq {code} ] || quit '{said}' $code"]
-    return "\n".join(lines)
+@dataclass(slots=True)
+class Reader:
+    """Somebody in a folder of their own, who types what a page says and looks how it ends."""
+
+    folder: Path
+    env: dict[str, str]
+    simulator: subprocess.Popen[str] | None = None
+
+    def type(self, step: Step) -> None:
+        if step.text.startswith("nightmill simulate"):
+            self.rehearse(step.text)
+            return
+        code, told = self._ended(step)
+        assert code == step.code, f"{step.text}\nended with {code}\n{told[-3000:]}"
+
+    def rehearse(self, command: str) -> None:
+        """Leave the simulator running, and type into this shell what it says is to be typed."""
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.simulator = subprocess.Popen(shlex.split(command), cwd=self.folder, env=self.env, text=True, **streams)
+        assert self.simulator.stdout is not None
+        for line in iter(self.simulator.stdout.readline, ""):
+            name, is_export, value = line.removeprefix("export ").strip().partition("=")
+            if is_export:
+                self.env[name] = value
+            if name == "OPENAI_BASE_URL":
+                return
+        raise AssertionError(f"{command} told no address")
+
+    def end(self) -> None:
+        if self.simulator is not None:
+            self.simulator.terminate()
+            self.simulator.communicate(timeout=SECONDS)
+
+    def _ended(self, step: Step) -> tuple[int, str]:
+        """The exit code, and what was told. A plain nightmill command needs no shell, and starts warm."""
+        if words := plain(step):
+            code, out, err = warm.run(tuple(words), self.folder, self.env, SECONDS)
+            return code, f"{out}\n{err}"
+        command = [sys.executable, "-c", step.text] if step.is_python else ["bash", "-c", step.text]
+        done = subprocess.run(
+            command, check=False, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=SECONDS,
+        )  # fmt: skip
+        return done.returncode, done.stdout
 
 
+def plain(step: Step) -> list[str]:
+    """The arguments of a nightmill command in which nothing is left to the shell; none: it is something else."""
+    if step.is_python or not step.text.startswith("nightmill ") or "\n" in step.text:
+        return []
+    words = shlex.shlex(step.text, posix=True, punctuation_chars=True)
+    words.whitespace_split = True
+    found = list(words)
+    return [] if any(set(word) <= set("|&;<>()") for word in found if word) else found[1:]
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_does_what_the_page_says(page: Path, tmp_path: Path) -> None:
+def test_every_block_does_what_the_page_says(page: Path, tmp_path: Path) -> None:
     """A reader who types what the page says gets through it."""
-    (tmp_path / "home").mkdir(mode=0o700)
-    (tmp_path / "home" / "nightmill.toml").write_text(QUICK)
+    (tmp_path / "nightmill.toml").write_text(QUICK)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     with in_thread(SimulatorConfig(speed=1000, batch_s=10)) as url:
         environment = {
             **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path),
             "NIGHTMILL_HOME": str(tmp_path / "home"), "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": url,
         }  # fmt: skip
-        done = subprocess.run(
-            ["bash", "-c", script(page)], check=False, cwd=tmp_path, env=environment, capture_output=True, text=True,
-            timeout=110, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+        reader = Reader(tmp_path, environment)
+        try:
+            for step in steps(page):
+                reader.type(step)
+        finally:
+            reader.end()
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        (f"{page.stem}-{number}", block)
+        for page in ALL
+        for number, block in enumerate(re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL))
+    ],
+)
+def test_settings_are_understood(name: str, block: str, tmp_path: Path) -> None:
+    """What a page says may stand in nightmill.toml may stand there; an unknown key would be refused."""
+    (tmp_path / "nightmill.toml").write_text(block)
+    load_settings(tmp_path, {"NIGHTMILL_HOME": str(tmp_path / "home")})
+    assert tomllib.loads(block), name
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS, ids=[f"{page.stem} {link}" for page, link in LINKS])

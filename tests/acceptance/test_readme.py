@@ -27,25 +27,23 @@ def blocks() -> list[list[str]]:
 
 def run(command: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """A command of the README, in a folder and a home of its own."""
-    environment = {**os.environ, "NIGHTMILL_HOME": str(folder / "home"), "HOME": str(folder), **env}
-    line = command.replace(".venv/bin/nightmill", COMMAND)
+    path = f"{Path(COMMAND).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "NIGHTMILL_HOME": str(folder / "home"), "HOME": str(folder), **env}
+    line = command.replace("nightmill/.venv/bin/nightmill", COMMAND)
     return subprocess.run(
         ["bash", "-c", line], check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=100
     )
 
 
-def test_set_up_is_two_make_targets() -> None:
-    """What the README tells to type first exists in the Makefile."""
-    assert blocks()[0] == ["make demo", "make test"]
-    makefile = (ROOT / "Makefile").read_text()
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in ("demo", "test"))
-
-
-def test_own_rows_on_the_local_model(tmp_path: Path) -> None:
-    """The first example answers both rows, without a key."""
-    for command in blocks()[1]:
-        done = run(command, tmp_path)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+def test_three_commands_lead_to_answers(tmp_path: Path) -> None:
+    """A clone, a make target that exists, and one run that answers every row of a CSV without a key."""
+    clone, demo, ask = blocks()[0]
+    assert (clone, demo) == ("git clone ADDRESS nightmill", "make -C nightmill demo")
+    assert re.search(r"^demo:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (make_rows,) = blocks()[1]
+    run(make_rows, tmp_path)
+    done = run(ask, tmp_path)
+    assert done.returncode == 0, done.stderr
     with (tmp_path / "answers.csv").open(newline="") as file:
         answers = list(csv.DictReader(file))
     assert [(row["index"], row["key"], row["success"]) for row in answers] == [("0", "1", "true"), ("1", "2", "true")]
@@ -54,7 +52,7 @@ def test_own_rows_on_the_local_model(tmp_path: Path) -> None:
 
 def test_the_same_with_a_hosted_model(tmp_path: Path) -> None:
     """The second example runs as written after the first, against a provider here; it only has to be said yes to."""
-    (make_rows, *_), (_, ask) = blocks()[1], blocks()[2]
+    (make_rows,), (_, ask, show) = blocks()[1], blocks()[2]
     run(make_rows, tmp_path)
     (tmp_path / "answers.csv").write_text("what the first example left")
     with in_thread(SimulatorConfig(speed=1000)) as url:
@@ -63,8 +61,10 @@ def test_the_same_with_a_hosted_model(tmp_path: Path) -> None:
         assert unanswered.returncode == 2
         assert "--yes" in unanswered.stderr
         done = run(ask + " --yes", tmp_path, **env)
+        shown = run(show, tmp_path, **env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "hosted.csv"
+    assert "2 of 2 ok" in shown.stdout
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)h][^)]*)\)", (ROOT / "README.md").read_text()))

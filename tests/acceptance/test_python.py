@@ -23,6 +23,8 @@ from cli_kit import MODEL, QUICK, Place
 
 import nightmill as nm
 from nightmill import errors
+from nightmill.mill import adopting
+from nightmill.plan import foreign
 from nightmill.simulator import SimulatorConfig, in_thread
 
 FAST = {"speed": 1000.0, "answer_sigma": 0.0}
@@ -396,9 +398,10 @@ def test_a_batch_is_handed_over_by_one_program_and_collected_by_another(slow: Pl
 
 
 @pytest.mark.req("B2", "A8")
-def test_a_batch_of_the_official_client_is_monitored_by_its_id(slow: Place) -> None:
+def test_a_batch_of_the_official_client_is_monitored_by_its_id(slow: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python writes the batch file, another tool sends it, `adopt` waits for it: its custom_ids are the keys, its bill
-    is what was spent, twice is the same job; in a running loop too. What is no batch is refused."""
+    is what was spent, twice is the same job; in a running loop too, which is not kept from anything else by the
+    reading of rows. What is no batch is refused."""
     rows = [f"row {i}" for i in range(4)]
     asked: dict[str, Any] = {"prompt": "Say {{ text }}", "model": MODEL, "lane": "batch"}
     quote = nm.quote(rows, save_requests="requests", **asked)
@@ -408,7 +411,15 @@ def test_a_batch_of_the_official_client_is_monitored_by_its_id(slow: Place) -> N
         sent = client.files.create(file=file, purpose="batch")
         made = client.batches.create(input_file_id=sent.id, endpoint="/v1/chat/completions", completion_window="24h")
     mill = nm.Mill()
+    readers: list[bool] = []
+
+    def take_in(*given: Any) -> foreign.TakenIn:
+        readers.append(asyncio._get_running_loop() is None)
+        return foreign.take_in(*given)
+
+    monkeypatch.setattr(adopting, "take_in", take_in)
     job = mill.adopt(f"openai/{made.id}", name="theirs")
+    assert readers == [True]
     assert (job.state, job.lane, job.counts["rows"]) == ("running", "batch", 4)
 
     async def cell() -> nm.Job:

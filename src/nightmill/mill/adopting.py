@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nightmill.errors import Conflict, Refused, UsageError
 from nightmill.lanes.batch import has_answers, is_shut_out, said
@@ -19,6 +22,7 @@ from nightmill.providers.resolve import account_model
 from nightmill.tasks import Task
 from nightmill.types import FileRef, Lane, Quote, Usage
 
+T = TypeVar("T")
 _EXPECTED_OUTPUT = 300  # tokens of an answer, where nobody knows better
 
 
@@ -109,7 +113,7 @@ async def _take_over(home: Home, provider: OpenBatches, view: BatchView, name: s
         home.store.drop_folder(home.store.job_folder(dead))
     try:
         sent = await _fetch_input(home, provider, view, job_id)
-        taken = _publish(home, provider, view, job_id, sent, name)
+        taken = await _to_its_end(partial(_publish, home, provider, view, job_id, sent, name))
     except BaseException:
         planning.drop(home, job_id)
         raise
@@ -128,7 +132,17 @@ async def _fetch_input(home: Home, provider: OpenBatches, view: BatchView, job_i
             why="without it nobody knows what was asked, nor what may be missing",
             fix="fetch its results by hand while they are there",
         )
-    return home.store.seal(path)
+    return await _to_its_end(partial(home.store.seal, path))
+
+
+async def _to_its_end(work: Callable[[], T]) -> T:
+    """Do ``work``, which reads every row, on a thread; who cancels waits until it has ended and writes no more."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _publish(

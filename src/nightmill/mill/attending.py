@@ -24,8 +24,8 @@ async def attend(home: Home, job_ids: Sequence[str], work: Work, stop: Stop, on_
     """Look on while others work; take over what nobody works on; see `Mill.attend`."""
     left = list(job_ids)
     while left and not stop():
-        left = [job_id for job_id in left if home.job(job_id).state in UNFINISHED]
-        alone = [job_id for job_id in left if not attended(home, job_id)]
+        left = [job_id for job_id in left if (await home.desk.book(home.job, job_id)).state in UNFINISHED]
+        alone = [job_id for job_id in left if not await home.desk.book(attended, home, job_id)]
         if alone:
             on_turn(True)
             await work(alone, stop)

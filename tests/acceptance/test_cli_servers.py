@@ -408,6 +408,18 @@ def test_azure_in_batches(tmp_path: Path) -> None:
     assert texts(place)[11] == "ROW 11"
 
 
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_server_without_batches_pauses_the_job(tmp_path: Path, status: int) -> None:
+    """It has no such call, and says so as any web server does: nobody waits for it for ever, and nothing is held."""
+    with serving(lambda call: (status, {"detail": "Not Found"})) as server:
+        place = place_at(tmp_path, "lab", server.url + "/v1", "batch = true", "price = { input = 1, output = 1 }")
+        place.rows(12)
+        done = run(place, "lab/m")
+    assert (done.code, done.json["status"]) == (1, "paused"), done.err
+    assert "--lane live" in done.json["error"]["why"]
+    assert place.run("budget", "--json").json["held"] == 0
+
+
 # -- the real thing --------------------------------------------------------------------------------
 
 

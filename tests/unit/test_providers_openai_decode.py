@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
 from nightmill.providers import LiveReply
-from nightmill.providers._openai_shape import decode_line, decode_request, reply_line
+from nightmill.providers._openai_shape import decode_line, decode_plain, decode_request, reply_line
 from nightmill.providers._openai_talk import duration_s
 from nightmill.providers.openai import OpenAI
 from nightmill.types import Answer, Failed, FailureKind, Succeeded, Usage
@@ -123,6 +123,15 @@ def test_usage_is_read_with_its_parts():
     assert outcome(chat(usage={**USAGE, "completion_tokens": None})).usage == Usage(22, 2)  # by the total
     assert outcome(chat(usage=None)).usage is None
     assert outcome(chat(usage={"prompt_tokens": None})).usage is None
+
+
+@pytest.mark.parametrize("number", [-5, True, 1.5, "7", 2**70])
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
+def test_numbers_of_tokens_that_cannot_be_are_none(name, number):
+    """Fewer tokens than none, or no whole number: the usage is unstated, and money is never given back."""
+    text = line(chat(usage={**USAGE, name: number}))
+    assert decode_line(text).outcome.usage is None
+    assert decode_plain([text]) is None
 
 
 def test_embeddings_come_in_index_order():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeGuard
 
 import msgspec
 
@@ -34,20 +34,24 @@ _UNSTATED = Usage(0, 0, estimated=True)  # billed, and not a word of how much
 # -- result lines ------------------------------------------------------------------------------
 
 
+_MOST_TOKENS = 1 << 36  # of a whole batch with the longest prompts there are; more, or less than none, is a slip
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
+
+
 class _Details(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
+    cached_tokens: _Tokens | None = None
+    cache_write_tokens: _Tokens | None = None
 
 
 _NO_DETAILS = _Details()
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int
-    completion_tokens: int = 0
-    total_tokens: int | None = None
+    prompt_tokens: _Tokens
+    completion_tokens: _Tokens = 0
+    total_tokens: _Tokens | None = None
     prompt_tokens_details: _Details | None = None
-    prompt_cache_hit_tokens: int | None = None  # where a server has no details
+    prompt_cache_hit_tokens: _Tokens | None = None  # where a server has no details
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -389,16 +393,16 @@ def _response_outcome(body: dict[str, Any]) -> Outcome:
 
 
 def usage_of(body: Mapping[str, Any]) -> Usage | None:
-    """The usage block of a body, of chat, embeddings or response object; None if there is none."""
+    """The usage block of a body, of chat, embeddings or response object; None if there is none that makes sense."""
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
     sent = usage.get("prompt_tokens", usage.get("input_tokens"))
-    if not isinstance(sent, int):
+    written = usage.get("completion_tokens", usage.get("output_tokens")) or 0
+    if not (_is_count(sent) and _is_count(written)):
         return None
     details = usage.get("prompt_tokens_details", usage.get("input_tokens_details"))
     details = details if isinstance(details, dict) else {}
-    written = count(usage.get("completion_tokens", usage.get("output_tokens")))
     return Usage(
         sent,
         max(written, count(usage.get("total_tokens")) - sent),  # some servers leave out what was only thought
@@ -408,8 +412,12 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
 
 
 def count(value: Any) -> int:
-    """A whole number, or 0 for anything else."""
-    return value if isinstance(value, int) else 0
+    """A number of tokens or rows, or 0 for anything else."""
+    return value if _is_count(value) else 0
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= _MOST_TOKENS
 
 
 def _failed(said: tuple[str, str], *, status: int | None) -> Failed:

@@ -52,6 +52,9 @@ def failure(op: str, reply: Reply, now: float) -> ProviderError:
     if error is not None and status in (400, 401, 402, 403, 404, 413, 422):
         return _refused(op, status, code, message, scope=_scope(status, error))
     seen = message or shorten(reply.body[:1000].decode("utf-8", "replace"), 200) or "an empty body"
+    if op == "upload" and status in (404, 405, 501):  # whoever says so: an upload runs nothing
+        why = f"there is no such call (status {status}: {seen})"
+        return Refused(f"{op}: refused", why=why, fix=_NO_BATCHES, status=status, provider_code=code)
     return Uncertain(f"{op}: an answer that cannot be trusted", why=f"status {status}: {seen}")
 
 
@@ -71,6 +74,7 @@ _FIXES = {
     "account": "check the key, its project and its billing",
     "job": "check the model's name and the base URL",
 }
+_NO_BATCHES = "check the base URL; a server without batches takes --lane live"
 
 
 def _refused(op: str, status: int, code: str, message: str, *, scope: str, line: int | None = None) -> Refused:

@@ -101,9 +101,8 @@ class Store:
         """Make the home, readable by its owner only."""
         with _explained(self.home):
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            probe = self.home / f".writable-{os.getpid()}"
-            probe.write_bytes(b"")
-            probe.unlink()
+            with tempfile.NamedTemporaryFile(dir=self.home, prefix=".writable-"):  # several threads may try at once
+                pass
 
     def path(self, path: str) -> Path:
         return self.home / path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def test_a_home_is_its_owners_alone(store: Store) -> None:
     """Inputs and answers are nobody else's to read; nothing of the probe stays."""
     assert stat.S_IMODE(store.home.stat().st_mode) == 0o700
     assert list(store.home.iterdir()) == []
+
+
+def test_threads_may_open_a_home_at_once(tmp_path: Path) -> None:
+    """None takes another's probe for a disk that cannot be written."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda _: Store(tmp_path / "home").prepare(), range(800)):
+            pass
 
 
 def test_what_was_written_is_what_is_read(store: Store) -> None:

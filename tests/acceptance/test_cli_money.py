@@ -153,3 +153,16 @@ def test_the_batch_of_a_deleted_job_stays_ours(tmp_path: Path) -> None:
         (batch,) = found.json["batches"]
         assert (found.code, found.json["not_ours"], batch["match"]) == (0, 0, "deleted")
         assert batch["ours_usd"] == done["spent_usd"]
+
+
+def test_a_batch_that_is_looked_for_is_no_difference(tmp_path: Path) -> None:
+    """Its creation was never answered, and the next look will find it: not over yet, and nothing is wrong."""
+    with in_thread(simulator({"fault": "create_accepted_then_500", "times": 1})) as url:
+        place = Place(tmp_path, url)
+        settings = tmp_path / "nightmill.toml"
+        settings.write_text(settings.read_text().replace("looks_s = [0.0,", "looks_s = [600.0,"))
+        left = place.run("run", place.rows(ROWS), "--prompt", "Say {{ text }}", *BATCH, "--detach").json
+        assert left["rows_in_doubt"] == ROWS
+        found = place.run("reconcile", "--json")
+        (batch,) = found.json["batches"]
+        assert (found.code, batch["match"], batch["shard"].startswith(left["job_id"])) == (0, "open", True)

@@ -24,12 +24,12 @@ class Match(StrEnum):
     EQUAL = "equal"
     SETTLED = "settled"  # the totals proved what was unproven; it is booked so now
     DIFFERS = "differs"  # nothing explains it; the books stay as they are
-    OPEN = "open"  # it is not over, there or here
+    OPEN = "open"  # it is not over, there or here, or is still looked for
     UNSTATED = "unstated"  # the provider tells no totals, or its price cannot be told from them
     DELETED = "deleted"  # its job was deleted, and with it the price it was sent at
     GONE = "gone"  # the provider does not list it any more
     OTHER_KEY = "other_key"  # it was sent with another key, and cannot be asked for with this one
-    UNRECORDED = "unrecorded"  # it carries our name, and no shard has it yet
+    UNRECORDED = "unrecorded"  # it carries the name of a shard that settled without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,9 @@ def _reconcile(home: Home, listing: Listing) -> Reconciled:
 def _compare(home: Home, batch: ListedBatch) -> Compared:
     known, view = batch.known, batch.view
     if known is None:
-        return Compared(batch.provider, view.id, Match.UNRECORDED, batch.shard or "", 0, 0, None, view.usage)
+        shard = home.ledger.shard(batch.shard or "")
+        match = Match.OPEN if shard is not None and shard.state is not ShardState.SETTLED else Match.UNRECORDED
+        return Compared(batch.provider, view.id, match, batch.shard or "", 0, 0, None, view.usage)
     if known.state is None:
         return _as_booked(batch.provider, known, Match.DELETED, view)
     if view.phase not in ("ended", "failed") or not known.booked or known.state is not ShardState.SETTLED:

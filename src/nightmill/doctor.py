@@ -12,20 +12,17 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import shutil
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from importlib.metadata import distribution
-from pathlib import Path
 from typing import Literal
 
 from nightmill.config import Settings
 from nightmill.errors import Limited, NightmillError, ProviderError, Refused
 from nightmill.ledger import LEDGER_NAME, Ledger
-from nightmill.pricing import price_sheet
+from nightmill.pricing import newest_price, price_sheet
 from nightmill.providers import KeyCheck, Provider, local
 from nightmill.providers.resolve import Offer, offers, resolve, runs_here
 from nightmill.store import Store
@@ -173,11 +170,11 @@ def _local_model() -> Finding:
 
 
 def _prices(_: Settings) -> Finding:
-    """How old the price list is that came with the installation."""
-    about = distribution("genai-prices")
-    written = next(file for file in about.files or () if file.name == "METADATA")
-    days = (time.time() - Path(str(written.locate())).stat().st_mtime) / 86_400
-    text = f"{about.name} {about.version}, installed {days:.0f} days ago"
+    """How old the price list may be: by its own newest entry, since files are as old as their copy."""
+    now = dt.datetime.now(dt.UTC)
+    source, newest = newest_price(now)
+    days = (now.date() - newest).days
+    text = f"{source}, its newest price began {newest.isoformat()}, {days:,} days ago"
     if days > _OLD_PRICES_DAYS:
         return Finding("prices", "note", text, "pip install --upgrade genai-prices")
     return Finding("prices", "ok", text)

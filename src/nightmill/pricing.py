@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from types import MappingProxyType
@@ -292,6 +292,20 @@ def _listed(model_ref: str, lane: Lane, at: datetime, date: str) -> PriceSheet:
     if len(priced) > 1:
         source += ", the dearest hour of the day"
     return PriceSheet(model_ref, lane, source, date, batch_known, tiers)
+
+
+def newest_price(at: datetime) -> tuple[str, date]:
+    """The catalogue, and the last day up to ``at`` on which it lets a price begin: it is no older than that."""
+    import genai_prices
+    from genai_prices.data_snapshot import get_snapshot
+    from genai_prices.types import ModelPrice, StartDateConstraint
+
+    today, newest = at.astimezone(UTC).date(), date.min
+    for model in (model for provider in get_snapshot().providers for model in provider.models):
+        prices = [] if isinstance(model.prices, ModelPrice) else [each.constraint for each in model.prices]
+        starts = (c.start_date for c in prices if isinstance(c, StartDateConstraint) and c.start_date <= today)
+        newest = max((newest, *starts))
+    return f"genai-prices {genai_prices.__version__}", newest
 
 
 def _find(model_ref: str) -> tuple[Provider, ModelInfo]:

@@ -98,9 +98,11 @@ class Store:
         self.home = home
 
     def prepare(self) -> None:
-        """Make the home, readable by its owner only."""
+        """Make the home, readable by its owner only; a folder that is there keeps its mode once it holds something."""
         with _explained(self.home):
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not any(self.home.iterdir()):
+                self.home.chmod(0o700)
             with tempfile.NamedTemporaryFile(dir=self.home, prefix=".writable-"):  # several threads may try at once
                 pass
 

@@ -117,7 +117,7 @@ def test_what_others_made_is_theirs_to_delete(place: Place) -> None:
     batch = made_elsewhere(place)
     done = place.run("adopt", f"openai/{batch}", "--json").json
     assert done["succeeded"] == ROWS
-    assert place.run("gc", "--json").json["provider_files"] == 0
+    assert place.run("gc", "--yes", "--json").json["provider_files"] == 0
     assert [event for event in place.log() if event["event"] == "delete"] == []
     assert place.run("delete", done["job_id"], "--yes").code == 0
     again = place.run("adopt", f"openai/{batch}", "--json")

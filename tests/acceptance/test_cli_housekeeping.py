@@ -68,6 +68,17 @@ def test_a_deleted_job_leaves_the_books_and_the_cache(tmp_path: Path) -> None:
         assert (again.code, again.json["cached"], again.json["spent_usd"]) == (0, 6, 0.0), again.err
 
 
+@pytest.mark.req("X12")
+def test_answers_are_deleted_by_typing_their_name(place: Place) -> None:
+    """A yes that the fingers know is not enough for what cannot be had again: the job's name or id is typed."""
+    assert place.run("run", place.rows(3), *UPPER, "--name", "Nightly").code == 0
+    for typed in ("y\n", "\n"):
+        declined = place.typed(typed, "delete", "@last", at="to delete it:")
+        assert (declined.code, "the answers to 3 rows" in declined.out, len(lives(place))) == (1, True, 1)
+    assert place.typed("nightly\n", "delete", "@last", at="to delete it:").code == 0
+    assert lives(place) == set()
+
+
 def test_an_unfinished_job_is_not_deleted(tmp_path: Path) -> None:
     """`delete` of a job that may still cost money says how to finish or end it, and leaves it as it is."""
     place = Place(tmp_path)
@@ -133,7 +144,11 @@ def test_gc_removes_what_nothing_names_and_nothing_young(place: Place) -> None:
     }  # fmt: skip
     assert stray.exists()
     assert place.run("gc", "--older-than", "12w", "--json").json["removed"] == []
-    done = place.run("gc", "--json").json
+    unasked = place.run("gc", "--json")
+    assert (unasked.code, unasked.json["error"]["fix"]) == (2, "add --yes")
+    declined = place.typed("n\n", "gc")
+    assert (declined.code, "0.77.parquet" in declined.out, stray.exists()) == (1, True, True)
+    done = place.run("gc", "--yes", "--json").json
     assert (done["removed"], done["bytes"], done["dry_run"]) == (told["removed"], 1010, False)
     assert not stray.exists()
     assert (folder / "wire" / "young").exists()
@@ -151,7 +166,7 @@ def test_gc_never_touches_what_is_unfinished(place: Place) -> None:
     (folder,) = (place.home / "jobs").iterdir()
     (folder / "wire" / "nameless").write_bytes(b"x")
     files = [aged(file, 365) for file in folder.rglob("*")]
-    assert place.run("gc", "--json").json["removed"] == []
+    assert place.run("gc", "--yes", "--json").json["removed"] == []
     assert all(file.exists() for file in files)
 
 
@@ -159,10 +174,10 @@ def test_the_settings_say_what_may_go(place: Place) -> None:
     """After wire_days answers as they came go and results stay; after jobs_days the job goes and its money stays."""
     job = place.run("run", place.rows(3), *UPPER, "--json").json["job_id"]
     finished_days_ago(place, job, 50)
-    assert place.run("gc", "--json").json["removed"] == []
+    assert place.run("gc", "--yes", "--json").json["removed"] == []
     settings = place.folder / "nightmill.toml"
     settings.write_text("[retention]\nwire_days = 45\n")
-    done = place.run("gc", "--json").json
+    done = place.run("gc", "--yes", "--json").json
     assert [w["path"] for w in done["removed"]] == [f"jobs/{job}/wire"]
     assert done["bytes"] > 0
     assert [p for p in (place.home / "jobs" / job / "wire").rglob("*") if p.is_file()] == []
@@ -170,7 +185,7 @@ def test_the_settings_say_what_may_go(place: Place) -> None:
     refused = place.run("retry", job, "--yes", "--json").json
     assert "wire_days" in refused["error"]["why"]
     settings.write_text("[retention]\njobs_days = 45\n")
-    done = place.run("gc", "--json").json
+    done = place.run("gc", "--yes", "--json").json
     assert [(w["what"], w["path"]) for w in done["removed"]] == [("job", f"jobs/{job}")]
     assert place.run("jobs", "--json").json["jobs"] == []
     assert place.run("budget", "--json").json["calls"] == 3
@@ -188,12 +203,12 @@ def test_files_at_the_provider_go_only_when_told_and_only_when_nothing_can_come(
         assert missing["missing"] == 3
         place.ask("faults", "DELETE")
         assert place.run("run", place.rows(2, "b {}"), *BATCH).code == 0
-        assert place.run("gc", "--json").json["provider_files"] == 0
+        assert place.run("gc", "--yes", "--json").json["provider_files"] == 0
         (place.folder / "nightmill.toml").write_text('[retention]\nprovider_files = "delete"\n' + waits)
         deletes = sum(event["event"] == "delete" for event in place.log())
         assert place.run("gc", "--dry-run", "--json").json["provider_files"] == 2
-        assert place.run("gc", "--json").json["provider_files"] == 2  # what the second batch read and wrote
+        assert place.run("gc", "--yes", "--json").json["provider_files"] == 2  # what the second batch read and wrote
         assert sum(event["event"] == "delete" for event in place.log()) == deletes + 2
-        assert place.run("gc", "--json").json["provider_files"] == 0
+        assert place.run("gc", "--yes", "--json").json["provider_files"] == 0
         assert place.run("run", place.rows(2, "c {}"), *BATCH).code == 0
         assert sum(event["event"] == "delete" for event in place.log()) == deletes + 4  # as soon as it is done

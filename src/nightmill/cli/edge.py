@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,8 +102,8 @@ class Edge:
         if self.json:
             _write(sys.stdout, json.dumps(data))
 
-    def ask(self, question: str) -> bool:
-        """A y/N question; no is the default.
+    def ask(self, question: str, yes: Collection[str] = ("y", "yes")) -> bool:
+        """A question that only ``yes`` answers with yes; no is the default.
 
         Raises:
             UsageError: there is nobody to ask.
@@ -114,7 +114,7 @@ class Edge:
             sys.stderr.write(present.fitted(question, width=self.width, unicode=self.unicode) + " ")
             sys.stderr.flush()
             heard()
-            return sys.stdin.readline().strip().lower() in ("y", "yes")
+            return sys.stdin.readline().strip().lower() in yes
 
     @contextmanager
     def piped(self, inputs: Sequence[str]) -> Iterator[dict[str, Path]]:

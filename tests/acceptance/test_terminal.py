@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_kit import MODEL, Place
 from screen_kit import Screen
+from servers_kit import BatchServer, chat, serving
 
 from nightmill.simulator import SimulatorConfig, in_thread
 
@@ -116,6 +118,7 @@ def test_a_run_is_followed_on_one_panel_that_fits(place: Place, columns: int) ->
         assert screen.end(running) == 3
         lines = screen.lines
         assert sum("processed" in line for line in lines) == 1
+        assert not any("Ctrl-C" in line for line in lines)
         assert screen.line("100 %  24/24").startswith("done ")
         assert lines[-1] == "o ␛[31m.jsonl"
         assert "12 of 24 ok" in screen.line("◆ finished with failures")
@@ -293,6 +296,45 @@ def test_nothing_of_a_table_is_lost(waiting: Place, columns: int) -> None:
         harmless(screen)
 
 
+class Lying(BatchServer):
+    """A server whose every word lies in wait: ids, states, models, tools, errors, metadata."""
+
+    word = "".join(HOSTILE[:3]) + "\x1b]8;;http://evil\x07link\x1b]52;c;ZXZpbA==\x07\b\b\0" + HOSTILE[8]
+
+    def __init__(self) -> None:
+        super().__init__("/v1", self.said)
+
+    def said(self, body: dict[str, Any]) -> Any:
+        word, number = self.word, body["messages"][-1]["content"][-1]
+        if number == "0":
+            return 400, {"error": {"message": word, "type": word, "code": word}}
+        if number == "1":
+            tool = {"id": word, "type": "function", "function": {"name": word, "arguments": word}}
+            return chat(None, model=word, finish="tool_calls", message={"tool_calls": [tool]})
+        return chat(word, model=word, finish=word)
+
+    def listed(self, data: list[dict[str, Any]]) -> Any:
+        theirs = dict.fromkeys(("id", "status", "endpoint", "input_file_id", "output_file_id", "model"), self.word)
+        about = {"metadata": {"description": self.word}, "request_counts": {"total": 1, "completed": 0, "failed": 0}}
+        return super().listed([*data, {"object": "batch", "created_at": 1_790_000_000, **theirs, **about}])
+
+
+@WIDTHS
+def test_what_a_provider_says_does_nothing_to_the_screen(tmp_path: Path, columns: int) -> None:
+    """Ids, states, models, tools, answers, errors and descriptions of batches, and the warnings about them."""
+    with serving(Lying()) as server:
+        place = Place(tmp_path, f"{server.url}/v1")
+        run = ("run", place.rows(3), "--prompt", "{{ text }}", "--model", MODEL, "--lane", "batch", "--yes")
+        commands = (run, ("batches",), ("show", "@last"), ("show", "@last", "--failures"), ("results", "@last"),
+                    ("show", "@last", "--row", "1"), ("show", "@last", "--row", "2"), ("jobs",))  # fmt: skip
+        for command in commands:
+            with Screen(place, columns, lines=90) as screen:
+                assert screen.run(*command) == (3 if command is run else 0), screen.lines
+                harmless(screen)
+                if command == ("batches",):
+                    assert "unknown status" in " ".join(screen.lines)
+
+
 @pytest.mark.parametrize("columns", [60, 100])
 def test_questions_and_errors_break_between_words(waiting: Place, columns: int) -> None:
     """Where they are wider than the window; and what was not agreed to is left as it was."""
@@ -308,6 +350,26 @@ def test_questions_and_errors_break_between_words(waiting: Place, columns: int) 
         assert screen.run("shwo") == 2
         assert "jobs, resume, pause, cancel, retry, results, resolve" in " ".join(" ".join(screen.lines).split())
         assert all(line.startswith(("error: ", "  why: ", "       ", "  fix: ")) for line in screen.lines)
+
+
+@WIDTHS
+def test_results_are_looked_at_on_a_terminal(past: Place, columns: int) -> None:
+    """The first twenty rows, a line each, and how to get all; with --format, and in a pipe, every byte as ever."""
+    job = past.run("jobs", "--json").json["jobs"][0]["job_id"]
+    with Screen(past, columns) as screen:
+        assert screen.run("results", "@last") == 0
+        head, *rows = screen.lines[:21]
+        assert head.split() == ["ROW", "KEY", "ANSWER"]
+        assert [row.split()[0] for row in rows] == [str(n) for n in range(20)]
+        assert all("✗ model_error: " in row for row in rows[1::2])
+        told = " ".join(" ".join(screen.lines[21:]).split())
+        assert told == f"there are more. All: nightmill results {job} --out FILE, or here with --format jsonl"
+        harmless(screen)
+    with Screen(past, columns, lines=300) as screen:
+        assert screen.run("results", "@last", "--failed", "--format", "jsonl") == 0
+        assert screen.lines[0].startswith('{"index":1,')
+    piped = past.run("results", "@last").out.split("\n")[:-1]
+    assert [json.loads(line)["index"] for line in piped] == list(range(24))
 
 
 def test_a_row_is_told_in_words(past: Place) -> None:

@@ -19,6 +19,7 @@ from nightmill.cli.present import (
     LaneView,
     ProgressView,
     QuoteView,
+    answers_table,
     bar,
     bar_line,
     count,
@@ -412,6 +413,19 @@ def test_the_table_of_what_fits_is_aligned() -> None:
     assert table([["A", "N", "WHY"], ["x", "7", "so"], ["yyy", "1,200", ""]], right=(1,)) == [
         "A        N  WHY", "x        7  so", "yyy  1,200",
     ]  # fmt: skip
+
+
+@INKS
+@WIDTHS
+def test_answers_are_a_line_each(width: int, unicode: bool) -> None:
+    """Row, key and answer, each on one line that ends before the window does, as wide on every terminal."""
+    rows = [("0", "k", "short"), ("1,000", "key " * 60, "a\nb " * 90), ("2", "👩\u200d👧 🇩🇪", "e" + "\u0301" * 90)]
+    lines = answers_table(rows, width=width, unicode=unicode)
+    assert len(lines) == 4
+    assert all(cells(line) < width + 4 * line.count("\u0301") for line in lines)
+    assert [line.split()[0] for line in lines] == ["ROW", "0", "1,000", "2"]
+    if unicode:
+        assert lines[3].split()[1:3] == ["👩👧", "DE"]
 
 
 @INKS

@@ -19,6 +19,7 @@ import click
 
 from nightmill.cli.edge import Edge
 from nightmill.cli.helping import finish, variable_of
+from nightmill.cli.logs import warnings_said
 from nightmill.errors import NightmillError, UsageError
 
 # Command -> its module and what it is for; help lists them without loading anything.
@@ -120,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     edge = Edge(json="--json" in flags or _is_set("NIGHTMILL_JSON"), debug="--debug" in flags)
     edge.restore_signals()
     try:
-        code = _run(edge, arguments)
+        with warnings_said(edge.say_beside):
+            code = _run(edge, arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -58,7 +58,7 @@ class Edge:
 
     def keep_log(self, settings: Settings) -> None:
         """From here on what happens is logged into the home."""
-        console = self._say_beside if settings.env.get("LOG_LEVEL", "").strip() else None
+        console = self.say_beside if settings.env.get("LOG_LEVEL", "").strip() else None
         self.log_file = start_log(settings.home, settings.log_level, settings.env, console)
 
     # -- streams -------------------------------------------------------------------------------
@@ -84,7 +84,8 @@ class Edge:
         """Narration, on stderr; whatever is quoted in it is made harmless."""
         _write(sys.stderr, present.show(text))
 
-    def _say_beside(self, line: str) -> None:
+    def say_beside(self, line: str) -> None:
+        """The same, also while progress is shown."""
         (self.beside or self.say)(line)
 
     def put(self, text: str) -> None:

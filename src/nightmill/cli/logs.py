@@ -11,7 +11,8 @@ import datetime as dt
 import logging
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def start_log(home: Path, level: str, env: Mapping[str, str], console: Callable[
     root.setLevel(level)
     root.propagate = False
     return folder / "nightmill.log"
+
+
+@contextmanager
+def warnings_said(say: Callable[[str], None]) -> Iterator[None]:
+    """While the block lasts, warnings that go into no log are said: Python alone would write them to stderr raw."""
+    console = _Console(say)
+    console.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(console)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(console)
 
 
 class _Line(logging.Formatter):

@@ -91,7 +91,7 @@ def reconcile(edge: Edge, provider: str | None) -> int:
     for name, error in errors:
         edge.say(f"{name} could not be asked:")
         edge.tell(error)
-    edge.put(_summary(compared))
+    edge.put(present.fitted(_summary(compared), width=edge.table_width, unicode=edge.unicode))
     answer = _answer(found, compared)
     if wrong:
         what = "1 batch differs" if len(wrong) == 1 else f"{len(wrong):,} batches differ"

@@ -49,8 +49,10 @@ _PLAIN = {"·": "|", "≈": "~", "→": "->", "…": "...", "–": "-", "≠": "
 _PLAIN |= {"✓": "+", "◆": "*", "◑": ">", "○": "o", "‖": "=", "✗": "x", "␡": "^?"}
 _PLAIN |= {chr(0x2400 + code): "^" + chr(0x40 + code) for code in range(0x20)}
 _ASCII = str.maketrans(_PLAIN)
-# Some terminals draw what these join as one, others apart. More marks on a letter than four are no writing.
-_JOINERS = dict.fromkeys((0x200C, 0x200D, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+# Some terminals draw what these join as one, others apart, and flags in four widths. More marks on a letter than four
+# are no writing.
+_JOINERS: dict[int, str | None] = dict.fromkeys((0x200C, 0x200D, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+_JOINERS |= {0x1F1E6 + n: chr(ord("A") + n) for n in range(26)}
 _MARK = r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
 _HEAP = re.compile(f"({_MARK}{{4}}){_MARK}+")
 
@@ -706,6 +708,16 @@ def table(
             below = [f"{heading.lower()} {cell}".strip() for heading, cell in named if cell]
             lines += [f"  {line}" for line in _flow(below, max(1, width - 2), _inked(_SEP, unicode))]
     return lines
+
+
+def answers_table(rows: Sequence[tuple[str, str, str]], *, width: int = 80, unicode: bool = True) -> list[str]:
+    """Row, key and answer or error, a line each: long ones are cut. The last column stays free."""
+    inked = [[_inked(one_line(cell), unicode) for cell in row] for row in rows]
+    keys = [_cut(key, width // 3, unicode=unicode) for _, key, _ in inked]
+    taken = max(3, *(len(row) for row, *_ in inked)) + max(3, *map(cells_of, keys)) + 4
+    answers = [_cut(answer, max(10, width - taken - 1), unicode=unicode) for *_, answer in inked]
+    found = zip((row for row, *_ in inked), keys, answers, strict=True)
+    return table([("ROW", "KEY", "ANSWER"), *found], width=width, unicode=unicode, right=(0,))
 
 
 def fitted(text: str, *, width: int = 80, unicode: bool = True) -> str:

@@ -13,6 +13,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal, Protocol, Self, TextIO
 
@@ -166,6 +167,7 @@ class _Bar:
 
     def close(self) -> None:
         if self._view is not None:
+            self._view = replace(self._view, leave=())  # there is nothing to leave any more
             self._draw()
             self._view = None
             self._drawn = []

@@ -6,6 +6,7 @@ import csv
 import datetime as dt
 import json
 import signal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,35 @@ def test_an_interrupted_run_leaves_whole_files_of_what_is_done(place: Place) -> 
     whole = {f"n{i:02d}.txt": f"ROW {i}" for i in range(16)}
     assert {name: (place.folder / "out" / name).read_text() for name in whole} == whole
     assert document(place, "r.json")["summary"] == {"total": 16, "completed": 16, "failed": 0, "success_rate": 1.0}
+
+
+@pytest.mark.req("A1", "X1")
+@pytest.mark.parametrize("point", ["sinks.written", "sinks.published:1", "sinks.published:3"])
+def test_killed_while_it_publishes(place: Place, point: str) -> None:
+    """kill -9 as results go into their places, twice: no answer is there that its .meta.json does not tell of, and the
+    same command, without --force, leaves all of it; no row that was answered is asked again."""
+    texts(place, a="one", sub__a="two", sub__deep__c="bad three", ä="vier")
+    command = (*FILES, *PICKY, "--out", "r.jsonl", "--out", "out/")
+    names = ["a.txt", "sub/a.txt", "sub/deep/c.txt", "ä.txt"]
+    place.env["NIGHTMILL_KILL_AT"] = point
+    for _ in range(2):
+        killed = place.run_cold(*command)
+        assert killed.code == -signal.SIGKILL, killed.err
+        for name in names:
+            answer = place.folder / "out" / name
+            if answer.exists():
+                assert document(place, f"out/{name}.meta.json")["sha256"] == sha256(answer.read_bytes()).hexdigest()
+        if (place.folder / "r.jsonl").exists():
+            assert len(place.results("r.jsonl")) == 4
+        (place.folder / "mended").touch()
+    del place.env["NIGHTMILL_KILL_AT"]
+    done = place.run(*command)
+    assert done.code == 0, done.err
+    out = place.folder / "out"
+    assert [(out / name).read_text() for name in names] == ["ONE", "TWO", "BAD THREE", "VIER"]
+    assert below(out) == sorted([*names, *(f"{name}.meta.json" for name in names)])
+    assert sorted(path.name for path in place.folder.glob(".*")) == []
+    assert [row["success"] for row in place.results("r.jsonl")] == [True] * 4
+    assert sorted(call for call in place.calls() if call != "bad three") == ["one", "two", "vier"]
+    (out / "a.txt").write_text("mine")
+    assert place.run(*command).code == 2

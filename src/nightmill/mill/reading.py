@@ -22,7 +22,7 @@ from nightmill.mill.home import Home
 from nightmill.plan import Parameters
 from nightmill.sinks import About, Format, Origin, Target, needed_columns, stream, write_all
 from nightmill.sinks.about import Status
-from nightmill.sinks.exports import note_written, unchanged
+from nightmill.sinks.exports import note_writing, note_written, unchanged
 from nightmill.tasks import Task
 from nightmill.types import JobState
 from nightmill.wire import BAD, RESULTS, ROWS, TWINS, shard_lines
@@ -115,8 +115,10 @@ def export(
     """Write what results there are to every target, whole or not at all; how many rows. Raises StoreError."""
     columns = needed_columns(target.format for target in targets)
     batches = selected(home, job, span=span, failed=failed, columns=columns)
-    rows = write_all(targets, batches, about(home, job), csv_raw=csv_raw)
-    note_written(targets, home.folder(job), whole=span is None and not failed, csv_raw=csv_raw)
+    folder, is_whole = home.folder(job), span is None and not failed
+    note = partial(note_writing, folder=folder, whole=is_whole, csv_raw=csv_raw)
+    rows = write_all(targets, batches, about(home, job), csv_raw=csv_raw, on_written=note)
+    note_written(targets, folder, whole=is_whole, csv_raw=csv_raw)
     return rows
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
@@ -27,6 +26,7 @@ from nightmill.sinks.about import About, Origin
 from nightmill.sinks.columns import RESULT_SCHEMA
 from nightmill.sinks.documents import JsonWriter, SectionsWriter
 from nightmill.sinks.formats import CsvWriter, JsonlWriter, ParquetWriter, Writer
+from nightmill.sinks.making import hidden_name, hold
 
 __all__ = [
     "RESULT_SCHEMA",
@@ -35,6 +35,7 @@ __all__ = [
     "Format",
     "Origin",
     "Target",
+    "Written",
     "check_distinct",
     "check_fit",
     "needed_columns",
@@ -143,10 +144,12 @@ def write_all(
     about: About = _NOBODY,
     *,
     csv_raw: bool = False,
+    on_written: Callable[[Sequence[Written]], None] | None = None,
 ) -> int:
     """Write results to every target in one pass over ``batches``; the number of rows.
 
-    ``batches`` are of `RESULT_SCHEMA`, in input order, and beside it have the `needed_columns`.
+    ``batches`` are of `RESULT_SCHEMA`, in input order, and beside it have the `needed_columns`. ``on_written`` is
+    called when all is written, before the first target is in its place.
 
     Raises:
         UsageError: two targets are one file.
@@ -166,6 +169,8 @@ def write_all(
             with _reported(target):
                 output.finish()
         reach("sinks.written")
+        if on_written is not None:
+            on_written([Written(target, output.stamp(), output.replaces()) for target, output in outputs])
         for target, output in outputs:
             with _reported(target):
                 output.publish()
@@ -200,15 +205,17 @@ def stream(
 def save(target: Target, pieces: Iterable[bytes]) -> None:
     """Write a file in one step in place of what was there. Raises StoreError: that is still there then."""
     path = Path(os.path.realpath(target.path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = hidden_name(path)
     try:
         with _reported(target):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
-                file.writelines(pieces)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            temporary.touch(exist_ok=False)
+            with hold(temporary):
+                with temporary.open("wb") as file:
+                    file.writelines(pieces)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
     finally:
         with suppress(OSError):  # it is in its place, or what broke is being reported
             temporary.unlink(missing_ok=True)
@@ -226,8 +233,21 @@ def check_distinct(targets: Sequence[Target]) -> None:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A target whose results are on the disk, and not in their place yet."""
+
+    target: Target
+    stamp: tuple[int, int] | None  # size and time of the file, which it keeps in its place
+    replaces: frozenset[str]  # jobs whose files in the folder are replaced
+
+
 class _Output(Protocol):
     """One target while it is written. Raises OSError."""
+
+    def stamp(self) -> tuple[int, int] | None: ...
+
+    def replaces(self) -> frozenset[str]: ...
 
     def write(self, batch: pa.RecordBatch) -> None: ...
 
@@ -262,6 +282,15 @@ class _File:
             os.fsync(self.file.fileno())
         self.file.close()
 
+    def stamp(self) -> tuple[int, int] | None:
+        if self.temporary is None:
+            return None
+        about = self.temporary.stat()
+        return about.st_size, about.st_mtime_ns
+
+    def replaces(self) -> frozenset[str]:
+        return frozenset()
+
     def publish(self) -> None:
         if self.temporary is None:
             return
@@ -288,7 +317,7 @@ def _opened(target: Target, about: About, csv_raw: bool) -> Iterator[_Output]:
 def _opened_file(target: Target, about: About, csv_raw: bool) -> Iterator[_File]:
     # A link stays a link: what it points to is replaced.
     path = Path(os.path.realpath(target.path))
-    temporary: Path | None = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary: Path | None = hidden_name(path)
     output: _File | None = None
     try:
         with _reported(target):
@@ -298,7 +327,7 @@ def _opened_file(target: Target, about: About, csv_raw: bool) -> Iterator[_File]
                 temporary = None
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("wb") if temporary is None else temporary.open("xb")
-        with _closed_after(file):
+        with _closed_after(file), hold(temporary) if temporary else nullcontext():
             with _reported(target):
                 writer = _WRITERS[target.format](file, about, csv_raw=csv_raw)
             output = _File(path, temporary, file, writer)

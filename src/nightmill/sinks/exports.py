@@ -4,6 +4,9 @@ The list lies in the job's folder: for each file its size, its time, the format 
 where it holds a part of the results only) and whether CSV was left raw. A file on it counts as the
 job's own only while it is, to the nanosecond and the byte, as the job left it. Of a folder with a file for
 each input only its name is on the list: its files tell themselves whose they are.
+
+A file is on the list before it is in its place, and with it what it replaces (the file that is there; the jobs
+that left the files of a folder): a job that is killed in between finds either its own.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from nightmill.errors import UsageError
-from nightmill.sinks import About, Target, check_distinct, check_fit
+from nightmill.sinks import About, Target, Written, check_distinct, check_fit
 from nightmill.sinks.checkpoints import job_of
 from nightmill.sinks.folders import Layout
 
 _NAME = "exports.json"
+_REPLACED = 4  # where in an entry begins what its file replaces
 
 
 def check_targets(
@@ -51,9 +55,8 @@ def check_targets(
         path = os.path.realpath(target.path)
         _check_no_input(target.path, sources)
         if target.format == "files":
-            _check_folder(
-                target, Layout(target.path, about), names, sources, folder.name if folder else None, force=force
-            )
+            jobs = [folder.name, *ours.get(path, [])[_REPLACED:]] if folder else []
+            _check_folder(target, Layout(target.path, about), names, sources, jobs, force=force)
             continue
         if os.path.isdir(path):
             raise UsageError(f"{target.path} is a folder", why="results go into a file", fix="name a file in it")
@@ -61,7 +64,7 @@ def check_targets(
         if target.format == "checkpoint":
             is_ours = _is_own_checkpoint(target, path, job)
         else:
-            is_ours = not _is_file(path) or ours.get(path, [])[:2] == _stamp(path)
+            is_ours = not _is_file(path) or _left_so(ours.get(path, []), path)
         if not force and not is_ours:
             raise _foreign(target.path, job)
 
@@ -74,7 +77,7 @@ def _is_own_checkpoint(target: Target, path: str, job: str | None) -> bool:
 
 
 def _check_folder(
-    target: Target, layout: Layout, names: Sequence[str], sources: Collection[str], job: str | None, *, force: bool
+    target: Target, layout: Layout, names: Sequence[str], sources: Collection[str], jobs: Sequence[str], *, force: bool
 ) -> None:
     path = os.path.realpath(target.path)
     if os.path.lexists(path) and not os.path.isdir(path):
@@ -87,8 +90,8 @@ def _check_folder(
             _check_no_input(file, sources)
             if file.is_dir():
                 raise UsageError(f"{file} is a folder", why="an answer goes there", fix="name another folder")
-        if not force and place.is_taken and (job is None or place.left_by() != job):
-            raise _foreign(place.answer, job)
+        if not force and place.is_taken and (not jobs or place.left_by() not in jobs):
+            raise _foreign(place.answer, jobs[0] if jobs else None)
 
 
 def _check_no_input(path: Path, sources: Collection[str]) -> None:
@@ -106,15 +109,34 @@ def _foreign(path: Path, job: str | None) -> UsageError:
     )
 
 
+def note_writing(written: Sequence[Written], folder: Path, *, whole: bool, csv_raw: bool) -> None:
+    """Remember what the job of ``folder`` is about to put in its place, and what is there until then."""
+    ours = _read(folder)
+    for each in written:
+        path = os.path.realpath(each.target.path)
+        form = each.target.format if whole else None
+        if each.target.format == "files":
+            before = ours.get(path, [])[_REPLACED:]
+            ours[path] = [0, 0, form, csv_raw, *sorted(each.replaces.union(before))]
+        elif each.stamp is not None:
+            there = [_stamp(path)] if _is_file(path) else []
+            ours[path] = [*each.stamp, form, csv_raw, *there]
+    _keep(ours, folder)
+
+
 def note_written(targets: Sequence[Target], folder: Path, *, whole: bool, csv_raw: bool) -> None:
     """Remember that the job of ``folder`` wrote these files; ``whole``: with every result there was."""
     ours = _read(folder)
     for target in targets:
         path = os.path.realpath(target.path)
         if target.format == "files":
-            ours[path] = [0, 0, target.format if whole else None, csv_raw]
+            ours[path] = [0, 0, target.format if whole else None, csv_raw, *ours.get(path, [])[_REPLACED:]]
         elif _is_file(path):
             ours[path] = [*_stamp(path), target.format if whole else None, csv_raw]
+    _keep(ours, folder)
+
+
+def _keep(ours: dict[str, list[Any]], folder: Path) -> None:
     fresh = folder / f".{_NAME}.{os.getpid()}"
     fresh.write_text(json.dumps(ours), encoding="utf-8")
     fresh.replace(folder / _NAME)
@@ -124,9 +146,9 @@ def unchanged(folder: Path) -> list[tuple[Target, bool]]:
     """The files with whole results that the job of ``folder`` wrote and nobody has touched since, and whether CSV
     was left raw."""
     return [
-        (Target(format_, Path(path), spares=format_ == "files"), csv_raw)
-        for path, (*stamp, format_, csv_raw) in _read(folder).items()
-        if format_ and (os.path.isdir(path) if format_ == "files" else _is_file(path) and stamp == _stamp(path))
+        (Target(format_, Path(path), spares=format_ == "files"), entry[3])
+        for path, entry in _read(folder).items()
+        if (format_ := entry[2]) and (os.path.isdir(path) if format_ == "files" else _left_so(entry, path))
     ]
 
 
@@ -151,6 +173,11 @@ def _check_writable(target: Target, path: str) -> None:
 def _is_file(path: str) -> bool:
     """Devices and pipes are written to as they are: they belong to nobody."""
     return os.path.exists(path) and stat.S_ISREG(os.stat(path).st_mode)
+
+
+def _left_so(entry: Sequence[Any], path: str) -> bool:
+    """Whether a file is there as the list has it."""
+    return _is_file(path) and _stamp(path) in (list(entry[:2]), *entry[_REPLACED:])
 
 
 def _stamp(path: str) -> list[int]:

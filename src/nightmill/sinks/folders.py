@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,10 @@ import pyarrow as pa
 
 from nightmill.errors import UsageError
 from nightmill.files import sync_folder
+from nightmill.killpoints import reach
 from nightmill.sinks.about import About, Origin
 from nightmill.sinks.columns import COST, input_column
+from nightmill.sinks.making import hidden_name, hold
 from nightmill.types import usd
 
 NEEDS = ("path",)
@@ -103,8 +104,9 @@ class FolderOutput:
     def __init__(self, folder: Path, about: About, *, spares: bool) -> None:
         self._about, self._layout, self._spares = about, Layout(folder, about), spares
         self._staged: list[tuple[str, bool]] = []  # name of the input, and whether it has an answer
-        self._box = folder / f".{secrets.token_hex(4)}.tmp"
+        self._box = hidden_name(folder / "nightmill")
         self._box.mkdir(parents=True)
+        self._holding = hold(self._box)
 
     def write(self, batch: pa.RecordBatch) -> None:
         names = batch.column(input_column(NEEDS[0])).to_pylist()
@@ -130,8 +132,20 @@ class FolderOutput:
         with ThreadPoolExecutor(_SYNCS) as pool:
             list(pool.map(_sync, self._box.iterdir()))
 
+    def stamp(self) -> None:
+        """Its files tell themselves whose they are."""
+
+    def replaces(self) -> frozenset[str]:
+        """The jobs that left the files which are there now."""
+        places = (self._layout.place(name) for name, _ in self._staged)
+        return frozenset(job for place in places if place.is_taken and (job := place.left_by()) is not None)
+
     def publish(self) -> None:
-        """Put every file in its place; an answer that is none any more goes, if it is as a job left it."""
+        """Put every file in its place; an answer that is none any more goes, if it is as a job left it.
+
+        An answer comes after what tells of it, and goes before: whenever this is killed, whose files they are can be
+        told.
+        """
         folders = set[Path]()
         for number, (name, is_good) in enumerate(self._staged):
             here, place = self._box / str(number), self._layout.place(name)
@@ -139,11 +153,12 @@ class FolderOutput:
             if self._spares and place.is_taken and not is_ours:
                 continue
             place.answer.parent.mkdir(parents=True, exist_ok=True)
-            if is_good:
-                here.replace(place.answer)
-            elif is_ours:
+            if is_good or is_ours:
                 place.answer.unlink(missing_ok=True)
             here.with_suffix(_META).replace(place.meta)
+            reach("sinks.published")
+            if is_good:
+                here.replace(place.answer)
             folders.add(place.meta.parent)
         for folder in folders:
             sync_folder(folder)
@@ -151,6 +166,7 @@ class FolderOutput:
     def discard(self) -> None:
         """Nothing of what is not in its place stays."""
         shutil.rmtree(self._box, ignore_errors=True)
+        self._holding.close()
 
 
 def _below(origin: Origin, name: str) -> str:

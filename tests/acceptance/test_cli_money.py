@@ -160,7 +160,7 @@ def test_a_batch_that_is_looked_for_is_no_difference(tmp_path: Path) -> None:
     with in_thread(simulator({"fault": "create_accepted_then_500", "times": 1})) as url:
         place = Place(tmp_path, url)
         settings = tmp_path / "nightmill.toml"
-        settings.write_text(settings.read_text().replace("looks_s = [0.0,", "looks_s = [600.0,"))
+        settings.write_text(settings.read_text().replace("looks_s = [0.0, 0.1, 0.2]", "looks_s = [600.0]"))
         left = place.run("run", place.rows(ROWS), "--prompt", "Say {{ text }}", *BATCH, "--detach").json
         assert left["rows_in_doubt"] == ROWS
         found = place.run("reconcile", "--json")

@@ -168,3 +168,18 @@ def test_the_examples_for_python_run_as_they_stand(tmp_path: Path, monkeypatch: 
         for block in blocks:
             exec(compile(block, "docs/python.md", "exec"), names)
     assert len((tmp_path / "words.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "row", re.findall(r"^\| (`.*?) \|.*\| (`.*) \|$", (DOCS / "design.md").read_text(), re.MULTILINE)
+)
+def test_the_design_names_what_is_there(row: tuple[str, str]) -> None:
+    """Each room that docs/design.md tells of exists, and defines the verbs that it names."""
+    places, verbs = (re.findall(r"`([\w./]+)`", cell) for cell in row)
+    files = [file for place in places for file in _modules(ROOT / "src" / "nightmill" / place)]
+    code = "\n".join(file.read_text() for file in files)
+    assert not [verb for verb in verbs if not re.search(rf"^ *(async )?(def|class) {verb}\b", code, re.MULTILINE)]
+
+
+def _modules(place: Path) -> list[Path]:
+    return [place] if place.is_file() else sorted(place.rglob("*.py"))

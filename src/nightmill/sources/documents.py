@@ -8,7 +8,7 @@
     {"sections": [{"name": SECTION, "..._prompt": TEXT}]}
     {"sections": [{"title": SECTION, "prompts": {NAME: TEXT}}]}
 
-A document is read whole: it takes about twice its size in memory.
+An array is read a little at a time, an object whole: it takes a few times its size in memory.
 """
 
 from __future__ import annotations
@@ -25,30 +25,32 @@ from nightmill.sources.inputs import Input
 
 _NAMES = ("name", "section", "title")  # what a section in a list is called by
 _encode = msgspec.json.Encoder().encode
-_compact = msgspec.json.format
+_HEAD_BYTES = 1 << 16
 
 
 def as_lines(source: Input) -> Input:
-    """The document as JSON lines, one row each, in memory.
+    """The document as JSON lines, one row each.
 
     Raises:
         InputError: it is no JSON, or of no form that has rows.
     """
-    with source.open() as file:
-        data = file.read().removeprefix(codecs.BOM_UTF8)
+    with source.explained(), source.open() as file:
+        head = file.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8)
+        if head.lstrip().startswith(b"["):
+            return _array(source)
+        data = head + file.read()
     try:
-        document = msgspec.json.decode(data, type=dict[str, Any] | list[msgspec.Raw])
+        document = msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(
             f"{source.name} is no JSON document of rows",
             why=str(error) or "nested too deeply",
             fix="write an array of texts or objects; for one object a line, call it .jsonl",
         ) from error
-    if isinstance(document, dict) and isinstance(document.get("prompts"), list):
-        document = [msgspec.Raw(_encode(prompt)) for prompt in document["prompts"]]
+    if isinstance(document.get("prompts"), list):
+        return _array(replace(source, data=_encode(document["prompts"])))
     try:
-        lines = _elements(document) if isinstance(document, list) else _sectioned(document)
-        data = b"\n".join(lines)
+        data = b"\n".join(_sectioned(document))
     except _Odd as odd:
         raise InputError(
             f"{source.name}: {odd.where} is {odd.what}",
@@ -56,10 +58,21 @@ def as_lines(source: Input) -> Input:
             fix='write {"SECTION": {"NAME": "prompt"}}, or an array of texts or objects',
         ) from None
     if not data:
-        raise InputError(
-            f"{source.name} holds no rows", why="its arrays and objects are empty", fix="check what wrote it"
-        )
+        raise _empty(source)
     return replace(source, format="jsonl", data=data)
+
+
+def _array(source: Input) -> Input:
+    lines = replace(source, format="jsonl", is_array=True)
+    with lines.open() as file:
+        if not file.read(1):
+            raise _empty(source)
+    return lines
+
+
+def _empty(source: Input) -> InputError:
+    why = "its arrays and objects are empty"
+    return InputError(f"{source.name} holds no rows", why=why, fix="check what wrote it")
 
 
 class _Odd(Exception):
@@ -69,12 +82,6 @@ class _Odd(Exception):
         super().__init__(where)
         kinds = {dict: "an object", list: "an array", str: "a text", bool: "a boolean", type(None): "null"}
         self.where, self.what = where, kinds.get(type(what), "a number")
-
-
-def _elements(document: list[msgspec.Raw]) -> Iterator[bytes]:
-    for element in document:
-        raw = bytes(element)
-        yield b'{"text":' + raw + b"}" if raw.startswith(b'"') else _compact(raw, indent=-1)
 
 
 def _sectioned(document: dict[str, Any]) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ import msgspec
 import pyarrow as pa
 
 from nightmill.errors import InputError
+from nightmill.sources.arrays import ArrayLines
 
 Format = Literal["csv", "jsonl", "txt", "json", "parquet", "arrow"]
 _SUFFIXES: dict[str, Format] = {
@@ -46,6 +47,7 @@ class Input:
     packing: str = ""  # .gz, .zst, or none
     encoding: str = UTF8
     data: bytes | None = None  # what to read in place of the file
+    is_array: bool = False  # of JSON, and `open` gives its elements as lines
     base: str = ""  # the folder that was named, or that of the file or the pattern
 
     @property
@@ -56,12 +58,15 @@ class Input:
     @property
     def is_plain(self) -> bool:
         """Whether `open` gives the file's own bytes."""
-        return self.data is None and not self.packing and self.encoding == UTF8
+        return self.data is None and not self.packing and self.encoding == UTF8 and not self.is_array
 
     def open(self) -> BinaryIO:
         """The bytes, unpacked and as UTF-8. What goes wrong while they are read is for `explained`."""
         if self.is_plain:
             return self.path.open("rb")
+        if self.is_array:
+            lines = ArrayLines(replace(self, is_array=False).open(), self.name)
+            return BufferedReader(lines, _BUFFER_BYTES)
         if self.data is not None:
             return BytesIO(self.data)
         stream: pa.NativeFile = pa.OSFile(str(self.path))

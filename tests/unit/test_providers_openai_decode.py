@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
 from nightmill.providers import LiveReply
-from nightmill.providers._openai_shape import decode_line, decode_plain, decode_request, reply_line
+from nightmill.providers._openai_requests import decode_request
+from nightmill.providers._openai_shape import decode_line, decode_plain, reply_line
 from nightmill.providers._openai_talk import duration_s
 from nightmill.providers.openai import OpenAI
 from nightmill.types import Answer, Failed, FailureKind, Succeeded, Usage

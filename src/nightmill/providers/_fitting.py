@@ -9,7 +9,7 @@ from typing import Any
 
 from nightmill.errors import CannotCarry
 from nightmill.providers import Encoded, Request, endpoint_of
-from nightmill.providers._openai_shape import cap_of, carried, inputs_of, json_line, refuse_responses, whole_of
+from nightmill.providers._openai_requests import cap_of, carried, inputs_of, json_line, refuse_responses, whole_of
 from nightmill.providers.servers import Server
 
 DEFAULT_CAP = 2_000

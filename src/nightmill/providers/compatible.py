@@ -21,7 +21,8 @@ from nightmill.providers import Account, BatchView, Encoded, LiveReply, Request,
 from nightmill.providers._env import is_nearby, no_key, sendable
 from nightmill.providers._fitting import fitted
 from nightmill.providers._http import Http, Reply, shorten
-from nightmill.providers._openai_shape import OpenAILines, decode_request, is_own, load_json, own_error
+from nightmill.providers._openai_requests import decode_request
+from nightmill.providers._openai_shape import OpenAILines, is_own, load_json, own_error
 from nightmill.providers._openai_talk import METADATA_KEY, batch_view, failure, must_stop, rate_hint, true_status
 from nightmill.providers.servers import Server
 

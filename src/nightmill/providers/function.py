@@ -22,16 +22,8 @@ import msgspec
 
 from nightmill.errors import CannotCarry, Uncertain, UsageError
 from nightmill.providers import Account, Encoded, Limits, LiveReply, Request
-from nightmill.providers._openai_shape import (
-    MODEL_ERROR,
-    OpenAILines,
-    cap_of,
-    carried,
-    error_body,
-    json_line,
-    refuse_responses,
-    scrub,
-)
+from nightmill.providers._openai_requests import cap_of, carried, json_line, refuse_responses
+from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, error_body, scrub
 
 CHAT_URL = "/v1/chat/completions"
 _ALWAYS = frozenset({"model", "messages"})

@@ -22,16 +22,8 @@ import msgspec
 from nightmill.errors import CannotCarry, NeverSent, Uncertain, UsageError
 from nightmill.providers import Account, Encoded, Limits, LiveReply, Request, endpoint_of
 from nightmill.providers._http import shorten
-from nightmill.providers._openai_shape import (
-    MODEL_ERROR,
-    OpenAILines,
-    cap_of,
-    carried,
-    error_body,
-    inputs_of,
-    json_line,
-    refuse_responses,
-)
+from nightmill.providers._openai_requests import cap_of, carried, inputs_of, json_line, refuse_responses
+from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, error_body
 
 CHAT_URL = "/v1/chat/completions"
 EMBEDDINGS_URL = "/v1/embeddings"

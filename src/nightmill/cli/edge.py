@@ -183,6 +183,12 @@ class _Harmless(io.RawIOBase):
         return len(data)
 
 
+class Declined(NightmillError):
+    """The answer to a question was no."""
+
+    code = "declined"
+
+
 class Interrupted(NightmillError):
     code = "interrupted"
     exit_code = 130

@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from nightmill.cli import flags, present
-from nightmill.cli.edge import Edge
-from nightmill.cli.run import Declined
+from nightmill.cli.edge import Declined, Edge
 from nightmill.config import LEAST_DAYS
 from nightmill.mill import Job, Mill, Swept
 from nightmill.types import UNFINISHED

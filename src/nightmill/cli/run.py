@@ -13,9 +13,9 @@ import click
 from click.core import ParameterSource
 
 from nightmill.cli import flags, present, views
-from nightmill.cli.edge import Edge
+from nightmill.cli.edge import Declined, Edge
 from nightmill.cli.session import Order, conclude, conclude_detached, look_again, work
-from nightmill.errors import NightmillError, OverBudget, UsageError
+from nightmill.errors import OverBudget, UsageError
 from nightmill.mill import Mill, Prepared, RunOptions, check_affordable
 from nightmill.mill.templates import Template
 from nightmill.mill.templates import load as load_template
@@ -27,10 +27,6 @@ from nightmill.types import UNFINISHED
 log = logging.getLogger(__name__)
 
 _FIRST_REQUEST_CHARS = 4_000  # of a request that is shown
-
-
-class Declined(NightmillError):
-    code = "declined"
 
 
 @dataclass(frozen=True, slots=True)

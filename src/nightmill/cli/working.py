@@ -8,9 +8,8 @@ from pathlib import Path
 import click
 
 from nightmill.cli import flags, present, views
-from nightmill.cli.edge import Edge
+from nightmill.cli.edge import Declined, Edge
 from nightmill.cli.progress import Mode
-from nightmill.cli.run import Declined
 from nightmill.cli.session import Order, conclude, look_again, work
 from nightmill.errors import Conflict, UsageError
 from nightmill.mill import Job, Mill

@@ -26,6 +26,7 @@ from nightmill.cli.present import (
     duration,
     end_report,
     error_text,
+    fitted,
     jobs_table,
     money,
     percent,
@@ -413,6 +414,18 @@ def test_the_table_of_what_fits_is_aligned() -> None:
     assert table([["A", "N", "WHY"], ["x", "7", "so"], ["yyy", "1,200", ""]], right=(1,)) == [
         "A        N  WHY", "x        7  so", "yyy  1,200",
     ]  # fmt: skip
+
+
+@WIDTHS
+def test_later_lines_of_a_check_are_indented(width: int) -> None:
+    """What goes on stands under its text, not where the next check begins; nothing is lost, and it fits."""
+    text = "  ✗ key: " + "word " * 60
+    lines = fitted(text, width=width, hanging=4).split("\n")
+    assert " ".join(" ".join(lines).split()) == " ".join(text.split())
+    assert all(cells(line) <= width for line in lines)
+    assert lines[0].startswith("  ✗ key:")
+    assert all(line.startswith("      word") for line in lines[1:])
+    assert fitted("", hanging=4) == ""
 
 
 @INKS

@@ -18,9 +18,9 @@ def doctor(edge: Edge) -> int:
     findings = diagnose(edge.settings())
     for finding in findings:
         line = f"{_MARKS[finding.state]} {finding.name}: {finding.text}"
-        edge.put(present.fitted(line, width=edge.width, unicode=edge.unicode))
+        edge.put(present.fitted(line, width=edge.width, unicode=edge.unicode, hanging=4))
         if finding.fix:
-            edge.put(present.fitted(f"    fix: {finding.fix}", width=edge.width, unicode=edge.unicode))
+            edge.put(present.fitted(f"    fix: {finding.fix}", width=edge.width, unicode=edge.unicode, hanging=5))
     broken = [finding.name for finding in findings if finding.state == "bad"]
     checks = [{"name": f.name, "state": f.state, "text": f.text, "fix": f.fix} for f in findings]
     edge.answer({"ok": not broken, "checks": checks})

@@ -720,11 +720,12 @@ def answers_table(rows: Sequence[tuple[str, str, str]], *, width: int = 80, unic
     return table([("ROW", "KEY", "ANSWER"), *found], width=width, unicode=unicode, right=(0,))
 
 
-def fitted(text: str, *, width: int = 80, unicode: bool = True) -> str:
-    """Untrusted text by words into lines that fit, the later ones indented like the first."""
+def fitted(text: str, *, width: int = 80, unicode: bool = True, hanging: int = 0) -> str:
+    """Untrusted text by words into lines that fit, the later ones ``hanging`` cells deeper than the first."""
     indent = " " * (len(text) - len(text.lstrip()))
-    lines = _wrap(_inked(one_line(text), unicode), max(20, min(width, _WIDEST) - len(indent)))
-    return "\n".join(indent + line for line in lines)
+    room = max(20, min(width, _WIDEST) - len(indent) - hanging)
+    first, *later = _wrap(_inked(one_line(text), unicode), room) or [""]
+    return "\n".join([indent + first, *(indent + " " * hanging + line for line in later)])
 
 
 # -- errors

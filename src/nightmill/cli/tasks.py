@@ -72,7 +72,7 @@ def _list(edge: Edge) -> int:
     found = [_object(file) for file in known_tasks(folders)]
     for each in found:
         edge.put("\n".join([each["name"], *_about(each, edge, indent="  ")]))
-    edge.say("show one: nightmill tasks NAME; begin one: nightmill tasks new NAME")
+    edge.say("show one: nightmill tasks NAME\nbegin one: nightmill tasks new NAME")
     edge.answer({"tasks": found, "folders": [str(folder) for folder in folders]})
     return 0
 

@@ -60,13 +60,19 @@ def test_prompts_in_sections(tmp_path: Path, document: object) -> None:
 def test_sections_whose_prompts_stand_beside_other_facts(tmp_path: Path) -> None:
     """In a list of sections every ``..._prompt`` is a prompt and all else is not."""
     document = {
-        "sections": [{"section": "S", "id": 7, "a_prompt": "A", "b_prompt": "B", "note": "no"}, {"c_prompt": "C"}]
+        "sections": [
+            {"section": "S", "id": 7, "a_prompt": "A", "b_prompt": "B", "note": "no"},
+            {"c_prompt": "C"},
+            {"name": "T", "prompts": {"d": "D"}, "e_prompt": "E"},
+        ]
     }
     found = rows(tmp_path / "a.json", document)
     assert [(row["key"], row["prompt"]) for row in found] == [
         ("S/a_prompt", "A"),
         ("S/b_prompt", "B"),
         ("section 2/c_prompt", "C"),
+        ("T/d", "D"),
+        ("T/e_prompt", "E"),
     ]
 
 
@@ -92,6 +98,7 @@ def test_arrays(tmp_path: Path) -> None:
         ({"A": ["x"]}, "A is an array"),
         ({"sections": ["x"]}, "section 1 is a text"),
         ({"sections": "x"}, "sections is a text"),
+        ({"sections": [{"name": "A", "x_prompt": "a"}, {"name": "B", "texts": {"x": "b"}}]}, "prompts of B is null"),
         ([1, 2], "no JSON objects"),
         ('[{"a":1}] x', "no JSON document"),
         ('["a"]' + " " * 99 + "]", "no JSON document"),

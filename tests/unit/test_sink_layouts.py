@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nightmill.errors import StoreError, UsageError
 from nightmill.sinks import RESULT_SCHEMA, About, Origin, Target, parse_target, write
 from nightmill.sinks.columns import input_column
+from nightmill.sinks.documents import SectionsWriter
 from nightmill.sinks.exports import check_targets
 from nightmill.sinks.folders import Layout
 
@@ -129,3 +130,28 @@ def test_targets_of_other_shapes(tmp_path: Path) -> None:
     assert parse_target(str(tmp_path)) == Target("files", tmp_path)
     assert parse_target("r.json") == Target("json", Path("r.json"))
     assert parse_target("sections:r.txt") == Target("sections", Path("r.txt"))
+
+
+@pytest.mark.req("B3")
+def test_many_prompts_of_one_name_in_a_section(tmp_path: Path) -> None:
+    """Each has a name of its own, also where the input has that name; looking for it does not start at 2 each time."""
+    section = _Looked()
+    names = ["x"] * 300 + ["x (2)", "x"]
+    file = (tmp_path / "r.json").open("wb")
+    with file:
+        writer = SectionsWriter(file, About(), csv_raw=False)
+        writer._sections["S"] = section
+        for batch in batches(*({"input": {"section": "S", "name": name}} for name in names)):
+            writer.write(batch)
+    assert list(section) == ["x", *(f"x ({n})" for n in range(2, 301)), "x (2) (2)", "x (301)"]
+    assert section.looks < 3 * len(names)
+
+
+class _Looked(dict[str, Any]):
+    """Counts how often it is asked for a name."""
+
+    looks = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.looks += 1
+        return super().__contains__(name)

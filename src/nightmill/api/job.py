@@ -145,7 +145,8 @@ class Job:
     ) -> int:
         """Write the results there are to files, each whole or not at all; how many rows.
 
-        The suffix says the format (.jsonl, .csv, .parquet), or ``"csv:PATH"`` does.
+        The suffix says the format (.jsonl, .csv, .parquet, .json), or ``"csv:PATH"`` does; ``DIR/`` is a file for
+        each file of the input.
 
         Raises:
             UsageError: no such format, or a file that this job did not write and ``force`` is not said.

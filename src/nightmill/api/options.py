@@ -130,6 +130,16 @@ def _is_schema(value: Any) -> bool:
     return isinstance(value, (type, Mapping, str, os.PathLike))
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_TEXT = ("a text that is not empty", _is_text)
+_SWITCH = ("True or False", _is_switch)
 _WHOLE = ("a whole number, 1 or more", is_whole)
 _POSITIVE = ("a number above 0", _is_positive)
 _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -139,8 +149,13 @@ _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "lane": ("auto, batch or live", lambda value: value in ("auto", "batch", "live")),
     "budget": ("dollars, such as 5 or 2.50", lambda value: type(value) in (int, float, str, Decimal)),
     "schema": ("a class, a JSON Schema, a file or module:Class", _is_schema),
+    "key": _TEXT,
     "set": ("a dict of texts", _is_texts),
     "rows": ("file or line", lambda value: value in ("file", "line")),
+    "encoding": _TEXT,
+    "skip_bad": _SWITCH,
+    "name": _TEXT,
+    "new": _SWITCH,
     "limit": _WHOLE,
     "sample": _WHOLE,
     "seed": ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
@@ -151,4 +166,6 @@ _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rpm": _POSITIVE,
     "tpm": _POSITIVE,
     "concurrency": _WHOLE,
+    "cache": _SWITCH,
+    "dedupe": _SWITCH,
 }

@@ -22,12 +22,11 @@ import pyarrow.compute as pc
 from nightmill.errors import InputError, TaskError, UsageError
 from nightmill.providers import Encoded, Provider
 from nightmill.sources import decode_row_values, is_json
-from nightmill.tasks import BoundTask, Column, Template, as_text
+from nightmill.tasks import ASKS, BoundTask, Column, Template, as_text
 from nightmill.types import Endpoint
 
 DEFAULT_TEMPERATURE = 0.3
 DEFAULT_MAX_OUTPUT = 2_000
-_ASKS = {"chat": "messages", "embeddings": "input", "responses": "input"}  # the key of a request that is its prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +197,7 @@ class Compiled:
                 request["input"] = said[-1][1]
             else:
                 chat = [*said[:-1], *self._task.shots, said[-1]]
-                request[_ASKS[task.endpoint]] = [{"role": role, "content": text} for role, text in chat]
+                request[ASKS[task.endpoint]] = [{"role": role, "content": text} for role, text in chat]
         if task.endpoint != "embeddings":
             self._add_sampling(request, user_set)
         request |= p.extra
@@ -210,7 +209,7 @@ class Compiled:
         Raises:
             InputError: it holds none, or one for another endpoint than the job's.
         """
-        endpoint, asks = self._task.task.endpoint, _ASKS[self._task.task.endpoint]
+        endpoint, asks = self._task.task.endpoint, ASKS[self._task.task.endpoint]
         body = row["body"] if "body" in self.columns else _gathered(row)
         url = row.get("url") if "body" in self.columns else None
         if isinstance(body, str):
@@ -228,7 +227,7 @@ class Compiled:
 
     def _asked(self, row: Mapping[str, Any]) -> str:
         body = self._body(row)
-        return _last_text(body[_ASKS[self._task.task.endpoint]])
+        return _last_text(body[ASKS[self._task.task.endpoint]])
 
     def _add_sampling(self, request: dict[str, Any], user_set: set[str]) -> None:
         """What the user says holds for every row; our defaults only where a row has no body of its own."""

@@ -56,6 +56,7 @@ class SectionsWriter:
     def __init__(self, file: BinaryIO, about: About, *, csv_raw: bool) -> None:
         self._file, self._at = file, about.written_at
         self._sections: dict[str, dict[str, msgspec.Raw]] = {}
+        self._numbers: dict[tuple[str, str], int] = {}  # of prompts by section and name, where there are several
         self._total = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -64,8 +65,18 @@ class SectionsWriter:
         values = zip(*(batch.column(name).to_pylist() for name in names), strict=True)
         for section, name, row in zip(*labels, values, strict=True):
             prompts = self._sections.setdefault(section or "", {})
-            prompts[_free(name or "", prompts)] = msgspec.Raw(_encode(_entry(*row)))
+            prompts[self._free(section or "", name or "")] = msgspec.Raw(_encode(_entry(*row)))
             self._total += 1
+
+    def _free(self, section: str, name: str) -> str:
+        """``name``, or with a number behind it the first that nobody has yet."""
+        free, number = name, self._numbers.get((section, name), 1)
+        while free in self._sections[section]:
+            number += 1
+            free = f"{name} ({number})"
+        if free != name:
+            self._numbers[section, name] = number
+        return free
 
     def close(self) -> None:
         document = {"total_results": self._total, "results_by_section": self._sections, "timestamp": self._at}
@@ -84,11 +95,3 @@ def _entry(
         usage = {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
     entry: dict[str, Any] = {"response": response, "usage": usage, "model": model}
     return entry if success else entry | {"error": error}
-
-
-def _free(name: str, taken: dict[str, msgspec.Raw]) -> str:
-    free, number = name, 1
-    while free in taken:
-        number += 1
-        free = f"{name} ({number})"
-    return free

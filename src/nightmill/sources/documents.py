@@ -111,4 +111,8 @@ def _called(section: Any, number: int) -> tuple[str, Any]:
     if not isinstance(section, dict):
         raise _Odd(f"section {number}", section)
     name = next((section[key] for key in _NAMES if isinstance(section.get(key), str)), f"section {number}")
-    return name, section.get("prompts") or {key: text for key, text in section.items() if key.endswith("_prompt")}
+    beside = {key: text for key, text in section.items() if key.endswith("_prompt")}
+    prompts = section.get("prompts", beside or None)
+    if not isinstance(prompts, dict):
+        raise _Odd(f"prompts of {name}", prompts)
+    return name, prompts | beside

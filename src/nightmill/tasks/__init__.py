@@ -4,13 +4,14 @@ A task is a TOML file, a Python function, a prompt given by hand, or the row its
 `bind` holds it against the columns of a source and finds out, before anything costs, what does not fit.
 """
 
-from nightmill.tasks.binding import BoundTask, Task, bind, holds_bodies, prompt_task, verbatim_task
+from nightmill.tasks.binding import ASKS, BoundTask, Task, bind, holds_bodies, prompt_task, verbatim_task
 from nightmill.tasks.files import TaskFile, check_examples, find_task, known_tasks, new_task, read_prompt
 from nightmill.tasks.functions import MESSAGES, Messages, NoRequest, TaskFunction, function_task, import_task, task
 from nightmill.tasks.schemas import check_answer, load_schema
 from nightmill.tasks.templates import Column, Template, as_text
 
 __all__ = [
+    "ASKS",
     "MESSAGES",
     "BoundTask",
     "Column",

@@ -15,7 +15,8 @@ _NOT_OF_A_BODY = ("key", "id", "custom_id")
 _VERBATIM_COLUMNS = ("text", "prompt", "input")
 _Role = Literal["system", "user"]
 
-_ASKS = {"chat": "messages", "embeddings": "input", "responses": "input"}  # the key of a body that says what is asked
+ASKS: Mapping[Endpoint, str] = {"chat": "messages", "embeddings": "input", "responses": "input"}
+"""The key of a request that says what is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ def _bind_bodies(task: Task, columns: Sequence[str], sets: Mapping[str, str]) ->
         raise TaskError(f"--set {name}={value}: there is nothing to set", why=why, fix="leave --set out")
     if "body" in columns:
         return BoundTask(task, ("body",), (), optional=("url",) if "url" in columns else ())
-    asks = _ASKS[task.endpoint]
+    asks = ASKS[task.endpoint]
     optional = tuple(name for name in columns if name not in (asks, *_NOT_OF_A_BODY))
     return BoundTask(task, (asks,), (), optional=optional)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from cli_kit import Place
+from cli_kit import MODEL, Place
+
+from nightmill.simulator import SimulatorConfig, in_thread
 
 UPPER = ("--model", "python:funcs.upper", "--out", "o.jsonl")
 
@@ -44,6 +48,55 @@ def test_a_task_over_folders_patterns_and_files(place: Place) -> None:
     keys = ["docs/b.txt", "docs/sub/a.txt", "more/1.txt", "more/2.txt", "one.txt"]
     assert [row["key"] for row in results] == keys
     assert [row["response"] for row in results] == [f"{Path(key).stem}: the text of {key}".upper() for key in keys]
+
+
+@pytest.mark.req("A1", "A2")
+def test_files_of_any_name_through_a_provider(tmp_path: Path) -> None:
+    """Names in any script, with blanks and signs, the same in two folders: each keeps its answer and its place. A dry
+    run before that makes no home and asks nobody; a file that cannot be read is told with two ways out."""
+    names = ["über uns.txt", "a b/c  d.txt", "日本語/ü.txt", "x/same.txt", "y/same.txt", "q'u\"o & $(x).txt", "[b].txt"]
+    for name in names:
+        path = tmp_path / "docs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"the text of {name}")
+    with in_thread(SimulatorConfig(speed=1000.0, answer_sigma=0.0)) as url:
+        place = Place(tmp_path, url)
+        command = ("run", "docs", "--task", "summarize", "--model", MODEL, "--yes", "--out", "out/", "--json")
+        dry = place.run(*command, "--dry-run")
+        assert (dry.code, dry.json["status"], dry.json["rows"]) == (0, "dry_run", len(names)), dry.err
+        assert (place.home.exists(), (tmp_path / "out").exists(), place.log()) == (False, False, [])
+        done = place.run(*command)
+        assert (done.code, done.json["succeeded"]) == (0, len(names)), done.err
+        metas = {name: json.loads((tmp_path / f"out/{name}.meta.json").read_text()) for name in names}
+        assert all(
+            (tmp_path / "out" / name).read_text() and meta["path"] == f"docs/{name}" for name, meta in metas.items()
+        )
+        assert len({(tmp_path / "out" / name).read_text() for name in names}) == len(names)
+        assert round(sum(meta["cost_usd"] for meta in metas.values()) * 1e9) == place.invoice()["total_nanos"]
+        asked = place.invoice()
+        for name, data in (("latin.txt", "Grüße".encode("latin-1")), ("empty.txt", b"")):
+            (tmp_path / "docs" / name).write_bytes(data)
+            refused = place.run(*command, "--force")
+            assert (refused.code, name in refused.json["error"]["message"]) == (2, True)
+            assert "--skip-bad" in refused.json["error"]["fix"]
+        assert place.invoice() == asked
+        skipped = place.run(*command, "--force", "--skip-bad")
+        assert (skipped.code, skipped.json["invalid"], skipped.json["cached"]) == (3, 2, len(names)), skipped.err
+        assert "nightmill retry" not in skipped.err
+        assert json.loads((tmp_path / "out/latin.txt.meta.json").read_text())["status"] == "failed"
+        assert place.invoice() == asked
+
+
+@pytest.mark.req("A1", "B9")
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system takes no such name")
+def test_a_name_that_is_no_text_is_told(place: Place) -> None:
+    """A file name in another encoding than UTF-8, as old archives have them, is an input to mend, not a crash."""
+    (place.folder / "docs").mkdir()
+    Path(os.fsdecode(os.fsencode(place.folder / "docs") + b"/caf\xe9.txt")).write_text("x")
+    done = place.run("run", "docs", "--rows", "file", "--prompt", "{{ text }}", *UPPER, "--json")
+    assert (done.code, done.json["error"]["code"]) == (2, "bad_input"), done.err
+    assert "not UTF-8" in done.json["error"]["message"]
+    assert done.json["error"]["fix"] == "rename it"
 
 
 @pytest.mark.req("B1")

@@ -149,7 +149,7 @@ def end_view(mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: b
         groups, estimated = [], 0
     over = job.state not in UNFINISHED
     after = [f"nightmill retry {job.id}", f"nightmill show {job.id} --failures"] if over and groups else []
-    if "adopted" in job.spec:  # nothing of it is sent again
+    if "adopted" in job.spec or now.rows == now.succeeded + now.invalid:  # nothing of it is sent again
         after = after[1:]
     if not wrote and now.succeeded:
         after.append(f"nightmill results {job.id}")

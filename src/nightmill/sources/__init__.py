@@ -217,7 +217,7 @@ def _open_parts(
     inputs: Sequence[Input], rows: Literal["file", "line"], limit: int | None, *, skip_bad: bool, whole: bool
 ) -> list[_Part]:
     for each in inputs:
-        if not (skip_bad and each.format == "txt" and rows == "file"):  # there an empty file is one bad row
+        if not (each.format == "txt" and rows == "file"):  # there an empty file is one bad row
             each.check_has_bytes()
     inputs = [documents.as_lines(each) if each.format == "json" else each for each in inputs]
     jsonl = [each for each in inputs if each.format == "jsonl"]

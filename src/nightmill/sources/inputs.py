@@ -195,6 +195,13 @@ def _input(path: Path, name: str, format_: Format | None, encoding: str, base: s
         near = difflib.get_close_matches(path.name, _siblings(path), n=1)
         hint = f"did you mean {path.parent / near[0]}?" if near else "check the path and the working folder"
         raise InputError(f"{name}: no such file", why=f"there is no {path.absolute()}", fix=hint)
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        told = os.fsencode(path).decode(errors="replace")
+        raise InputError(
+            f"{told}: its name is not UTF-8", why="names of files are keys of rows, and those are text", fix="rename it"
+        ) from None
     known = format_ or _SUFFIXES.get(_suffix(path))
     if known is None:
         raise InputError(

@@ -14,6 +14,7 @@ from nightmill.files import GROUP_ROWS
 from nightmill.sources.inputs import Input
 from nightmill.sources.taken import Taken
 
+_OR_SKIP = "--skip-bad counts such files as invalid, and sends the rest"
 _LINES_SCHEMA = pa.schema([("text", pa.string()), ("line", pa.int64())])
 _FILE_SCHEMA = pa.schema([("text", pa.string()), ("name", pa.string()), ("path", pa.string())])
 
@@ -87,9 +88,11 @@ class FilePart:
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
-            raise not_utf8(self.input) from error
+            told = not_utf8(self.input)
+            raise InputError(told.what, why=told.why, fix=f"{told.fix}; {_OR_SKIP}") from error
         if not text.strip():
-            raise InputError(f"{self.input.name} is empty", why="it holds only blanks", fix="check what wrote it")
+            why = "it holds only blanks" if text else "it holds no bytes"
+            raise InputError(f"{self.input.name} is empty", why=why, fix=f"check what wrote it; {_OR_SKIP}")
         return text
 
 

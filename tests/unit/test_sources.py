@@ -458,3 +458,14 @@ def test_bad_rows_of_a_sample_are_told_by_their_place(tmp_path: Path) -> None:
     ((_, _, bad),) = open_source([path], sample=9, skip_bad=True).taken()
     assert list(bad) == [1]
     assert f"{path}:2" in bad[1]
+
+
+@pytest.mark.req("X8")
+def test_a_line_without_an_end_is_not_taken_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large array that is called JSON lines is refused after so many bytes, with the way to read it."""
+    monkeypatch.setattr(jsonlines, "_BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(jsonlines, "_LONGEST_BYTES", 1 << 20)
+    path = write(tmp_path / "a.jsonl", json.dumps([{"text": f"row {n}"} for n in range(60_000)]))
+    error = refused(path)
+    assert error.what == f"{path}: a line is longer than 1 MB"
+    assert sum(batch.num_rows for batch in open_source([f"json:{path}"]).batches()) == 60_000

@@ -24,6 +24,7 @@ from nightmill.sources.inputs import Input
 from nightmill.sources.taken import Taken, between
 
 _BLOCK_BYTES = 1 << 20
+_LONGEST_BYTES = 64 << 20  # of a line
 _SHOWN = 5
 _BLANK = b" \t\r\n"
 _NOT_ROWS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -297,11 +298,17 @@ def _column(values: list[Any], column: pa.Field) -> pa.Array:
 
 
 def _blocks(source: Input) -> Iterator[tuple[int, bytes]]:
-    """Blocks of whole lines, each with where it begins."""
+    """Blocks of whole lines, each with where it begins. Raises InputError: a line would fill the memory."""
     with source.open() as file:
         offset = 0
         while block := file.read(_BLOCK_BYTES):
-            block += file.readline()
+            block += (rest := file.readline(_LONGEST_BYTES))
+            if len(rest) == _LONGEST_BYTES:
+                raise InputError(
+                    f"{source.name}: a line is longer than {_LONGEST_BYTES >> 20} MB",
+                    why="a row has to fit into memory",
+                    fix=f"write one object on each line; a JSON array is read as json:{source.name}",
+                )
             if offset == 0 and block.startswith(codecs.BOM_UTF8):
                 offset, block = len(codecs.BOM_UTF8), block[len(codecs.BOM_UTF8) :]
             yield offset, block

@@ -101,7 +101,15 @@ def test_a_name_that_is_no_text_is_told(place: Place) -> None:
 
 @pytest.mark.req("B1")
 @pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"sections": s}, lambda s: {"sections": [{"title": "HR", "prompts": s["HR"]}]}]
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"sections": s},
+        lambda s: {"sections": [{"title": "HR", "prompts": s["HR"]}]},
+        lambda s: {"sections": [{"name": "HR", **s["HR"]}]},
+        lambda s: {"sections": [{"section": "HR", **s["HR"]}]},
+    ],
+    ids=["bare", "sections", "title", "name", "section"],
 )
 def test_prompts_in_sections(place: Place, wrap: object) -> None:
     """A sectioned document runs as it is: each prompt a request, keyed SECTION/NAME."""

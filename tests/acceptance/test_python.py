@@ -332,6 +332,20 @@ def test_an_error_strategy_ends_a_job_and_retry_mends_it(place: Place) -> None:
     assert place.calls().count("one") == 1
 
 
+@pytest.mark.req("A2", "A8")
+def test_a_quote_leaves_no_trace(hosted: Place) -> None:
+    """A quote makes no home where there is none, asks nobody and puts nothing on record where there is one; it is
+    short of answers that were paid for."""
+    rows = [f"row {i}" for i in range(12)]
+    asked: dict[str, Any] = {"prompt": "{{ text }}", "model": MODEL}
+    assert nm.quote(rows, **asked).requests == 12
+    assert (hosted.home.exists(), hosted.log()) == (False, [])
+    nm.run(rows[:2], **asked)
+    seen = len(hosted.log())
+    assert (nm.quote(rows, **asked).requests, nm.quote(rows, **asked).cached) == (10, 2)
+    assert (len(nm.Mill().jobs()), len(hosted.log())) == (1, seen)
+
+
 @pytest.mark.req("A3", "A8")
 def test_a_budget_is_an_error_with_its_way_out(hosted: Place) -> None:
     """What would cost too much is refused before anything is sent; a quote tells the price for nothing."""

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Unpack
 
 from nightmill.api.job import Job, Stream
-from nightmill.api.mill import Callback, Mill
+from nightmill.api.mill import Callback, Mill, quoted
 from nightmill.api.options import Options
 from nightmill.api.rows import Source
 from nightmill.api.values import Handed, Progress, Quote, Result
 from nightmill.config import load_settings
+from nightmill.mill import opened
 
 __all__ = [
     "Callback",
@@ -73,8 +74,9 @@ async def arun(source: Source, *, progress: Callback | None = None, **options: U
 
 
 def quote(source: Source, *, save_requests: str | os.PathLike[str] | None = None, **options: Unpack[Options]) -> Quote:
-    """What `run` would cost; nothing is sent, spent or kept, but for the files of ``save_requests`` (`Mill.quote`)."""
-    return _current().quote(source, save_requests=save_requests, **options)
+    """What `run` would cost; nothing is sent, spent or kept, no home is made (``save_requests``: see `Mill.quote`)."""
+    with opened(load_settings(Path.cwd(), os.environ), create=False) as mill:
+        return quoted(mill, source, save_requests, options)
 
 
 def _current() -> Mill:

@@ -75,10 +75,7 @@ class Mill:
         ``save_requests``: a new or empty folder that keeps what would be sent, a file for each shard, as a provider
         takes it.
         """
-        check_options(options)
-        kept = None if save_requests is None else Path(save_requests)
-        with taken(source, options.get("limit")) as rows:
-            return Quote.of(self._house.rehearse(run_options(options, rows.inputs, rows.given), kept))
+        return quoted(self._house, source, save_requests, options)
 
     def submit(self, source: Source, **options: Unpack[Options]) -> Job:
         """Plan a job and put it on record, or find the unfinished one that the same call began.
@@ -346,6 +343,14 @@ class Mill:
 
     async def _followed(self, job_id: str) -> None:
         await self.awatch(job_id)
+
+
+def quoted(mill: house.Mill, source: Source, save_requests: str | os.PathLike[str] | None, options: Options) -> Quote:
+    """See `Mill.quote`."""
+    check_options(options)
+    kept = None if save_requests is None else Path(save_requests)
+    with taken(source, options.get("limit")) as rows:
+        return Quote.of(mill.rehearse(run_options(options, rows.inputs, rows.given), kept))
 
 
 async def _work_and_tell(worker: house.Mill, job_id: str, progress: Callback | None, way: _Way, stop: Stop) -> None:

@@ -244,3 +244,10 @@ def test_the_account_names_the_key_by_fingerprint_only():
     assert one.id != two.id
     assert "sk-" not in repr(one)
     assert one.host == "api.openai.com"
+
+
+@pytest.mark.parametrize("model", ["gpt-4o-mini-search-preview", "gpt-5-search-api", "o4-mini-deep-research"])
+def test_models_that_search_by_themselves_are_refused(model):
+    """Each search is billed beside the tokens, so that no hold would cover a request."""
+    with pytest.raises(CannotCarry, match="searches by itself"):
+        encode(model, {"messages": MESSAGES, "max_completion_tokens": 9})

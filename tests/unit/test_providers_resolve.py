@@ -106,6 +106,14 @@ def test_an_unknown_provider_is_told_what_there_is():
     assert "local" in caught.value.why
 
 
+def test_a_password_in_an_address_is_not_shown():
+    """What is listed has the address without the login that is in it."""
+    tables = {"gate": {"base_url": "http://bob:hunter2@127.0.0.1:9/v1"}}
+    (found,) = [offer for offer in offers({}, tables) if offer.name == "gate"]
+    assert found.base_url == "http://127.0.0.1:9/v1"
+    assert "hunter2" not in "".join(available({}, tables))
+
+
 def test_what_is_available_is_said_in_lines():
     """Each way to get answers has one line, also those that lack something."""
     lines = available({})

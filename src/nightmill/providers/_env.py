@@ -38,6 +38,13 @@ def sendable(variable: str, value: str) -> str:
     )
 
 
+def without_login(base_url: str) -> str:
+    """The address as it may be shown: a name and password in it are nobody else's to read."""
+    scheme, mark, rest = base_url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
+
+
 def is_nearby(base_url: str) -> bool:
     """Whether the server is on this machine or in a network of the user's own, by its address or its name."""
     try:

@@ -20,6 +20,7 @@ _BOUNDLESS = (
     *("previous_response_id", "conversation", "prompt", "background", "context_management"),
     *("web_search_options", "audio", "plugins", "models", "search_parameters", "data_sources"),
 )
+_SEARCHES = re.compile("search-(preview|api)|deep-research")  # models that search by themselves, billed by the search
 _TIERS = (None, "auto", "default", "flex", "on_demand")  # any other may be dearer than the list price
 _OWN_TOOLS = ("function", "custom")  # of the caller; any other runs at the provider, which bills each use
 _TEXT_ITEMS = (
@@ -53,6 +54,9 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
     if endpoint == "embeddings":
         _fit_embeddings(body, notes, user_set)
         return Encoded(server.batch_url + "/embeddings", json_line(body), tuple(notes), inputs=inputs_of(body))
+    if _SEARCHES.search(model):
+        why = "each search is billed beside its tokens, so that no budget would hold"
+        raise CannotCarry(f"{name}/{model} searches by itself", why=why, fix="choose another model")
     _refuse_boundless(body)
     thinks = not takes_sampling(server.thinks_first, model, _effort(body))
     if endpoint == "responses":

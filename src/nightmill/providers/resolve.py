@@ -66,6 +66,7 @@ def account_model(name: str, env: Mapping[str, str], tables: Tables = _NO_TABLES
 
 
 def _offer(name: str, env: Mapping[str, str], tables: Tables) -> Offer:
+    from nightmill.providers._env import without_login
     from nightmill.providers.compatible import address
 
     server = configured(name, tables.get(name, {}))
@@ -73,7 +74,7 @@ def _offer(name: str, env: Mapping[str, str], tables: Tables) -> Offer:
     needs_key = bool(server.keys) and not server.key_optional
     lacks = f"set {' or '.join(server.keys)}" if needs_key and key is None else ""
     try:
-        base_url = address(name, server, env)
+        base_url = without_login(address(name, server, env))
     except UsageError:
         base_url, lacks = "", " and ".join(filter(None, (lacks, f"set {server.base_url_env}")))
     lanes = ("batch", "live") if server.limits.batch_requests else ("live",)

@@ -194,6 +194,33 @@ def test_cancel_collects_what_was_done(tmp_path: Path) -> None:
         assert shown["shards"][0]["submissions"][0]["batch_id"].startswith("batch_")
 
 
+@pytest.mark.req("D4")
+@pytest.mark.parametrize("file", ["rows.parquet", "shards/*.jsonl"])
+def test_a_damaged_file_is_named_and_hides_no_other_job(place: Place, file: str) -> None:
+    """Jobs are listed with their progress and the others go on; of the damaged one nothing more is sent, its file is
+    named, with what to do."""
+    for name in ("whole", "damaged"):
+        running = place.start("run", place.rows(20, name + " {}", f"{name}.txt"), *GATED, "--name", name)
+        running.answered(10)
+        running.signal(signal.SIGKILL)
+        running.end()
+    jobs = {job["name"]: job["job_id"] for job in place.run("jobs", "--json").json["jobs"]}
+    (damaged,) = (place.home / "jobs" / jobs["damaged"]).glob(file)
+    data = damaged.read_bytes()
+    damaged.write_bytes(b"\xff" * len(data))
+    listed = place.run("resume", "--list", "--json").json["jobs"]
+    assert [(job["job_id"], job["succeeded"]) for job in listed] == [(jobs["damaged"], 10), (jobs["whole"], 10)]
+    (place.folder / "gate").touch()
+    refused = place.run("resume", "damaged", "--json")
+    assert (refused.code, refused.json["error"]["code"]) == (1, "store"), refused.err
+    assert damaged.relative_to(place.home).as_posix() in refused.json["error"]["message"]
+    assert "backup" in refused.json["error"]["fix"]
+    assert place.run("resume", "whole").code == 0
+    damaged.write_bytes(data)  # from the backup
+    assert place.run("resume", "damaged").code == 0
+    assert place.run("show", "damaged", "--json").json["succeeded"] == 20
+
+
 def test_a_closed_pipe_ends_in_silence(place: Place) -> None:
     """`nightmill results JOB | head -1` prints one line and no complaint."""
     assert place.run("run", place.rows(4_000), "--prompt", "{{ text }} " + "long " * 20, "--model",

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from nightmill.cli.edge import Edge
+from nightmill.cli.edge import Edge, PipeClosed
 from nightmill.cli.helping import finish, variable_of
 from nightmill.cli.logs import warnings_said
 from nightmill.errors import NightmillError, UsageError
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings_said(edge.say_beside):
             code = _run(edge, arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read stdout has seen enough
+    except (BrokenPipeError, PipeClosed):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
@@ -146,7 +146,7 @@ def _run(edge: Edge, arguments: list[str]) -> int:
         return edge.fail(_as_usage_error(error))
     except (KeyboardInterrupt, click.Abort):
         return edge.interrupted()
-    except BrokenPipeError:
+    except (BrokenPipeError, PipeClosed):
         raise
     except Exception as error:  # a bug: a user gets one line and the log, not a traceback
         return edge.fail_unexpectedly(error)

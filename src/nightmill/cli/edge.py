@@ -189,6 +189,10 @@ class Declined(NightmillError):
     code = "declined"
 
 
+class PipeClosed(Exception):
+    """Whoever read a stream has seen enough. No OSError: click would make an exit code of its own of that."""
+
+
 class Interrupted(NightmillError):
     code = "interrupted"
     exit_code = 130
@@ -242,8 +246,11 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 def _write(stream: Any, text: str, end: str = "\n") -> None:
     encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + end)
-    stream.flush()
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + end)
+        stream.flush()
+    except BrokenPipeError as error:
+        raise PipeClosed from error
 
 
 def _traceback(error: BaseException) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nightmill.cli import flags, present, views
-from nightmill.cli.edge import Edge, error_object
+from nightmill.cli.edge import Edge, PipeClosed, error_object
 from nightmill.cli.progress import Mode
 from nightmill.cli.session import Order, look_again, tell_end, work
 from nightmill.errors import UsageError
@@ -66,7 +66,10 @@ def results(
         elif form is None and sys.stdout.isatty():
             rows = _look_at(edge, mill, found, span or (0, found.rows), failed=failed)
         else:
-            rows = mill.pour(found, edge.data, form or "jsonl", csv_raw=csv_raw, **chosen)
+            try:
+                rows = mill.pour(found, edge.data, form or "jsonl", csv_raw=csv_raw, **chosen)
+            except BrokenPipeError as error:
+                raise PipeClosed from error
         now, paths = mill.standing(found), [str(target.path) for target in targets]
         answer = views.job_object(found, now, out=paths, interrupted=interrupted) | {"written": rows}
         code, error = tell_end(edge, mill, found, now, interrupted=interrupted, wrote=True) if worked else (0, None)

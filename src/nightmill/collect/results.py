@@ -12,7 +12,7 @@ import logging
 import struct
 from array import array
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader, FileIO
 from operator import add
@@ -160,9 +160,12 @@ class Results:
         twins, bad = self.twins(first, end), bad_rows(self._store, self._files.bad, first, end)
         with ExitStack() as stack:
             reader, sent = _RangeReader(self, stack, first, end, twins, bad), _Sent(self._store)
-            source = pq.ParquetFile(stack.enter_context(self._store.open(self._files.rows.ref)), pre_buffer=False)
+            rows_file = stack.enter_context(self._store.open(self._files.rows.ref))
+            with _damage_told(self._files.rows):
+                source = pq.ParquetFile(rows_file, pre_buffer=False)
             for start in range(first, end, GROUP_ROWS):
-                batch = _row_group(source, start)
+                with _damage_told(self._files.rows):
+                    batch = _row_group(source, start)
                 table = _Table(self._provider.name, self._check is not None)
                 for rows in reader.outcomes(start, start + batch.num_rows):
                     if isinstance(rows, _Run):
@@ -268,6 +271,19 @@ def _parquet(out: Writer) -> pq.ParquetWriter:
     return pq.ParquetWriter(
         file, RESULT_SCHEMA, compression="zstd", use_dictionary=repeated, write_statistics=["index"]
     )
+
+
+@contextmanager
+def _damage_told(file: StoredFile) -> Iterator[None]:
+    """Raises StoreError for what cannot be read, and for nothing else."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(
+            f"a file of this job is damaged: {file.ref.path}",
+            why=str(error).strip(),
+            fix="put the home folder back from a backup; what came back is kept, and nothing more is sent",
+        ) from error
 
 
 def _row_group(source: pq.ParquetFile, start: int) -> pa.RecordBatch:

@@ -148,6 +148,7 @@ async def run_shard(
             return None
         shard = lease.shard = ready
     else:
+        await desk.aside(desk.store.verify, shard.file)
         shard = lease.shard = await desk.book(desk.ledger.open_journal, shard, journal_file)
     if shard.restored:
         shard = lease.shard = await _with_journals_on_disk(desk, shard, n)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nightmill.collect import Answers, SoFar
-from nightmill.errors import UsageError
+from nightmill.errors import StoreError, UsageError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Job, Outside, Standing, standing_of, with_answers
 from nightmill.mill.home import Home
 from nightmill.providers import Provider
 from nightmill.types import Lane, ShardState
 from nightmill.wire import ROWS
+
+log = logging.getLogger(__name__)
 
 _COOLING = "{} asks to wait (rate limit); it goes on by itself, and with --rpm or --tpm below the limit evenly"
 _UNDER_WAY = (ShardState.SENDING, ShardState.COLLECTING)
@@ -72,9 +76,13 @@ class Follower:
         group, place = divmod(row, GROUP_ROWS)
         if (job_id, group) not in self._keys:
             rows = self._home.ledger.files_of(job_id, ROWS)[0]
-            with self._home.store.open(rows.ref) as stream:
-                column = pq.ParquetFile(stream).read_row_group(group, columns=["key"]).column("key")
-            self._keys = {(job_id, group): column.to_pylist()}
+            try:
+                with self._home.store.open(rows.ref) as stream:
+                    keys = pq.ParquetFile(stream).read_row_group(group, columns=["key"]).column("key").to_pylist()
+            except (OSError, StoreError, pa.ArrowException) as error:  # whoever needs the file itself will say so
+                log.warning("job %s: its rows cannot be read: %s", job_id, type(error).__name__)
+                keys = [None] * GROUP_ROWS
+            self._keys = {(job_id, group): keys}
         return self._keys[job_id, group][place] or ""
 
 

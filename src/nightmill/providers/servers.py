@@ -84,7 +84,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
             schema="json_object", thinks_first="deepseek-reasoner", example="deepseek-chat",
         ),
         "vllm": Server(
-            "http://127.0.0.1:8000/v1", keys=("VLLM_API_KEY",), key_optional=True, runs_models=True,
+            "http://127.0.0.1:8000/v1", keys=("VLLM_API_KEY",), key_optional=True, responses=True, runs_models=True,
         ),
         "llamacpp": Server(
             "http://127.0.0.1:8080/v1", keys=("LLAMA_API_KEY",), key_optional=True, max_tokens_field="max_tokens",
@@ -92,10 +92,12 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
         ),
         # It ignores max_completion_tokens without a word.
         "ollama": Server(
-            "http://127.0.0.1:11434/v1", max_tokens_field="max_tokens", runs_models=True, passes_on=r"[:-]cloud$",
-            example="llama3.2",
+            "http://127.0.0.1:11434/v1", max_tokens_field="max_tokens", responses=True, runs_models=True,
+            passes_on=r"[:-]cloud$", example="llama3.2",
         ),
-        "lmstudio": Server("http://127.0.0.1:1234/v1", max_tokens_field="max_tokens", runs_models=True),
+        "lmstudio": Server(
+            "http://127.0.0.1:1234/v1", max_tokens_field="max_tokens", responses=True, runs_models=True,
+        ),
     }
 )  # fmt: skip
 

@@ -68,8 +68,8 @@ def results(
         else:
             try:
                 rows = mill.pour(found, edge.data, form or "jsonl", csv_raw=csv_raw, **chosen)
-            except BrokenPipeError as error:
-                raise PipeClosed from error
+            except BrokenPipeError as closed:
+                raise PipeClosed from closed
         now, paths = mill.standing(found), [str(target.path) for target in targets]
         answer = views.job_object(found, now, out=paths, interrupted=interrupted) | {"written": rows}
         code, error = tell_end(edge, mill, found, now, interrupted=interrupted, wrote=True) if worked else (0, None)

@@ -306,6 +306,16 @@ def test_an_unknown_price_shows_the_lines_to_write(paying: Place) -> None:
 
 
 @pytest.mark.req("A2", "A3")
+def test_a_dry_run_needs_no_key(place: Place) -> None:
+    """What a hosted model would cost is told before there is a key for it, and that there is none."""
+    told = place.run("run", "c.csv", *SAY, "--model", MODEL, "--dry-run", "--json")
+    assert told.code == 0, told.err
+    assert told.json["at_most_usd"] > 0
+    assert "OPENAI_API_KEY is not set" in told.err
+    assert place.calls() == []
+
+
+@pytest.mark.req("A2", "A3")
 def test_a_budget_too_small_refuses_and_a_dry_run_only_says_so(paying: Place) -> None:
     """Exit 4 with the amounts before anything is sent, and nothing stays; the rehearsal tells the same, with exit 0."""
     asked = len(paying.log())

@@ -70,11 +70,17 @@ class Home:
         """Where the job's files lie."""
         return self.store.path(self.store.job_folder(job.id))
 
-    def provider(self, model: str) -> Provider:
-        """The adapter that a model is reached through. Raises UsageError (UnknownModel)."""
+    def provider(self, model: str, *, sends: bool = True) -> Provider:
+        """The adapter that a model is reached through; where nothing is sent it needs no key.
+
+        Raises:
+            UsageError (UnknownModel).
+        """
         paths = {ref: str(m["path"]) for ref, m in self.settings.models.items() if m.get("path")}
         said = self.settings
-        provider = resolve(model, env=said.env, model_paths=paths, tables=said.providers, timing=said.timing)
+        provider = resolve(
+            model, env=said.env, model_paths=paths, tables=said.providers, timing=said.timing, sends=sends
+        )
         known = {item.name for item in fields(Limits)}
         if own := {name: value for name, value in self.limits_of(provider).items() if name in known}:
             provider.limits = replace(provider.limits, **own)

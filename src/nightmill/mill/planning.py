@@ -28,7 +28,7 @@ from nightmill.plan import (
     with_waves,
 )
 from nightmill.providers import BatchProvider, LiveProvider, Provider
-from nightmill.providers.resolve import available
+from nightmill.providers.resolve import available, lacking_key
 from nightmill.sources import Source, decode_row_values, open_source
 from nightmill.store import Store
 from nightmill.tasks import (
@@ -93,7 +93,7 @@ class _Draft:
     spec: dict[str, Any]
     model: str
     free: Limit | None  # the tightest limit
-    notice: str | None  # about the task, for who looks at the price
+    notices: tuple[str, ...]  # for who looks at the price
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ def rehearse(home: Home, options: RunOptions, save_to: Path | None = None) -> Pr
 
 
 def _rehearse(home: Home, options: RunOptions, save_to: Path | None, whole: bool) -> Prepared:
-    draft = _draft(home, options, whole)
+    draft = _draft(home, options, whole, sends=False)
     with tempfile.TemporaryDirectory(prefix="nightmill-dry-", ignore_cleanup_errors=True) as folder:
         prepared = _planned(home, options, draft, Store(Path(folder)), new_id())
         if save_to is not None:
@@ -187,7 +187,7 @@ def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_i
     """The plan with its price, its files in ``store``."""
     order, free = draft.order, draft.free
     plan = make_plan(order, store, job_id)
-    notes = (*filter(None, [draft.notice]), *plan.quote.notes)
+    notes = (*draft.notices, *plan.quote.notes)
     plan = replace(plan, quote=with_waves(replace(plan.quote, notes=notes), free.free_nanos if free else None))
     unfinished = None if options.new else _unfinished_like(home, plan, draft.spec, options)
     digest = order.compiled.digest
@@ -196,7 +196,7 @@ def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_i
 
 def lane_costs(home: Home, prepared: Prepared) -> list[LaneCost]:
     """What the plan would cost in each lane that its model has, batch first."""
-    quote, provider = prepared.quote, home.provider(prepared.model)
+    quote, provider = prepared.quote, home.provider(prepared.model, sends=False)
     each = Usage(-(-quote.input_tokens // max(1, quote.requests)), quote.output_tokens // max(1, quote.requests))
     costs = []
     for lane, able in ((Lane.BATCH, BatchProvider), (Lane.LIVE, LiveProvider)):
@@ -217,7 +217,7 @@ def drop(home: Home, job_id: str) -> None:
         home.ledger.abandon_plan(job_id)
 
 
-def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
+def _draft(home: Home, options: RunOptions, whole: bool, *, sends: bool = True) -> _Draft:
     settings = home.settings
     model = options.model or settings.default_model
     if not model:
@@ -226,7 +226,7 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
             why="usable here: " + "; ".join(available(settings.env, settings.providers)),
             fix="name one with --model, or set [defaults] model in nightmill.toml; nightmill models tells more",
         )
-    provider = home.provider(model)
+    provider = home.provider(model, sends=sends)
     task, function, notice = _task(home, options, provider)
     rows = options.rows or task.rows
     source = open_source(
@@ -251,7 +251,9 @@ def _draft(home: Home, options: RunOptions, whole: bool) -> _Draft:
     spec = _spec(options, bound, parameters, model, lane, source)
     spec |= {"columns": columns, "price": order.sheet.to_json()}
     free = home.tightest(options.budget_nanos)
-    return _Draft(_bounded(order, options, free), spec, model, free, notice)
+    lacking = lacking_key(model, settings.env, settings.providers)
+    notices = (notice, lacking and f"{lacking} is not set: the run needs it")
+    return _Draft(_bounded(order, options, free), spec, model, free, tuple(filter(None, notices)))
 
 
 def _sampled(options: RunOptions) -> list[str]:

@@ -285,7 +285,7 @@ def key_of(name: str, server: Server, env: Mapping[str, str]) -> str:
     variable = server.key_variable(env)
     if variable is not None:
         return sendable(variable, env[variable].strip())
-    if server.keys and not server.key_optional:
+    if server.lacks_key(env):
         raise no_key(name, " or ".join(server.keys))
     return ""
 

@@ -72,7 +72,7 @@ def _offer(name: str, env: Mapping[str, str], tables: Tables) -> Offer:
     server = configured(name, tables.get(name, {}))
     key = server.key_variable(env)
     needs_key = bool(server.keys) and not server.key_optional
-    lacks = f"set {' or '.join(server.keys)}" if needs_key and key is None else ""
+    lacks = f"set {' or '.join(server.keys)}" if server.lacks_key(env) else ""
     try:
         base_url = without_login(address(name, server, env))
     except UsageError:
@@ -169,6 +169,7 @@ def resolve(
     model_paths: Mapping[str, str] = _NONE,
     tables: Tables = _NO_TABLES,
     timing: Timing = _USUAL,
+    sends: bool = True,
 ) -> Provider:
     """The provider for ``ref``; nothing is sent and no local model is loaded yet.
 
@@ -177,6 +178,7 @@ def resolve(
         model_paths: files of local models by reference (``local/NAME``) or by NAME.
         tables: what [providers.NAME] says: it changes a known server or adds one.
         timing: how long each kind of call may take.
+        sends: without it no key is needed; such a provider encodes and prices, its calls would be refused.
 
     Raises:
         UnknownModel: nobody here answers for it; the message says what is usable.
@@ -204,6 +206,8 @@ def resolve(
             else f"choose one of these with --model, or add its server as [providers.{provider}] to nightmill.toml",
         )
     server = configured(provider, tables.get(provider, {}))
+    if not sends and server.lacks_key(env):
+        env = {**env, server.keys[0]: "none"}
     if provider == "openai":
         from nightmill.providers import openai
 
@@ -211,6 +215,15 @@ def resolve(
     from nightmill.providers import compatible
 
     return compatible.connect(provider, model, server, env, timing)
+
+
+def lacking_key(ref: str, env: Mapping[str, str], tables: Tables = _NO_TABLES) -> str:
+    """The variable that has to hold a key before ``ref`` can be called; empty where nothing lacks."""
+    provider, _ = parse_model(ref)
+    if provider in _KEYLESS:
+        return ""
+    server = configured(provider, tables.get(provider, {}))
+    return " or ".join(server.keys) if server.lacks_key(env) else ""
 
 
 def runs_here(ref: str, env: Mapping[str, str], tables: Tables = _NO_TABLES) -> bool:

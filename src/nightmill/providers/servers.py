@@ -51,6 +51,10 @@ class Server:
         """The variable that holds a key, of those that may."""
         return next((name for name in self.keys if env.get(name, "").strip()), None)
 
+    def lacks_key(self, env: Mapping[str, str]) -> bool:
+        """Whether it takes no call without a key, and there is none."""
+        return bool(self.keys) and not self.key_optional and self.key_variable(env) is None
+
     def runs_here(self, model: str, base_url: str) -> bool:
         """Whether ``model`` runs on hardware of the user's own."""
         elsewhere = bool(self.passes_on) and re.search(self.passes_on, model) is not None

@@ -112,7 +112,7 @@ def run(edge: Edge, **given: Any) -> int:
 def _told_apart(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What was typed, and what the environment says, which counts less than a template."""
     context = click.get_current_context()
-    nothing = {name: () if isinstance(value, tuple) else False if value is True else None
+    nothing = {name: () if isinstance(value, tuple) else False if isinstance(value, bool) else None
                for name, value in given.items()}  # fmt: skip
     outside = {n for n in given if context.get_parameter_source(n) is ParameterSource.ENVIRONMENT and n != "new"}
     typed = {name: nothing[name] if name in outside else value for name, value in given.items()}

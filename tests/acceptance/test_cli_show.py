@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,18 @@ def test_quote_and_bill_stand_side_by_side(tmp_path: Path) -> None:
         said = place.run("show", "@last").out
         assert ("more than quoted" if off > 0 else "less than quoted") in said
         assert "at most" in said
+
+
+@pytest.mark.req("D3")
+def test_a_job_tells_when_it_began_and_ended(tmp_path: Path) -> None:
+    """`show --json` has both times in UTC, as its results in a .json document have."""
+    place = Place(tmp_path)
+    assert place.run("run", place.rows(2), "--model", "python:funcs.upper", "--out", "r.json").code == 0
+    shown = place.run("show", "@last", "--json").json
+    told = json.loads((place.folder / "r.json").read_text())["job"]
+    for name in ("started_at", "completed_at"):
+        assert shown[name].endswith("+00:00")
+        assert dt.datetime.fromisoformat(told[name]).replace(microsecond=0) == dt.datetime.fromisoformat(shown[name])
 
 
 @pytest.mark.req("X12")

@@ -79,6 +79,7 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
         views.job_object(job, now)
         | {
             "name": job.name, "reason": job.reason, "held_usd": usd(now.held_nanos),
+            "started_at": views.iso_time(job.started_at), "completed_at": views.iso_time(job.finished_at),
             "difference_usd": usd(now.spent_nanos - job.quote.expected_nanos) if job.quote else None,
             "failures": [{"kind": g.kind, "count": g.count, "message": g.message, "row": g.row} for g in view.failures],
             "shards": [_shard_object(shard) for shard in shards],

@@ -38,7 +38,7 @@ class Template:
         sets = theirs.get("sets", {}) | mine.get("sets", {})
         options = replace(self.options, **(theirs | mine | ({"sets": sets} if sets else {})))
         checkpoint = self.checkpoint or other.checkpoint
-        return Template(options, self.outs or other.outs, self.csv_raw or other.csv_raw, checkpoint)
+        return Template(options, self.outs or other.outs, bool(self.csv_raw or other.csv_raw), checkpoint)
 
 
 def save(home: Path, name: str, template: Template, *, force: bool) -> None:

@@ -179,7 +179,7 @@ WRONG = {
     "run --lane": "fast", "run --budget": "-1", "run --rows": "word", "run --limit": "0", "run --on-error": "maybe",
     "run --batch-size": "1.5", "run --temperature": "nan", "run --max-output": "-3", "run --rpm": "0",
     "run --tpm": "inf", "run --concurrency": "many", "run --progress": "loud", "run --sample": "0", "run --seed": "x",
-    "jobs --limit": "0", "show --row": "-1", "watch --progress": "x", "resume --progress": "x",
+    "jobs --limit": "0", "jobs --state": "lost", "show --row": "-1", "watch --progress": "x", "resume --progress": "x",
     "cancel --progress": "x", "retry --max-output": "0", "retry --temperature": "-1", "retry --progress": "x",
     "results --format": "xml",
     "results --rows": "5-3", "results --progress": "x", "adopt --progress": "x", "gc --older-than": "29d",

@@ -143,3 +143,17 @@ def test_an_ambiguous_prefix_names_the_candidates(tmp_path: Path) -> None:
     assert all(f"{job['job_id']} ({job['name']})" in refused["why"] for job in jobs)
     assert place.run("show", "one", "--json").json["job_id"] == jobs[1]["job_id"]
     assert place.run("show", "@last", "--json").json["name"] == "two"
+
+
+@pytest.mark.req("B2")
+def test_jobs_are_listed_by_state_and_never_cut_in_silence(tmp_path: Path) -> None:
+    """`jobs` shows the newest, says when there are more, and takes only those in a state."""
+    place = Place(tmp_path)
+    for n in (1, 2, 3):
+        run = ("run", place.rows(n), "--prompt", "{{ text }}", "--model", "python:funcs.upper")
+        assert place.run(*run).code == 0
+    some = place.run("jobs", "--limit", "2")
+    assert (len(some.out.splitlines()), "nightmill jobs --all" in some.err) == (3, True)
+    assert [job["rows"] for job in place.run("jobs", "--all", "--limit", "2", "--json").json["jobs"]] == [3, 2, 1]
+    assert len(place.run("jobs", "--state", "completed", "--state", "paused", "--json").json["jobs"]) == 3
+    assert place.run("jobs", "--state", "paused", "--json").json["jobs"] == []

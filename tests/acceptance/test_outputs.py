@@ -183,8 +183,11 @@ def test_a_folder_of_others_is_not_written_over(place: Place) -> None:
     assert place.run("results", "@last", "--out", "out/").code == 2
     assert place.run("results", "@last", "--out", "out/", "--force").code == 0
     assert (out / "a.txt").read_text() == "ONE"
-    own = place.run(*FILES, *PICKY, "--out", "docs/", "--force")
-    assert (own.code, "is an input" in own.err) == (2, True)
+    for inside in ("docs/", "docs/out/", "docs/r.jsonl"):
+        own = place.run(*FILES, *PICKY, "--out", inside, "--force")
+        assert (own.code, "lies in the input docs" in own.err) == (2, True)
+    single = place.run("run", "docs/a.txt", *FILES[2:], *PICKY, "--out", "docs/", "--force")
+    assert (single.code, "is an input" in single.err) == (2, True)
     lines = place.run("run", place.rows(2), "--prompt", "{{ text }}", *UPPER, "--out", "out/")
     assert (lines.code, "--rows file" in lines.err) == (2, True)
 

@@ -18,17 +18,24 @@ from nightmill.types import UNFINISHED, JobState, ShardState, usd
 
 _MOST_SHARDS = 20  # in the table; the newest are what one looks for
 _MOST_FAILURES = 100
+_STATES = tuple(state.value for state in JobState if state is not JobState.PLANNING)
 
 
 @click.command(short_help="List jobs, newest first.")
+@click.option("--state", "states", type=click.Choice(_STATES), multiple=True, help="Only jobs in this state.")
 @click.option("--limit", type=flags.WHOLE, default=20, show_default=True, help="Most jobs to list.")
+@click.option("--all", "every", is_flag=True, help="List all there are.")
 @flags.common
-def jobs(edge: Edge, limit: int) -> int:
+def jobs(edge: Edge, states: tuple[str, ...], limit: int, every: bool) -> int:
     """List jobs, newest first."""
     with edge.mill(create=False) as mill:
-        found = [(job, mill.standing(job)) for job in mill.jobs(limit=limit)]
+        listed = mill.jobs(states=[JobState(state) for state in states] or None, limit=None if every else limit + 1)
+        shown = listed if every else listed[:limit]
+        found = [(job, mill.standing(job)) for job in shown]
     table = [views.job_row(job, now) for job, now in found]
     edge.put(present.jobs_table(table, width=edge.table_width, unicode=edge.unicode))
+    if len(listed) > len(shown):
+        edge.say("there are more: nightmill jobs --all")
     edge.answer({"jobs": [views.job_object(job, now) | {"name": job.name} for job, now in found]})
     return 0
 

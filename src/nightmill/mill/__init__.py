@@ -27,7 +27,7 @@ is in the room that is named after it:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,8 +70,9 @@ from nightmill.mill.submitting import check_affordable
 from nightmill.mill.surveying import ListedBatch, Listing
 from nightmill.pricing import PriceSheet
 from nightmill.sinks import About, Format, Origin, Target, check_fit
-from nightmill.sinks.exports import check_targets
-from nightmill.types import UNFINISHED
+from nightmill.sinks.exports import check_outside, check_targets
+from nightmill.sources import folders_taken
+from nightmill.types import UNFINISHED, JobState
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,7 @@ class Mill:
         folder = self.folder(before) if before else None
         about = About(schema=prepared.schema, origin=Origin.of(prepared.spec))
         names = prepared.source.names
+        check_outside(targets, folders_taken(prepared.options.inputs))
         check_targets(targets, about, names=names[: prepared.plan.rows], inputs=names, folder=folder, force=force)
 
     def check_files(self, targets: Sequence[Target], job: Job, *, force: bool) -> None:
@@ -257,9 +259,9 @@ class Mill:
         """By id, prefix, name or ``@last``. Raises Conflict."""
         return self.home.job(text)
 
-    def jobs(self, *, limit: int | None = None) -> list[Job]:
-        """All jobs, newest first; no more than ``limit``."""
-        return self.ledger.jobs(limit=limit)
+    def jobs(self, *, states: Collection[JobState] | None = None, limit: int | None = None) -> list[Job]:
+        """All jobs, or those in these states, newest first; no more than ``limit``."""
+        return self.ledger.jobs(states=states, limit=limit)
 
     def unfinished(self) -> list[Job]:
         """Jobs that can go on, newest first."""

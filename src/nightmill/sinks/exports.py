@@ -69,6 +69,22 @@ def check_targets(
             raise _foreign(target.path, job)
 
 
+def check_outside(targets: Sequence[Target], folders: Sequence[str]) -> None:
+    """Refuse results below a folder whose files are the input: the next run would read them, too.
+
+    Raises UsageError.
+    """
+    for target in targets:
+        path = Path(os.path.realpath(target.path))
+        for folder in folders:
+            if path.is_relative_to(os.path.realpath(folder)):
+                raise UsageError(
+                    f"{target.path} lies in the input {folder}",
+                    why="the next run would read the results as rows, and pay for them",
+                    fix="name a path beside it",
+                )
+
+
 def _is_own_checkpoint(target: Target, path: str, job: str | None) -> bool:
     """Whether the file is the job's, whoever wrote it last and however that ended, or an empty one."""
     if os.path.exists(path) and not _is_file(path):

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from nightmill.errors import InputError
 from nightmill.files import GROUP_ROWS
 from nightmill.sources import columnar, delimited, documents, jsonlines, plain
-from nightmill.sources.inputs import Input, find_inputs
+from nightmill.sources.inputs import Input, find_inputs, folders_taken
 from nightmill.sources.jsonlines import JSON_MARK, is_json
 from nightmill.sources.sampling import Sample, sample_of
 from nightmill.sources.taken import Taken, cut, digest_batch, rechunk
@@ -37,6 +37,7 @@ __all__ = [
     "Taken",
     "decode_row_values",
     "digest_batch",
+    "folders_taken",
     "is_json",
     "open_source",
 ]

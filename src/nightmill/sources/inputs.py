@@ -123,6 +123,13 @@ def find_inputs(
     return [_input(path, shown, format_, encoding, base) for path, shown, format_, base in found]
 
 
+def folders_taken(names: Sequence[str]) -> list[str]:
+    """Folders in which a file that comes to be is read, too, when ``names`` are next."""
+    patterns = [name.partition("**")[0] or "." for name in names if "**" in name]
+    plain = [name.removeprefix(f"{format_}:") for name in names for format_ in ("", *get_args(Format))]
+    return [*filter(os.path.isdir, dict.fromkeys(plain)), *patterns]
+
+
 def _known(encoding: str | None) -> str:
     try:
         return codecs.lookup(encoding or UTF8).name

@@ -174,4 +174,4 @@ def test_an_output_may_not_be_one_of_the_files_of_a_folder(place: Place) -> None
         "run", "docs", "--prompt", "{{ text }}", "--model", "python:funcs.upper", "--out", "docs/a.csv", "--force"
     )
     assert done.code == 2
-    assert "is an input" in done.err
+    assert "in the input docs" in done.err

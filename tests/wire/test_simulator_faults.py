@@ -375,6 +375,15 @@ def test_upload_500(base: str) -> None:
     assert call(base, "GET", "/v1/files").json()["data"] == known
 
 
+def test_a_server_without_a_call_to_delete(base: str) -> None:
+    """It refuses, and the file is still there."""
+    kept = upload(base, b"{}\n").json()["id"]
+    set_faults(base, {"fault": "delete_405", "times": 1})
+    assert call(base, "DELETE", f"/v1/files/{kept}").status == 405
+    assert call(base, "GET", f"/v1/files/{kept}").status == 200
+    assert call(base, "DELETE", f"/v1/files/{kept}").status == 200
+
+
 # --- live ---
 
 

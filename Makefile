@@ -16,7 +16,7 @@ demo: .venv/.runtime  ## a real model, on this machine, without a key
 	  --model local/smollm2-135m --out results.jsonl --out results.csv --yes
 
 test: check  ## what has to pass before a change goes in
-	$(BIN)/pytest --numprocesses auto --dist loadfile $(PYTEST)
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: .venv/.dev  ## style, types, and who may import whom
 	$(BIN)/ruff check

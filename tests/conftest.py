@@ -1,15 +1,8 @@
-"""How the suite is spread over processes."""
+"""In which order the suite runs."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors: killing and freezing is mostly waiting."""
-    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -156,7 +156,7 @@ def test_files_of_every_kind_give_the_same_rows(place: Place) -> None:
         done = place.run("run", name, "--prompt", "{{ text }}", *UPPER, "--force", *more)
         assert done.code == 0, done.err
         assert [(row["key"], row["response"]) for row in place.results("o.jsonl")] == [("k1", "ÉÉN"), ("k2", "ZWEI")]
-    assert place.calls() == ["één", "zwei"]  # equal rows are answered once, whatever they came in
+    assert sorted(place.calls()) == ["zwei", "één"]  # equal rows are answered once, whatever they came in
 
 
 def test_a_pipe_and_a_question(place: Place) -> None:

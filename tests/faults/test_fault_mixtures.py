@@ -158,7 +158,7 @@ LOST_AND_TWICE = Story(
 
 
 @example(LOST_AND_TWICE)
-@settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=QUIET)
+@settings(max_examples=25, derandomize=True, deadline=None, database=None, suppress_health_check=QUIET)
 @given(stories())
 def test_faults_that_meet(story: Story) -> None:
     """Two or three faults at once: accounting, money, answers and the rules of sending again all hold."""

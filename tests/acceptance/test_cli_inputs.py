@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from cli_kit import MODEL, Place
+from cli_kit import COMMAND, MODEL, Place
 
 from nightmill.simulator import SimulatorConfig, in_thread
 
@@ -175,3 +176,27 @@ def test_an_output_may_not_be_one_of_the_files_of_a_folder(place: Place) -> None
     )
     assert done.code == 2
     assert "in the input docs" in done.err
+
+
+def _peak_mb(place: Place, rows: int) -> float:
+    """Of a whole job over so many rows that ask ten things, with its results in three files."""
+    text = "".join(f"k{n},{n % 10} {'x' * 200}\n" for n in range(rows))
+    (place.folder / f"{rows}.csv").write_text("id,text\n" + text)
+    outs = [part for name in ("a.csv", "a.jsonl", "a.parquet") for part in ("--out", f"{rows}/{name}")]
+    (place.folder / str(rows)).mkdir()
+    command = [*COMMAND, "run", f"{rows}.csv", "--prompt", "{{ text }}", "--model", "python:funcs.upper", *outs]
+    process = subprocess.Popen(
+        command, cwd=place.folder, env=place.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert pq.read_metadata(place.folder / str(rows) / "a.parquet").num_rows == rows
+    return used.ru_maxrss / 1024
+
+
+@pytest.mark.req("X8")
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux alone")
+def test_ten_times_the_rows_take_no_more_memory(place: Place) -> None:
+    """From a CSV to three files of results memory holds a little of a job at a time, however long it is."""
+    assert _peak_mb(place, 100_000) < 1.25 * _peak_mb(place, 10_000)

@@ -190,12 +190,20 @@ class Engine:
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # kept for the caller of run(): a task has nobody else to tell
-            self._fail(error)
+            if not await self._is_deleted(shard.job_id):
+                self._fail(error)
         finally:
             if self._leases.get(shard.tag) is lease:  # not where we lost it, and claimed it anew
                 del self._leases[shard.tag]
             self._wake.set()
             self._on_change(shard.job_id)
+
+    async def _is_deleted(self, job_id: str) -> bool:
+        """Whether another process ended the job and deleted it, and its files with it."""
+        is_gone = await self._desk.book(self._desk.ledger.job, job_id) is None
+        if is_gone:
+            log.warning("job %s was deleted by another process", job_id)
+        return is_gone
 
     def _fail(self, error: BaseException) -> None:
         log.debug("the engine stops", exc_info=error)
@@ -337,7 +345,11 @@ class Engine:
             await desk.book(ledger.drop_planned, job_id)
         ripe = await desk.book(ledger.claim_finish, job_id, desk.timing.lease_s)
         if ripe is not None:
-            await self._finish(self._kit(job_id), ripe)
+            try:
+                await self._finish(self._kit(job_id), ripe)
+            except (LeaseLost, StoreError, OSError):
+                if not await self._is_deleted(job_id):
+                    raise
             self._wake.set()
             return False  # the next round sees whether it is over, or another worker took it
         if job.state is not JobState.PAUSED or any(lease.shard.job_id == job_id for lease in self._leases.values()):
@@ -501,8 +513,10 @@ def end_state(job: Job, counts: RowCounts) -> JobState:
 
 
 def results_of(store: Store, kit: JobKit, shards: list[Shard], files: list[Any]) -> Results:
-    """A reader of the job's results as its files stand."""
-    rows = next(f for f in files if f.kind == wire.ROWS)
+    """A reader of the job's results as its files stand. Raises LeaseLost: the job was deleted."""
+    rows = next((f for f in files if f.kind == wire.ROWS), None)
+    if rows is None:
+        raise LeaseLost(f"job {kit.job.id} was deleted by another process")
     twins, bad = (next((f for f in files if f.kind == kind), None) for kind in (wire.TWINS, wire.BAD))
     sheets = {s.tag: PriceSheet.from_json(s.price) for s in shards if s.price}
     job = JobFiles(rows, twins, bad, shards, sheets, kit.list_sheet)

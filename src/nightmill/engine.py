@@ -190,8 +190,12 @@ class Engine:
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # kept for the caller of run(): a task has nobody else to tell
-            if not await self._is_deleted(shard.job_id):
-                self._fail(error)
+            is_deleted = False
+            try:
+                is_deleted = await self._is_deleted(shard.job_id)
+            finally:  # also where the ledger cannot be asked
+                if not is_deleted:
+                    self._fail(error)
         finally:
             if self._leases.get(shard.tag) is lease:  # not where we lost it, and claimed it anew
                 del self._leases[shard.tag]

@@ -169,7 +169,7 @@ class House:
         return [kind for kind, _, _ in self.mill.ledger.alerts_of(job.id)]
 
     def sql(self, query: str, *args: Any) -> list[dict[str, Any]]:
-        with contextlib.closing(sqlite3.connect(self.folder / "home" / "nightmill.db")) as db:
+        with contextlib.closing(sqlite3.connect(self.folder / "home" / "nightmill.db", isolation_level=None)) as db:
             db.row_factory = sqlite3.Row
             return [dict(row) for row in db.execute(query, args)]
 

@@ -1,15 +1,18 @@
-"""The engine's own part: hands that are all busy, and a key that is refused half way."""
+"""The engine's own part: hands that are all busy, a key that is refused half way, a job that another one deleted."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from faults_kit import House, exact, house, truth
 
-from nightmill.engine import _HANDS, Engine
+from nightmill.engine import _HANDS, Engine, JobKit, Stop
+from nightmill.errors import StoreError
 from nightmill.lanes.throttle import Rates
 from nightmill.ledger import Job, Ledger
 from nightmill.providers.openai import OpenAI
@@ -111,3 +114,72 @@ def test_a_server_nearby_is_climbed_unless_the_user_named_a_number(
         job = h.submit(4, "live", **given)
         rates = h.mill.open_kit(job.id).rates
         assert rates == Rates(in_flight=given.get("concurrency", 256), fixed=fixed, self_hosted=True)
+
+
+def while_it_opens(h: House, job: Job, meanwhile: Callable[[], None]) -> None:
+    """Work on the job with an engine that has claimed it, and stands still while ``meanwhile`` happens."""
+
+    def open_kit(job_id: str) -> JobKit:
+        kit = h.mill.open_kit(job_id)
+        meanwhile()
+        return kit
+
+    asyncio.run(asyncio.wait_for(Engine(h.mill.desk, open_kit, Stop()).run([job.id]), 10))
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_job_that_another_process_deleted_is_let_go(tmp_path: Path, settled: bool) -> None:
+    """Its lease is over, another worker ends the job and it is deleted: who held a shard of it, or was about to build
+    its results, ends in peace, and the books stay as they were."""
+    with house(tmp_path) as h:
+        job = h.submit(4, "live")
+        if settled:
+            h.run(job, lambda h, job: all(shard.state is ShardState.SETTLED for shard in h.shards(job)))
+            assert h.mill.job(job.id).state == "running"
+        spent = []
+
+        def deleted() -> None:
+            other = House(h.url, h.folder, h.timing)
+            try:
+                for table in ("shards", "jobs"):
+                    other.sql(f"UPDATE {table} SET lease_until = 0 RETURNING 1")
+                truth(other, other.run(job))
+                spent.append(other.mill.budget())
+                other.mill.delete(other.mill.job(job.id))
+            finally:
+                other.mill.close()
+
+        def elsewhere() -> None:
+            worker = threading.Thread(target=deleted)  # a loop of its own
+            worker.start()
+            worker.join()
+
+        while_it_opens(h, job, elsewhere)
+        assert h.mill.jobs() == []
+        assert [h.mill.budget()] == spent
+        assert not h.mill.folder(job).exists()
+
+
+def test_where_the_ledger_cannot_be_asked_the_trouble_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trouble at a shard, and the ledger does not say whether its job was deleted: the run ends with that trouble, at
+    once, and the job goes on later."""
+    with house(tmp_path) as h:
+        job = h.submit(4, "live")
+
+        def trouble() -> None:
+            asked.setattr(h.mill.ledger, "job", unanswered)
+            raise StoreError("the disk is full")
+
+        def unanswered(_: str) -> None:
+            asked.undo()  # once
+            raise StoreError("the ledger is busy")
+
+        with monkeypatch.context() as asked, pytest.raises(StoreError, match="the disk is full"):
+            while_it_opens(h, job, trouble)
+        h.again()
+        done = h.run(job)
+        assert done.state == "completed"
+        truth(h, done)
+        exact(h, done)

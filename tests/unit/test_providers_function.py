@@ -153,13 +153,18 @@ def test_a_function_is_found_in_the_working_folder(tmp_path, monkeypatch):
 
 
 def test_a_module_that_cannot_be_imported_is_a_usage_error(tmp_path, monkeypatch):
-    """Missing or broken, the message names the module and the reason."""
+    """Missing, broken or a script that ends the process, the message names the module and the reason."""
     (tmp_path / "broken_model_of_today.py").write_text("raise RuntimeError('no weights')\n")
+    (tmp_path / "leaving_model_of_today.py").write_text("import sys\nsys.path = sys.path[1:]\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(UsageError, match="no_such_module_of_ours"):
         resolve("python:no_such_module_of_ours.f", env={})
     with pytest.raises(UsageError) as caught:
         resolve("python:broken_model_of_today.f", env={})
     assert "no weights" in caught.value.why
+    with pytest.raises(UsageError) as caught:
+        resolve("python:leaving_model_of_today.f", env={})
+    assert caught.value.why == "SystemExit: 0"
     with pytest.raises(UsageError, match="names no function"):
         resolve("python:nodot", env={})

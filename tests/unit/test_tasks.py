@@ -459,11 +459,12 @@ def test_sets_of_a_function_are_its_parameters() -> None:
 
 
 def test_functions_are_named_like_schemas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``module:function`` is found in the working folder; what is not there is refused."""
+    """``module:function`` is found in the working folder; what is not there, or ends the process, is refused."""
     (tmp_path / "asks_of_mine.py").write_text("def ask(row): return 'x'\n")
+    (tmp_path / "script_of_mine.py").write_text("def ask(row): return 'x'\nraise SystemExit(0)\n")
     monkeypatch.chdir(tmp_path)
     assert import_task("asks_of_mine:ask").name == "asks_of_mine:ask"
-    for wrong in ("asks_of_mine:nothing", "no_such_module:ask"):
+    for wrong in ("asks_of_mine:nothing", "no_such_module:ask", "script_of_mine:ask"):
         with pytest.raises(TaskError, match=wrong):
             import_task(wrong)
 

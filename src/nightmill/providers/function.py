@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
-import importlib
 import inspect
-import os
 import re
 import sys
 import threading
@@ -15,12 +13,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import copy_context
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import msgspec
 
 from nightmill.errors import CannotCarry, Uncertain, UsageError
+from nightmill.importing import import_here
 from nightmill.providers import Account, Encoded, Limits, LiveReply, Request
 from nightmill.providers._openai_requests import cap_of, carried, json_line, refuse_responses
 from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, error_body, scrub
@@ -179,19 +178,15 @@ def connect(model: str, _env: Mapping[str, str]) -> Function:
     return Function(model, call)
 
 
-def _module(name: str) -> Any:
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
+def _module(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
-    except Exception as exc:  # importing runs users' code, which may raise anything
+        return import_here(name)
+    except (Exception, SystemExit) as exc:  # importing runs users' code, which may raise anything
         raise UsageError(
             f"cannot import {name}",
             why=f"{type(exc).__name__}: {exc}",
             fix="start in the folder that holds the module, or install it",
         ) from exc
-    finally:
-        sys.path.remove(folder)
 
 
 def _parameters(call: Callable[..., Any]) -> frozenset[str] | None:

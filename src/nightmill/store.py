@@ -151,7 +151,7 @@ class Store:
                 raise StoreError(
                     f"a file of this job is gone: {ref.path}",
                     why=f"{target} does not exist, though the ledger counts on it",
-                    fix="put the home folder back from a backup; nothing was sent or spent",
+                    fix="put the home folder back from a backup",
                 ) from error
             file = packed
         if (size := os.fstat(file.fileno()).st_size) != ref.size_bytes:
@@ -159,7 +159,7 @@ class Store:
             raise StoreError(
                 f"a file of this job is not as it was written: {ref.path}",
                 why=f"it has {size} bytes; the ledger says {ref.size_bytes}",
-                fix="put the home folder back from a backup; nothing was sent or spent",
+                fix="put the home folder back from a backup",
             )
         return _unpacked(file, self.home) if ref.path.endswith(PACKED) else file
 
@@ -199,7 +199,7 @@ class Store:
             raise StoreError(
                 f"a file of this job was changed: {ref.path}",
                 why="its digest is not the one in the ledger",
-                fix="put the home folder back from a backup; nothing was sent or spent",
+                fix="put the home folder back from a backup",
             )
 
     def job_folder(self, job_id: str) -> str:

@@ -222,7 +222,7 @@ class Mill:
         """Send the failed rows of a finished job again, with a fresh three attempts; the others stay.
 
         Raises:
-            Conflict: it is unfinished.
+            Conflict: it is unfinished, was adopted, or its answers as they came were removed.
             what `watch` raises.
         """
         return self._block(self.aretry(job, max_output=max_output, temperature=temperature, progress=progress))
@@ -284,7 +284,7 @@ class Mill:
         try:
             await self._house.look_again(self._house.job(found.id))
         except NightmillError as error:  # what there is can be told all the same
-            log.warning("could not look for late answers of job %s: %s", found.id, error)
+            log.warning("could not look for late answers of job %s: %s", found.id, error.logged)
         return found
 
     async def _joined(self, prepared: Prepared, ended: house.Job) -> Prepared:
@@ -384,7 +384,7 @@ def _progress(follower: house.Follower) -> Progress | None:
     try:
         return Progress.of(follower.look()[0])
     except NightmillError as error:  # the worker meets it too, and ends with it
-        log.warning("progress: %s", error)
+        log.warning("progress: %s", error.logged)
         return None
 
 

@@ -22,6 +22,7 @@ is in the room that is named after it:
     reconciling  our books against a provider's own totals
     ending       what a job's end means to whoever waited for it
     housekeeping finished jobs deleted, and what nobody needs removed
+    templates    what was asked for, kept under a name to be asked again
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ class Mill:
     async def run(
         self, job_ids: Sequence[str], stop: Stop | None = None, on_change: Callable[[str], None] | None = None
     ) -> None:
-        """Work on jobs until they are done or paused. Paused ones go on first where they can."""
+        """Work on jobs until they are done or paused; of a paused one only what may have cost money is brought in."""
         await Engine(self.desk, self.open_kit, stop or Stop(), on_change).run(job_ids)
 
     async def attend(
@@ -398,7 +399,10 @@ class Mill:
         """Cut the failed rows of a finished job into new shards, with a fresh three attempts.
 
         Rows that succeeded are not touched; duplicates of a failed row share the new answer. The
-        caller submits what comes back or discards it. Raises Conflict while the job is unfinished.
+        caller submits what comes back or discards it.
+
+        Raises:
+            Conflict: the job is unfinished, was adopted, or its answers as they came were removed.
         """
         return again.prepare(self.home, job, max_output=max_output, temperature=temperature)
 

@@ -36,7 +36,10 @@ def prepare(home: Home, job: Job, *, max_output: int | None = None, temperature:
     """Cut the failed rows of a finished job into new shards, with a fresh three attempts.
 
     Rows that succeeded are not touched; duplicates of a failed row share the new answer. The
-    caller submits what comes back or discards it. Raises Conflict while the job is unfinished.
+    caller submits what comes back or discards it.
+
+    Raises:
+        Conflict: the job is unfinished, was adopted, or its answers as they came were removed.
     """
     if job.finished_at is None:
         raise Conflict(
@@ -75,6 +78,7 @@ def submit(home: Home, again: Again) -> None:
 
 
 def discard(home: Home, again: Again) -> None:
+    """The user said no: no trace stays."""
     for shard in again.shards:
         home.store.path(shard.file.path).unlink(missing_ok=True)
 

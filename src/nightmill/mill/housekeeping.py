@@ -60,7 +60,7 @@ def delete(home: Home, job: Job) -> int:
 
     Raises:
         Conflict: it is not finished, or somebody went on with it meanwhile.
-        StoreError: its files cannot be removed; the same call again goes on with them.
+        StoreError: its files cannot be removed; `finish_deletion` goes on with them.
     """
     if job.state in UNFINISHED:
         raise Conflict(

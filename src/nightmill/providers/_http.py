@@ -185,7 +185,7 @@ class Http:
         try:
             opened = file.open("rb")
         except OSError as exc:
-            fix = "put the home folder back from a backup; nothing was sent or spent"
+            fix = "put the home folder back from a backup"
             raise StoreError(f"cannot read {file}", why=str(exc), fix=fix) from exc
         with opened:
             form.add_field("file", opened, filename=name, content_type="application/jsonl")

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nightmill.errors import StoreError, UsageError
-from nightmill.sinks import RESULT_SCHEMA, About, Origin, Target, parse_target, write
+from nightmill.sinks import RESULT_SCHEMA, About, Origin, Target, parse_target, write_all
 from nightmill.sinks.columns import input_column
 from nightmill.sinks.documents import SectionsWriter
 from nightmill.sinks.exports import check_targets
@@ -41,7 +41,7 @@ def batches(*rows: dict[str, Any], size: int = 3) -> Iterator[pa.RecordBatch]:
 def test_a_document_is_json_whatever_the_texts(tmp_path: Path, rows: list[tuple[str, bool]]) -> None:
     """Any texts, any number of rows, none too: one JSON document, whose summary counts its results."""
     results = [{"index": n, "response": text, "success": good} for n, (text, good) in enumerate(rows)]
-    write(Target("json", tmp_path / "r.json"), batches(*results), About(job_id="j"))
+    write_all([Target("json", tmp_path / "r.json")], batches(*results), About(job_id="j"))
     found = json.loads((tmp_path / "r.json").read_text())
     assert [(row["response"], row["success"]) for row in found["results"]] == rows
     good = sum(good for _, good in rows)
@@ -54,7 +54,7 @@ def test_a_document_is_json_whatever_the_texts(tmp_path: Path, rows: list[tuple[
 def test_no_answer_of_a_section_replaces_another(tmp_path: Path, names: list[tuple[str, str]]) -> None:
     """Sections and names that come twice, or anew later, keep every answer, each in its section, in order."""
     rows = [{"index": n, "response": str(n), "input": {"section": s, "name": p}} for n, (s, p) in enumerate(names)]
-    write(Target("sections", tmp_path / "r.json"), batches(*rows), About())
+    write_all([Target("sections", tmp_path / "r.json")], batches(*rows), About())
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["total_results"] == len(names)
     kept = {
@@ -104,7 +104,7 @@ def test_a_writer_that_died_half_way_knows_its_files(tmp_path: Path) -> None:
     out, about = tmp_path / "out", About(job_id="j1", origin=FOLDERS)
     (out / "1.txt").mkdir(parents=True)
     with pytest.raises(StoreError):
-        write(Target("files", out), batches(*filed("a", "b", "c")), about)
+        write_all([Target("files", out)], batches(*filed("a", "b", "c")), about)
     assert sorted(path.name for path in out.iterdir()) == ["0.txt", "0.txt.meta.json", "1.txt"]
     (out / "1.txt").rmdir()
     names = [f"docs/{n}.txt" for n in range(3)]
@@ -116,9 +116,9 @@ def test_a_writer_that_died_half_way_knows_its_files(tmp_path: Path) -> None:
 def test_an_answer_that_is_none_any_more_goes(tmp_path: Path) -> None:
     """Beside a file that says `failed` lies no answer of an earlier run, unless a person changed it."""
     about = About(job_id="j1", origin=FOLDERS)
-    write(Target("files", tmp_path), batches(*filed("a", "b")), about)
+    write_all([Target("files", tmp_path)], batches(*filed("a", "b")), about)
     (tmp_path / "1.txt").write_text("mine")
-    write(Target("files", tmp_path, spares=True), batches(*filed(None, None)), about)
+    write_all([Target("files", tmp_path, spares=True)], batches(*filed(None, None)), about)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.txt.meta.json", "1.txt", "1.txt.meta.json"]
     assert json.loads((tmp_path / "0.txt.meta.json").read_text())["status"] == "failed"
     assert json.loads((tmp_path / "1.txt.meta.json").read_text())["status"] == "completed"

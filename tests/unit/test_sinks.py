@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nightmill.errors import StoreError, UsageError
-from nightmill.sinks import RESULT_SCHEMA, About, Target, parse_target, write, write_all
+from nightmill.sinks import RESULT_SCHEMA, About, Target, parse_target, write_all
+from nightmill.sinks.exports import note_writing
 
 COLUMNS = [
     *("index", "key", "prompt", "response", "success", "tokens_in", "tokens_out", "duration", "error"),
@@ -69,7 +71,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def test_columns_and_their_order(tmp_path: Path, name: str) -> None:
     """Every format has the documented columns in the documented order."""
     path = tmp_path / name
-    assert write(parse_target(str(path)), batches(result(cost_nanos=1_234_567))) == 1
+    assert write_all([parse_target(str(path))], batches(result(cost_nanos=1_234_567))) == 1
     match path.suffix:
         case ".jsonl":
             columns = list(read_jsonl(path)[0])
@@ -99,7 +101,7 @@ def test_csv_keeps_every_text_but_for_the_guard(
     """Any text comes back from CSV, with a quote in front where a spreadsheet would see a formula."""
     path = tmp_path / "r.csv"
     rows = [result(n, key=key, response=response) for n, (key, response) in enumerate(texts)]
-    write(Target("csv", path), batches(*rows), csv_raw=csv_raw)
+    write_all([Target("csv", path)], batches(*rows), csv_raw=csv_raw)
     back = [(row["key"], row["response"]) for row in read_csv(path)]
     assert back == [(guarded(key, csv_raw), guarded(response or "", csv_raw)) for key, response in texts]
 
@@ -134,21 +136,21 @@ def guarded(text: str, csv_raw: bool) -> str:
 )
 def test_the_csv_guard(tmp_path: Path, text: str, written: str) -> None:
     """Text that a spreadsheet would run gets a leading quote; numbers do not."""
-    write(Target("csv", tmp_path / "r.csv"), batches(result(response=text)))
+    write_all([Target("csv", tmp_path / "r.csv")], batches(result(response=text)))
     assert read_csv(tmp_path / "r.csv")[0]["response"] == written
 
 
 def test_the_csv_guard_covers_names_and_properties(tmp_path: Path) -> None:
     """Column names that come from a schema, and the values under them, are guarded too."""
     schema = {"type": "object", "properties": {"=a": {"type": "string"}}}
-    write(Target("csv", tmp_path / "r.csv"), batches(result(parsed='{"=a":"=b"}')), about=About(schema=schema))
+    write_all([Target("csv", tmp_path / "r.csv")], batches(result(parsed='{"=a":"=b"}')), about=About(schema=schema))
     assert read_csv(tmp_path / "r.csv")[0]["'=a"] == "'=b"
 
 
 def test_numbers_booleans_and_nulls_in_csv(tmp_path: Path) -> None:
     """CSV tells null (nothing) from an empty text (two quotes)."""
     row = result(7, key="", tokens_in=3, duration=0.25, success=False, cost_nanos=1_234_567)
-    write(Target("csv", tmp_path / "r.csv"), batches(row))
+    write_all([Target("csv", tmp_path / "r.csv")], batches(row))
     line = (tmp_path / "r.csv").read_text().splitlines()[1]
     assert line.startswith('7,"",,,false,3,,0.25,')
     assert read_csv(tmp_path / "r.csv")[0]["cost_usd"] == "0.001234567"
@@ -157,7 +159,9 @@ def test_numbers_booleans_and_nulls_in_csv(tmp_path: Path) -> None:
 def test_parsed_is_nested_in_jsonl(tmp_path: Path) -> None:
     """In jsonl a parsed answer is the value itself, every digit kept, on one line."""
     texts = ['{\n "a": [1,\r\n 12345678901234567890123]}', '"x\\ny"', "3", None]
-    write(Target("jsonl", tmp_path / "r.jsonl"), batches(*(result(n, parsed=text) for n, text in enumerate(texts))))
+    write_all(
+        [Target("jsonl", tmp_path / "r.jsonl")], batches(*(result(n, parsed=text) for n, text in enumerate(texts)))
+    )
     assert [row["parsed"] for row in read_jsonl(tmp_path / "r.jsonl")] == [
         {"a": [1, 12345678901234567890123]},
         "x\ny",
@@ -182,7 +186,7 @@ def test_parsed_is_typed_columns_in_parquet(tmp_path: Path) -> None:
     """In parquet each property of the schema is a column of its type; nested ones are JSON text."""
     path = tmp_path / "r.parquet"
     rows = [result(0, parsed=json.dumps(ANSWER), model="m"), result(1), result(2, parsed="[1]")]
-    write(Target("parquet", path), batches(*rows), about=About(schema=SCHEMA))
+    write_all([Target("parquet", path)], batches(*rows), about=About(schema=SCHEMA))
     table = pq.read_table(path)
     shown = ["label", "score", "weight", "sure", "tags", "kind", "parsed_model", "any"]
     assert table.schema.names == COLUMNS[:11] + shown + COLUMNS[12:]
@@ -196,7 +200,9 @@ def test_parsed_is_typed_columns_in_parquet(tmp_path: Path) -> None:
 
 def test_parsed_is_columns_in_csv(tmp_path: Path) -> None:
     """In CSV each property of the schema is a column too."""
-    write(Target("csv", tmp_path / "r.csv"), batches(result(parsed=json.dumps(ANSWER))), about=About(schema=SCHEMA))
+    write_all(
+        [Target("csv", tmp_path / "r.csv")], batches(result(parsed=json.dumps(ANSWER))), about=About(schema=SCHEMA)
+    )
     (row,) = read_csv(tmp_path / "r.csv")
     assert [row[name] for name in ("label", "score", "sure", "tags", "parsed_model")] == [
         "gut, ja",
@@ -220,8 +226,8 @@ def test_values_that_do_not_fit_a_column_stop_nothing(tmp_path: Path, answer: di
     """Whatever JSON stands where a typed value is expected, the export goes through."""
     for name in ("r.parquet", "r.csv"):
         assert (
-            write(
-                parse_target(str(tmp_path / name)),
+            write_all(
+                [parse_target(str(tmp_path / name))],
                 batches(result(parsed=json.dumps(answer))),
                 about=About(schema=SCHEMA),
             )
@@ -237,13 +243,16 @@ def test_values_that_do_not_fit_a_column_stop_nothing(tmp_path: Path, answer: di
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"properties": {"a": {"$ref": "#/properties/a"}}}, {"$ref": "x"}])
 def test_odd_schemas_stop_nothing(tmp_path: Path, schema: dict[str, Any]) -> None:
     """References that lead nowhere or in a circle do not hang or fail an export."""
-    assert write(Target("csv", tmp_path / "r.csv"), batches(result(parsed='{"a": 1}')), about=About(schema=schema)) == 1
+    assert (
+        write_all([Target("csv", tmp_path / "r.csv")], batches(result(parsed='{"a": 1}')), about=About(schema=schema))
+        == 1
+    )
 
 
 def test_parquet_row_groups(tmp_path: Path) -> None:
     """Small batches are gathered, so that a file of many rows has few row groups."""
     rows = [result(n) for n in range(12_000)]
-    write(Target("parquet", tmp_path / "r.parquet"), batches(*rows, size=100))
+    write_all([Target("parquet", tmp_path / "r.parquet")], batches(*rows, size=100))
     metadata = pq.read_metadata(tmp_path / "r.parquet")
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [5000, 5000, 2000]
 
@@ -279,15 +288,24 @@ def test_a_full_disk(tmp_path: Path, format_: Any) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_list_of_files_that_cannot_be_kept(tmp_path: Path) -> None:
+    """Where the job's folder is gone or full, nothing has been replaced, and the error is told as any other."""
+    target = Target("csv", tmp_path / "r.csv")
+    note = partial(note_writing, folder=tmp_path / "gone", whole=True, csv_raw=False)
+    with pytest.raises(StoreError, match="exports"):
+        write_all([target], batches(result()), on_written=note)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_target_that_is_a_folder(tmp_path: Path) -> None:
     """A folder is refused before any result is read."""
     (tmp_path / "r.csv").mkdir()
     with pytest.raises(StoreError) as caught:
-        write(Target("csv", tmp_path / "r.csv"), failing())
+        write_all([Target("csv", tmp_path / "r.csv")], failing())
     assert "folder" in caught.value.fix
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError):
-        write(Target("csv", tmp_path / "file" / "r.csv"), failing())
+        write_all([Target("csv", tmp_path / "file" / "r.csv")], failing())
 
 
 def test_two_outputs_in_one_file(tmp_path: Path) -> None:
@@ -298,10 +316,10 @@ def test_two_outputs_in_one_file(tmp_path: Path) -> None:
 
 def test_folders_are_made_and_links_kept(tmp_path: Path) -> None:
     """Missing folders are created; a link keeps pointing to the file that gets the results."""
-    write(Target("csv", tmp_path / "a" / "b" / "r.csv"), batches(result()))
+    write_all([Target("csv", tmp_path / "a" / "b" / "r.csv")], batches(result()))
     real, link = tmp_path / "real.csv", tmp_path / "link.csv"
     link.symlink_to(real)
-    write(Target("csv", link), batches(result()))
+    write_all([Target("csv", link)], batches(result()))
     assert link.is_symlink()
     assert len(read_csv(real)) == 1
 
@@ -310,7 +328,7 @@ def test_results_have_the_usual_permissions(tmp_path: Path) -> None:
     """A result file is as readable as any file the user makes, not private like a temporary one."""
     before = os.umask(0o022)
     try:
-        write(Target("csv", tmp_path / "r.csv"), batches(result()))
+        write_all([Target("csv", tmp_path / "r.csv")], batches(result()))
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "r.csv").stat().st_mode) == 0o644
@@ -323,7 +341,7 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
     reader.start()
-    write(Target("jsonl", pipe), batches(result(4)))
+    write_all([Target("jsonl", pipe)], batches(result(4)))
     reader.join()
     assert json.loads(got[0])["index"] == 4
 

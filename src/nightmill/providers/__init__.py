@@ -206,7 +206,10 @@ class KeyCheck(Protocol):
 
 @runtime_checkable
 class BatchProvider(Provider, Protocol):
-    """What the batch lane needs. Every call is made once: nothing here retries."""
+    """What the batch lane needs. Every call is made once: nothing here retries.
+
+    Where no errors are named, a call may raise any ProviderError.
+    """
 
     async def upload(self, file: Path, *, name: str) -> str:
         """Upload a shard file; the provider's file id. Raises NeverSent, Limited, Refused."""

@@ -143,7 +143,7 @@ def _written(code: CodeType) -> Iterator[str]:
             yield repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
-def connect(model: str, _env: Mapping[str, str]) -> Function:
+def connect(model: str) -> Function:
     """The callable that ``model``, ``package.module.function``, names; the working folder comes first.
 
     Raises:

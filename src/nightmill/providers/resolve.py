@@ -194,7 +194,7 @@ def resolve(
     if provider == "python":
         from nightmill.providers import function
 
-        return function.connect(model, env)
+        return function.connect(model)
     known = dict.fromkeys((*SERVERS, *tables))
     if provider not in known:
         near = difflib.get_close_matches(provider, [*known, "local"], n=1)

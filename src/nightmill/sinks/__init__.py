@@ -42,7 +42,6 @@ __all__ = [
     "parse_target",
     "save",
     "stream",
-    "write",
     "write_all",
 ]
 
@@ -125,17 +124,6 @@ def check_fit(form: Format, origin: Origin, asked: str) -> None:
             why=f"its columns are {', '.join(origin.columns)}; a section and a name are needed",
             fix='give it as {"SECTION": {"NAME": "prompt"}}, or write .json, .jsonl, .csv or .parquet',
         )
-
-
-def write(
-    target: Target,
-    batches: Iterable[pa.RecordBatch],
-    about: About = _NOBODY,
-    *,
-    csv_raw: bool = False,
-) -> int:
-    """Write results to one target; see `write_all`."""
-    return write_all([target], batches, about, csv_raw=csv_raw)
 
 
 def write_all(

@@ -16,11 +16,12 @@ import json
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from nightmill.errors import UsageError
+from nightmill.errors import StoreError, UsageError
 from nightmill.sinks import About, Target, Written, check_distinct, check_fit
 from nightmill.sinks.checkpoints import job_of
 from nightmill.sinks.folders import Layout
@@ -126,7 +127,10 @@ def _foreign(path: Path, job: str | None) -> UsageError:
 
 
 def note_writing(written: Sequence[Written], folder: Path, *, whole: bool, csv_raw: bool) -> None:
-    """Remember what the job of ``folder`` is about to put in its place, and what is there until then."""
+    """Remember what the job of ``folder`` is about to put in its place, and what is there until then.
+
+    Raises StoreError.
+    """
     ours = _read(folder)
     for each in written:
         path = os.path.realpath(each.target.path)
@@ -141,7 +145,10 @@ def note_writing(written: Sequence[Written], folder: Path, *, whole: bool, csv_r
 
 
 def note_written(targets: Sequence[Target], folder: Path, *, whole: bool, csv_raw: bool) -> None:
-    """Remember that the job of ``folder`` wrote these files; ``whole``: with every result there was."""
+    """Remember that the job of ``folder`` wrote these files; ``whole``: with every result there was.
+
+    Raises StoreError.
+    """
     ours = _read(folder)
     for target in targets:
         path = os.path.realpath(target.path)
@@ -153,9 +160,16 @@ def note_written(targets: Sequence[Target], folder: Path, *, whole: bool, csv_ra
 
 
 def _keep(ours: dict[str, list[Any]], folder: Path) -> None:
-    fresh = folder / f".{_NAME}.{os.getpid()}"
-    fresh.write_text(json.dumps(ours), encoding="utf-8")
-    fresh.replace(folder / _NAME)
+    fresh = folder / f".{_NAME}.{os.getpid()}.{threading.get_ident()}"
+    try:
+        fresh.write_text(json.dumps(ours), encoding="utf-8")
+        fresh.replace(folder / _NAME)
+    except OSError as error:
+        raise StoreError(
+            f"{folder / _NAME} cannot be written",
+            why=error.strerror or str(error),
+            fix="check that the job is still there and the disk has room, then run the same command again",
+        ) from error
 
 
 def unchanged(folder: Path) -> list[tuple[Target, bool]]:

@@ -21,7 +21,7 @@ from nightmill import wire
 from nightmill.answers import AnswerCache
 from nightmill.collect import Check, Context, Results, RowCounts, settle_late, settle_shard
 from nightmill.collect.results import JobFiles
-from nightmill.errors import LeaseLost, ProviderError, StoreError
+from nightmill.errors import Conflict, LeaseLost, ProviderError, StoreError
 from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, batch, late, live, tidying
 from nightmill.lanes.throttle import Rates, Throttle, tightest
@@ -351,7 +351,7 @@ class Engine:
         if ripe is not None:
             try:
                 await self._finish(self._kit(job_id), ripe)
-            except (LeaseLost, StoreError, OSError):
+            except (Conflict, LeaseLost, StoreError, OSError):
                 if not await self._is_deleted(job_id):
                     raise
             self._wake.set()

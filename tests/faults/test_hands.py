@@ -116,19 +116,20 @@ def test_a_server_nearby_is_climbed_unless_the_user_named_a_number(
         assert rates == Rates(in_flight=given.get("concurrency", 256), fixed=fixed, self_hosted=True)
 
 
-def while_it_opens(h: House, job: Job, meanwhile: Callable[[], None]) -> None:
-    """Work on the job with an engine that has claimed it, and stands still while ``meanwhile`` happens."""
+def while_it_opens(h: House, job: Job, meanwhile: Callable[[], None], *, before: bool = False) -> None:
+    """Work on the job with an engine that has claimed it, and stands still while ``meanwhile`` happens, just after it
+    has read what the job is, or ``before``."""
 
     def open_kit(job_id: str) -> JobKit:
-        kit = h.mill.open_kit(job_id)
+        kit = None if before else h.mill.open_kit(job_id)
         meanwhile()
-        return kit
+        return kit or h.mill.open_kit(job_id)
 
     asyncio.run(asyncio.wait_for(Engine(h.mill.desk, open_kit, Stop()).run([job.id]), 10))
 
 
-@pytest.mark.parametrize("settled", [False, True])
-def test_a_job_that_another_process_deleted_is_let_go(tmp_path: Path, settled: bool) -> None:
+@pytest.mark.parametrize(("settled", "before"), [(False, False), (True, False), (True, True)])
+def test_a_job_that_another_process_deleted_is_let_go(tmp_path: Path, settled: bool, before: bool) -> None:
     """Its lease is over, another worker ends the job and it is deleted: who held a shard of it, or was about to build
     its results, ends in peace, and the books stay as they were."""
     with house(tmp_path) as h:
@@ -154,7 +155,7 @@ def test_a_job_that_another_process_deleted_is_let_go(tmp_path: Path, settled: b
             worker.start()
             worker.join()
 
-        while_it_opens(h, job, elsewhere)
+        while_it_opens(h, job, elsewhere, before=before)
         assert h.mill.jobs() == []
         assert [h.mill.budget()] == spent
         assert not h.mill.folder(job).exists()

@@ -46,7 +46,7 @@ lines = st.lists(st.tuples(rows, st.one_of(said, bad), st.booleans()), max_size=
 
 
 def line_of(tag: str, row: int, what: tuple[Any, ...]) -> bytes:
-    custom_id = f"{tag}-{row}" if row >= 0 else f"other-{-row}"
+    custom_id = f"{tag}-{row}" if row >= 0 else "other-2" if row == -2 else f"{tag}-{'9' * 5000}"
     if what[0] == "answer":
         return answer(custom_id, what[1], what[2])
     return refusal(custom_id, int(what[0])) if what[0].isdigit() else unrun(custom_id, what[0])

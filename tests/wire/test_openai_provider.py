@@ -14,6 +14,7 @@ from openai_loopback import Api, serving
 
 from nightmill.errors import Limited, NeverSent, Refused, Uncertain
 from nightmill.providers import RateHint
+from nightmill.providers._openai_shape import load_json
 from nightmill.providers._openai_talk import batch_view
 from nightmill.providers.openai import OpenAI, connect
 from nightmill.types import Usage
@@ -318,6 +319,19 @@ def test_a_batch_object_may_lack_everything():
     """Null counts are unknown, not zero."""
     view = batch_view({"id": "b", "status": "completed", "request_counts": None, "metadata": None, "errors": None})
     assert (view.total, view.output_file, view.error_file, view.submission) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("number", [-1, 10**400, float("inf"), float("nan"), "3"])
+def test_numbers_in_a_batch_object_that_cannot_be_are_unknown(number):
+    """What no ledger could keep is not kept, and does not end the job."""
+    counts = dict.fromkeys(("total", "completed", "failed"), number)
+    view = batch_view({"id": "b", "status": "completed", "request_counts": counts, "created_at": number})
+    assert (view.total, view.completed, view.failed, view.created_at) == (None, None, None, 0.0)
+
+
+def test_an_id_that_is_no_text_of_unicode_is_kept_as_one():
+    """A lone surrogate in what the server says becomes a character that a ledger can hold."""
+    assert load_json(rb'{"id": "b\ud800", "n": NaN}')["id"] == "b\ufffd"
 
 
 def failed(*errors, **more):

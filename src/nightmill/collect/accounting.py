@@ -28,6 +28,7 @@ _UNEXPECTED, _OPEN, _SUCCEEDED = 0, 1, 2
 _KINDS = tuple(FailureKind)
 _EXPIRIES = 3  # a row that expired in so many submissions is final
 _MISSINGS = 1  # a row that is missing is sent so many times more
+_MOST_DIGITS = 18  # of a row's number
 _FEW = 16  # lines that are decoded in one go where one of a bunch is no plain answer
 _AT_ONCE_BYTES = 4 << 20  # of a live journal that is held whole; answers may be large
 _CODE = {kind: 3 + i for i, kind in enumerate(_KINDS)}
@@ -172,7 +173,12 @@ def _expected(store: Store, shard: Shard) -> bytearray:
 def index_of(custom_id: str, shard: Shard) -> int | None:
     """The row whose request has that name; None for a name that is not of ``shard``."""
     tag, _, index = custom_id.rpartition("-")
-    return int(index) if tag == shard.tag and index.isdecimal() else None
+    return int(index) if tag == shard.tag and is_row(index) else None
+
+
+def is_row(digits: str | bytes) -> bool:
+    """Whether it is a row's number; `int` refuses what has thousands of digits."""
+    return digits.isdigit() and digits.isascii() and len(digits) <= _MOST_DIGITS
 
 
 class _Reader:
@@ -210,7 +216,7 @@ class _Reader:
         acc, n, seen, hashes, prefix = self.acc, self.n, self.acc.seen, self._hashes, self.acc.shard.tag + "-"
         skip, first = len(prefix), acc.shard.first
         digits = [custom_id[skip:] for custom_id in answers.custom_ids if custom_id.startswith(prefix)]
-        if len(digits) < len(answers.custom_ids) or not all(map(str.isdecimal, digits)):
+        if len(digits) < len(answers.custom_ids) or not all(map(is_row, digits)):
             return False
         places = [int(index) - first for index in digits]
         if min(places) < 0 or max(places) >= len(seen) or len(set(places)) < len(places):
@@ -273,7 +279,7 @@ class _Reader:
             if pending is not None:
                 pending.discard(custom_id)
             digits = custom_id[skip:]
-            place = int(digits) - first if digits.isdecimal() and custom_id.startswith(prefix) else -1
+            place = int(digits) - first if is_row(digits) and custom_id.startswith(prefix) else -1
             if not 0 <= place < width or not seen[place]:
                 self._unknown(outcome)
                 continue

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from nightmill import wire
 from nightmill.answers import AnswerCache, digests
-from nightmill.collect.accounting import BodySizes, Check, estimated, index_of, is_unstated
+from nightmill.collect.accounting import BodySizes, Check, estimated, index_of, is_row, is_unstated
 from nightmill.errors import StoreError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Shard, StoredFile, SubmissionState
@@ -452,7 +452,7 @@ class _RangeReader:
                     wire.read_mark(line, pending, lost)
             elif not (is_journal and not line.endswith(b"\n")):
                 digits = line[at + skip : line.find(b'"', at + skip)] if at >= 0 else b""
-                index = int(digits) if digits.isdigit() else self._decoded_index(line, shard)
+                index = int(digits) if is_row(digits) else self._decoded_index(line, shard)
                 if first <= index < end and numbers[index - first] == _NO_LINE:
                     numbers[index - first], offsets[index - first], lengths[index - first] = here, offset, length
                 elif first <= index < end or index in others:

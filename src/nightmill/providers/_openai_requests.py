@@ -10,7 +10,7 @@ import msgspec
 from nightmill.errors import CannotCarry
 from nightmill.providers import Request, SentRequest, endpoint_of
 from nightmill.providers._http import shorten
-from nightmill.providers._openai_shape import count, load_json, parts_of, scrub
+from nightmill.providers._openai_shape import count, load_json, parts_of
 
 
 def carried(name: str, model: str, request: Request, user_set: frozenset[str]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def decode_request(line: bytes) -> SentRequest:
     if not str(texts[1]).endswith("/embeddings"):
         caps = [body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens")]
         cap = next((cap * max(1, count(body.get("n"))) for cap in caps if isinstance(cap, int)), None)
-    return SentRequest(scrub(str(texts[0])), str(texts[1]), json_line(body), model, scrub(_asked(body)), cap)
+    return SentRequest(str(texts[0]), str(texts[1]), json_line(body), model, _asked(body), cap)
 
 
 def _asked(body: Mapping[str, Any]) -> str:

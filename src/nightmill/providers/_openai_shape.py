@@ -34,6 +34,7 @@ _UNSTATED = Usage(0, 0, estimated=True)  # billed, and not a word of how much
 
 
 _MOST_TOKENS = 1 << 36  # of a whole batch with the longest prompts there are; more, or less than none, is a slip
+_MOST_SECONDS = 1e12
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
 
 
@@ -201,16 +202,17 @@ def _decode_any(line: bytes) -> Answer:
     whole = load_json(line)
     if not isinstance(whole, dict) or not isinstance(whole.get("custom_id"), str):
         raise ValueError("not a result line: no object with a custom_id")
-    duration = whole.get("duration_s")
     return Answer(
-        scrub(whole["custom_id"]),
+        whole["custom_id"],
         _line_outcome(whole.get("response"), whole.get("error")),
-        float(duration) if isinstance(duration, int | float) else None,
+        seconds(whole.get("duration_s")),
     )
 
 
 def load_json(data: bytes | str) -> Any:
     """JSON as it is really sent: NaN, lone surrogate escapes and stray bytes do not lose an answer.
+
+    No text in it has lone surrogates: nothing that keeps texts could take them.
 
     Raises:
         ValueError: it is not JSON even so.
@@ -220,7 +222,8 @@ def load_json(data: bytes | str) -> Any:
     except _NOT_STRICT:
         text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
     try:
-        return json.loads(text.lstrip("\ufeff"))
+        whole = json.loads(text.lstrip("\ufeff"))
+        return json.loads(scrub(_json(whole)))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -313,18 +316,17 @@ def _chat_outcome(body: dict[str, Any]) -> Outcome:
     good = next((outcome for outcome in outcomes if isinstance(outcome, Succeeded)), None)
     if good is None:
         return next((outcome for outcome in outcomes if outcome.text), outcomes[0])
-    every = [scrub(each.text or each.calls or each.refusal) for each in said]
+    every = [each.text or each.calls or each.refusal for each in said]
     return msgspec.structs.replace(good, parsed=_json(every))
 
 
 def _judge(said: _Said, finish: Any, usage: Usage | None, model: Any) -> Outcome:
     """Succeeded, or the kind of paid failure this answer is. Tools that are called are an answer: their JSON."""
-    finish = scrub(finish) if isinstance(finish, str) else None
-    model = scrub(model) if isinstance(model, str) else None
-    calls = scrub(said.calls) if said.calls else None
-    text, refusal = scrub(said.text) or calls or "", scrub(said.refusal)
-    if refusal:
-        return Failed(FailureKind.CONTENT_FILTER, "the model refused", usage, refusal, finish, model)
+    finish = finish if isinstance(finish, str) else None
+    model = model if isinstance(model, str) else None
+    text = said.text or said.calls or ""
+    if said.refusal:
+        return Failed(FailureKind.CONTENT_FILTER, "the model refused", usage, said.refusal, finish, model)
     if finish == "content_filter":
         message = "withheld by the provider's content filter"
         return Failed(FailureKind.CONTENT_FILTER, message, usage, text or None, finish, model)
@@ -335,7 +337,7 @@ def _judge(said: _Said, finish: Any, usage: Usage | None, model: Any) -> Outcome
         return Failed(FailureKind.TRUNCATED, message, usage, text or None, finish, model)
     if not text or text.isspace():
         return Failed(FailureKind.EMPTY, "the answer has no text", usage, text or None, finish, model)
-    return Succeeded(text, usage, finish, model, calls)
+    return Succeeded(text, usage, finish, model, said.calls)
 
 
 def _said(choice: dict[str, Any]) -> _Said:
@@ -399,7 +401,7 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
         return None
     sent = usage.get("prompt_tokens", usage.get("input_tokens"))
     written = usage.get("completion_tokens", usage.get("output_tokens")) or 0
-    if not (_is_count(sent) and _is_count(written)):
+    if not (is_count(sent) and is_count(written)):
         return None
     details = usage.get("prompt_tokens_details", usage.get("input_tokens_details"))
     details = details if isinstance(details, dict) else {}
@@ -413,11 +415,17 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
 
 def count(value: Any) -> int:
     """A number of tokens or rows, or 0 for anything else."""
-    return value if _is_count(value) else 0
+    return value if is_count(value) else 0
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether it is a number that tokens or rows can have."""
     return type(value) is int and 0 <= value <= _MOST_TOKENS
+
+
+def seconds(value: Any) -> float | None:
+    """Seconds, also since 1970; None for what cannot be that."""
+    return float(value) if isinstance(value, int | float) and 0 <= value < _MOST_SECONDS else None
 
 
 def _failed(said: tuple[str, str], *, status: int | None) -> Failed:

@@ -11,7 +11,17 @@ from typing import Any
 from nightmill.errors import Limited, ProviderError, Refused, Uncertain
 from nightmill.providers import BatchView, RateHint
 from nightmill.providers._http import Reply, retry_after_s, shorten
-from nightmill.providers._openai_shape import ABOUT_JOB, FILTERED, count, facts, own_error, status_in, usage_of
+from nightmill.providers._openai_shape import (
+    ABOUT_JOB,
+    FILTERED,
+    count,
+    facts,
+    is_count,
+    own_error,
+    seconds,
+    status_in,
+    usage_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +101,12 @@ def _refused(op: str, status: int, code: str, message: str, *, scope: str, line:
 
 def _enqueued_limit(code: str, message: str) -> Limited:
     found = _CAP.search(message)
-    digits = re.sub(r"\D", "", found[1]) if found else ""
+    digits = re.sub(r"\D", "", found[1]) if found else None
     return Limited(
         "the enqueued-token limit is reached",
         why=message or code,
         fix="it is tried again when open batches have ended",
-        enqueued_tokens_cap=int(digits) if digits else None,
+        enqueued_tokens_cap=_whole(digits),
     )
 
 
@@ -229,8 +239,8 @@ def _text(value: Any) -> str | None:
 
 
 def _moment(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    return seconds(value) or 0.0
 
 
 def _count_or_none(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
+    return value if is_count(value) else None

@@ -339,7 +339,13 @@ json_like = st.recursive(
 odd_numbers = st.sampled_from([-1, 10**400, float("inf"), float("nan"), True, "\ud800"])
 
 
-@given(response=json_like, body=json_like, error=json_like, status=st.integers(0, 599) | st.none() | odd_numbers, took=odd_numbers)
+@given(
+    response=json_like,
+    body=json_like,
+    error=json_like,
+    status=st.integers(0, 599) | st.none() | odd_numbers,
+    took=odd_numbers,
+)
 def test_no_shape_of_line_crashes_the_decoder(response, body, error, status, took):
     """Known keys with values of any shape always give an outcome."""
     for inner in (response, {"status_code": status, "body": body}):

@@ -102,7 +102,23 @@ def _become(asked: dict[str, Any]) -> NoReturn:
     os.environ.update(asked["env"])
     sys.path[0] = asked["folder"]
     sys.argv = ["nightmill", *(os.fsdecode(bytes.fromhex(argument)) for argument in asked["arguments"])]
-    sys.exit(main())
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    _ends_with.append(code)
+    sys.exit(code)
+
+
+_ends_with: list[int] = []
+
+
+def _end_at_once() -> None:
+    """The last thing of a command: to free what was forked, page by page, would take longer than it ran."""
+    if _ends_with:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_ends_with[0])
 
 
 def _import_everything() -> None:
@@ -110,6 +126,8 @@ def _import_everything() -> None:
 
     import click
     import genai_prices  # noqa: F401
+    import pandas  # noqa: F401 (pyarrow looks for it when it makes its first array)
+    import pyarrow.pandas_compat  # noqa: F401
     import rich.live  # noqa: F401
 
     import nightmill.mill
@@ -122,6 +140,7 @@ def _import_everything() -> None:
 
 
 if __name__ == "__main__":
+    atexit.register(_end_at_once)  # the first that is registered is the last that is called
     _import_everything()
     gc.freeze()  # else every fork walks, and so copies, all that was imported when it ends
     _serve()

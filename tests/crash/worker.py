@@ -271,9 +271,12 @@ def nest() -> None:
 
 
 def warm() -> None:
-    """Load what every worker would, without beginning a thread: threads do not live through a fork."""
+    """Load what every worker would, without beginning a thread: threads do not live through a fork.
+
+    pyarrow loads pandas, where it is installed, with the first array it makes.
+    """
     ours = ("nightmill.cli.run", "nightmill.cli.present", "nightmill.sources.delimited")
-    for name in ("aiohttp", "jinja2", "pyarrow.csv", "pyarrow.parquet", *ours):
+    for name in ("aiohttp", "jinja2", "pandas", "pyarrow.csv", "pyarrow.pandas_compat", "pyarrow.parquet", *ours):
         importlib.import_module(name)
     price_sheet(_MODEL, Lane.BATCH, at=dt.datetime.now(dt.UTC), overrides={})
 

@@ -131,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except (BrokenPipeError, PipeClosed):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = 0
+    gc.freeze()  # what ends with the process need not be looked through once more
     return code
 
 

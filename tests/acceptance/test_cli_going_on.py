@@ -172,6 +172,36 @@ def test_watch_looks_on_and_takes_over(place: Place) -> None:
     assert place.run("jobs", "--json").json["jobs"][0]["succeeded"] == 20
 
 
+# Asked for its one row, it waits until another job has ended, and deletes that.
+DELETES = """
+import os, pathlib, time
+from nightmill.config import load_settings
+from nightmill.mill import opened
+
+def other(messages, **params):
+    with opened(load_settings(pathlib.Path.cwd(), os.environ)) as mill:
+        while not (ended := [job for job in mill.jobs() if job.finished_at]):
+            time.sleep(0.01)
+        mill.delete(ended[0])
+    return "done"
+"""
+
+
+def test_a_job_deleted_meanwhile_hides_no_other(place: Place) -> None:
+    """Of several jobs that are gone on with one is deleted by another process: the others' ends are told all the
+    same."""
+    (place.folder / "deletes.py").write_text(DELETES)
+    place.env["NIGHTMILL_KILL_AT"] = "ledger.publish_plan.committed"
+    for rows, model in ((3, "funcs.upper"), (1, "deletes.other")):
+        assert place.run_cold("run", place.rows(rows), "--prompt", "{{ text }}", "--model", f"python:{model}").code < 0
+    del place.env["NIGHTMILL_KILL_AT"]
+    kept, deleted = (job["job_id"] for job in place.run("jobs", "--json").json["jobs"])
+    done = place.run("resume", "--json")
+    assert done.code == 0, done.err
+    assert [(job["job_id"], job["status"]) for job in done.json["jobs"]] == [(kept, "completed")]
+    assert f"job {deleted}\n  was deleted meanwhile" in done.err
+
+
 def test_cancel_collects_what_was_done(tmp_path: Path) -> None:
     """`cancel` ends a batch at the provider, keeps what it had done, and its rows add up."""
     with in_thread(SimulatorConfig(speed=20.0, batch_s=4000.0, answer_sigma=0.0, cancel_s=1.0)) as url:

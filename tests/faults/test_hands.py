@@ -12,7 +12,7 @@ import pytest
 from faults_kit import House, exact, house, truth
 
 from nightmill.engine import _HANDS, Engine, JobKit, Stop
-from nightmill.errors import StoreError
+from nightmill.errors import Conflict, StoreError
 from nightmill.lanes.throttle import Rates
 from nightmill.ledger import Job, Ledger
 from nightmill.providers.openai import OpenAI
@@ -159,6 +159,22 @@ def test_a_job_that_another_process_deleted_is_let_go(tmp_path: Path, settled: b
         assert h.mill.jobs() == []
         assert [h.mill.budget()] == spent
         assert not h.mill.folder(job).exists()
+
+
+def test_who_looks_on_leaves_out_a_deleted_job(tmp_path: Path) -> None:
+    """Of two jobs that are followed and attended one is deleted: the other is told of and worked on; of one that was
+    alone it is said that it is gone."""
+    with house(tmp_path) as h:
+        gone, other = h.submit(2, "live"), h.submit(3, "live")
+        follower = h.mill.follow([gone.id, other.id])
+        h.mill.delete(h.run(gone))
+        assert [look.job.id for look in follower.look()] == [other.id]
+        asyncio.run(asyncio.wait_for(h.mill.attend([gone.id, other.id]), 10))
+        other = h.mill.job(other.id)
+        assert other.state == "completed"
+        h.mill.delete(other)
+        with pytest.raises(Conflict, match=other.id):
+            follower.look()
 
 
 def test_where_the_ledger_cannot_be_asked_the_trouble_ends_the_run(

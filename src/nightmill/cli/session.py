@@ -19,7 +19,7 @@ from nightmill.cli.edge import Edge, error_object
 from nightmill.cli.keys import unechoed
 from nightmill.cli.progress import Mode, Progress
 from nightmill.engine import Stop
-from nightmill.errors import NightmillError, StoreError
+from nightmill.errors import Conflict, NightmillError, StoreError
 from nightmill.mill import Job, Look, Mill, Standing, paused
 from nightmill.sinks import Target
 from nightmill.types import UNFINISHED, JobState
@@ -215,10 +215,17 @@ def conclude(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order, *, inter
         if len(jobs) > 1:
             name = f" · {job.name}" if job.name else ""
             edge.say(present.fitted(f"job {job.id}{name}", width=edge.width, unicode=edge.unicode))
-        code, found = _conclude_one(edge, mill, mill.job(job.id), order, interrupted=interrupted)
+        try:
+            ended = mill.job(job.id)
+        except Conflict:
+            if len(jobs) == 1:
+                raise
+            edge.say("  was deleted meanwhile")  # which keeps nobody from hearing of the others
+            continue
+        code, found = _conclude_one(edge, mill, ended, order, interrupted=interrupted)
         codes.append(code)
         objects.append(found)
-    edge.answer(objects[0] if len(objects) == 1 else {"jobs": objects})
+    edge.answer(objects[0] if len(jobs) == 1 else {"jobs": objects})
     return next((code for code in codes if code), 0)
 
 

@@ -24,7 +24,8 @@ async def attend(home: Home, job_ids: Sequence[str], work: Work, stop: Stop, on_
     """Look on while others work; take over what nobody works on; see `Mill.attend`."""
     left = list(job_ids)
     while left and not stop():
-        left = [job_id for job_id in left if (await home.desk.book(home.job, job_id)).state in UNFINISHED]
+        known = [await home.desk.book(home.ledger.job, job_id) for job_id in left]
+        left = [job.id for job in known if job is not None and job.state in UNFINISHED]  # None: deleted elsewhere
         alone = [job_id for job_id in left if not await home.desk.book(attended, home, job_id)]
         if alone:
             on_turn(True)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nightmill.collect import Answers, SoFar
-from nightmill.errors import StoreError, UsageError
+from nightmill.errors import Conflict, StoreError, UsageError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Job, Outside, Standing, standing_of, with_answers
 from nightmill.mill.home import Home
@@ -44,8 +44,22 @@ class Follower:
         self._keys: dict[tuple[str, int], list[str | None]] = {}
 
     def look(self) -> list[Look]:
-        """Every job as it stands. Blocks; call it on a thread. Raises StoreError."""
-        return [self._look(job_id) for job_id in self._ids]
+        """Every job as it stands, but for those that were deleted. Blocks; call it on a thread.
+
+        Raises:
+            StoreError: the home cannot be read.
+            Conflict: none of the jobs is there any more.
+        """
+        looks: list[Look] = []
+        gone: Conflict | None = None
+        for job_id in self._ids:
+            try:
+                looks.append(self._look(job_id))
+            except Conflict as error:
+                gone = error
+        if gone is not None and not looks:
+            raise gone
+        return looks
 
     def _look(self, job_id: str) -> Look:
         home, ledger = self._home, self._home.ledger

@@ -176,3 +176,12 @@ class Refused(ProviderError):
         """Its status, and the provider's code where that is a plain word: anything else may quote a request."""
         word = self.provider_code if re.fullmatch("[a-z_]{1,40}", self.provider_code) else ""
         return " ".join(filter(None, (f"{self.code}: status {self.status}", word)))
+
+
+def name_and_text(error: BaseException) -> str:
+    """The type of an exception of a user's program and what it says, where it can say anything."""
+    try:
+        text = str(error)
+    except Exception:  # that runs the user's code, too
+        text = ""
+    return f"{type(error).__name__}: {text}".rstrip(": ")

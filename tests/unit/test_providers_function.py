@@ -109,7 +109,16 @@ def test_what_the_user_set_is_refused_when_the_function_cannot_take_it():
         Function("m.f", len).encode({"input": "x"})
 
 
-@pytest.mark.parametrize("error", [ValueError("bad\nrow"), SystemExit(3), StopIteration(), TimeoutError("mine")])
+class Speechless(Exception):
+    """As those of some libraries: even to say what is wrong goes wrong."""
+
+    def __str__(self):
+        raise AttributeError("response")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad\nrow"), SystemExit(3), StopIteration(), TimeoutError("mine"), Speechless()]
+)
 def test_what_a_function_raises_fails_its_row_alone(error):
     """The row fails with the error's name; the run goes on."""
 

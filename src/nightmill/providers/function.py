@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from nightmill.errors import CannotCarry, Uncertain, UsageError
+from nightmill.errors import CannotCarry, Uncertain, UsageError, name_and_text
 from nightmill.importing import import_here
 from nightmill.providers import Account, Encoded, Limits, LiveReply, Request
 from nightmill.providers._openai_requests import cap_of, carried, json_line, refuse_responses
@@ -232,19 +232,18 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
 
 
 def _raised(exc: BaseException) -> LiveReply:
-    message = f"{type(exc).__name__}: {exc}".rstrip(": ")
-    return LiveReply(500, error_body(message, kind="exception", code=MODEL_ERROR))
+    return LiveReply(500, error_body(name_and_text(exc), kind="exception", code=MODEL_ERROR))
 
 
 def _reply(model: str, answer: Any) -> LiveReply:
     if isinstance(answer, str):
         return LiveReply(200, _chat_body(model, answer))
-    dump = getattr(answer, "model_dump", None)
     try:
+        dump = getattr(answer, "model_dump", None)
         whole = dump() if callable(dump) else answer
         if isinstance(whole, Mapping) and isinstance(whole.get("choices"), list | tuple):
             return LiveReply(200, msgspec.json.encode(dict(whole), enc_hook=str))
-    except Exception as exc:  # model_dump and the encoder run users' code
+    except Exception as exc:  # the answer, its model_dump and the encoder run users' code
         return _raised(exc)
     message = f"the function returned {type(answer).__name__}: a text or an OpenAI-shaped answer is needed"
     return LiveReply(500, error_body(message, kind="exception", code=MODEL_ERROR))

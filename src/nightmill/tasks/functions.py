@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, overload
 
 import msgspec
 
-from nightmill.errors import TaskError
+from nightmill.errors import TaskError, name_and_text
 from nightmill.tasks.binding import Task, did_you_mean
 from nightmill.tasks.files import check_values
 from nightmill.tasks.importing import import_name
@@ -92,7 +92,7 @@ class TaskFunction:
             raise NoRequest(f"{self.name} returned what JSON cannot hold: {error}") from error
 
     def _told(self, error: Exception, row: Mapping[str, Any]) -> str:
-        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        text = name_and_text(error)
         if isinstance(error, KeyError) and error.args and error.args[0] not in row:
             text += f", which is no column; the columns are {', '.join(row)}"
         frames = traceback.extract_tb(error.__traceback__)[1:]

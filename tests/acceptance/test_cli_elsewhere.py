@@ -178,6 +178,8 @@ def test_a_list_that_breaks_off_shows_what_came_and_says_so(tmp_path: Path) -> N
         assert broken.code == 1, broken.err
         (error,) = broken.json["errors"]
         assert (error["provider"], broken.json["batches"]) == ("openai", [])
+    with in_thread(simulator()) as url:
+        assert Place(tmp_path, url).run("batches").out == "no batch is listed\n"
     keyless = Place(tmp_path).run("batches", "--json")
     assert (keyless.code, keyless.json["error"]["code"]) == (2, "usage")
     assert "OPENAI_API_KEY" in keyless.json["error"]["why"]

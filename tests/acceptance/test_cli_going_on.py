@@ -217,6 +217,8 @@ def test_cancel_collects_what_was_done(tmp_path: Path) -> None:
         assert (unasked.code, "add --yes" in unasked.err) == (2, True)
         done = place.run("cancel", "@last", "--yes", "--json")
         assert (done.code, done.json["status"]) == (0, "cancelled"), done.err
+        assert "error" not in done.json
+        assert "error:" not in done.err
         assert adds_up(done.json)
         assert done.json["cancelled"] > 0
         assert round(done.json["spent_usd"] * 1e9) == place.invoice()["total_nanos"]

@@ -149,6 +149,7 @@ def test_an_ambiguous_prefix_names_the_candidates(tmp_path: Path) -> None:
 def test_jobs_are_listed_by_state_and_never_cut_in_silence(tmp_path: Path) -> None:
     """`jobs` shows the newest, says when there are more, and takes only those in a state."""
     place = Place(tmp_path)
+    assert "there is no job yet" in place.run("show", "@last").err
     for n in (1, 2, 3):
         run = ("run", place.rows(n), "--prompt", "{{ text }}", "--model", "python:funcs.upper")
         assert place.run(*run).code == 0
@@ -157,3 +158,4 @@ def test_jobs_are_listed_by_state_and_never_cut_in_silence(tmp_path: Path) -> No
     assert [job["rows"] for job in place.run("jobs", "--all", "--limit", "2", "--json").json["jobs"]] == [3, 2, 1]
     assert len(place.run("jobs", "--state", "completed", "--state", "paused", "--json").json["jobs"]) == 3
     assert place.run("jobs", "--state", "paused", "--json").json["jobs"] == []
+    assert place.run("jobs", "--state", "paused").out == "no job is paused\n"

@@ -51,6 +51,7 @@ def test_a_model_that_changes_between_shards_is_told(tmp_path: Path) -> None:
     assert "gpt-4o-mini" in models
     assert any(model.startswith("gpt-4o-mini-2026") for model in models)
     assert "alert: the model changed" in done.err
+    assert all(len(line) <= 100 for line in done.err.splitlines())
 
 
 @pytest.mark.req("X13")

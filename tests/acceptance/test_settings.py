@@ -88,6 +88,7 @@ def test_what_is_usable_is_listed_without_a_word_of_any_key(tmp_path: Path) -> N
     }  # fmt: skip
     shown = place.run("models")
     assert "ACME_KEY is set" in shown.out
+    assert "USD per million tokens" in shown.err
     assert SECRET not in listed.out + shown.out + listed.err + shown.err
     place.rows(1)
     asked = place.run("run", "in.txt", "--prompt", "{{ text }}")

@@ -228,6 +228,7 @@ def test_q_stops_watching_and_the_job_goes_on(place: Place) -> None:
     """`watch` beside a run ends at the key q, says that the other goes on, and gives the terminal back."""
     running = place.start(*hostile_run(place))
     running.answered(11)
+    assert " rows failed so far" in place.run("show", "@last", "--failures").out
     with Screen(place, 80) as screen:
         watching = screen.start("watch")
         screen.until("q or Ctrl-C stops watching")

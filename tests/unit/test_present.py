@@ -387,6 +387,9 @@ def test_errors_fit_and_their_commands_stay_whole(width: int) -> None:
     fix = f"nightmill run {words}"
     told = error_text(OverBudget(words, why=f"{words}\n  {words}", fix=fix), width=width).split("\n")
     assert told[-1] == f"  fix: {fix}"
+    either = error_text(OverBudget("no", fix=f"{words}\n{fix}"), width=width).split("\n")
+    assert either[-1] == f"       {fix}"
+    assert all(cells(line) <= width for line in either[:-1])
     assert all(cells(line) <= width for line in told[:-1])
     assert " ".join(" ".join(told[:-1]).split()) == f"error: {words} why: {words} {words}"
     assert all(line.startswith(("error: ", "  why: ", "       word", "         word")) for line in told[:-1])

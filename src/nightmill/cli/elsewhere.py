@@ -29,7 +29,8 @@ def batches(edge: Edge, provider: str | None) -> int:
         ["BATCH", "STATUS", "HERE", "DONE", "FAILED", "AGE", "EXPIRES", "INPUT", "OUTPUT", "ERRORS"],
         *map(_row, listed),
     ]
-    edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode, right=(3, 4, 5, 6))))
+    lines = present.table(table, width=edge.table_width, unicode=edge.unicode, right=(3, 4, 5, 6))
+    edge.put("\n".join(lines) if listed else "no batch is listed")
     failed = [listing for listing in listings if listing.error is not None]
     for listing in failed:
         if listing.error is not None:

@@ -33,7 +33,8 @@ def jobs(edge: Edge, states: tuple[str, ...], limit: int, every: bool) -> int:
         shown = listed if every else listed[:limit]
         found = [(job, mill.standing(job)) for job in shown]
     table = [views.job_row(job, now) for job, now in found]
-    edge.put(present.jobs_table(table, width=edge.table_width, unicode=edge.unicode))
+    none = f"no job is {' or '.join(states)}" if states and not found else ""
+    edge.put(none or present.jobs_table(table, width=edge.table_width, unicode=edge.unicode))
     if len(listed) > len(shown):
         edge.say("there are more: nightmill jobs --all")
     edge.answer({"jobs": [views.job_object(job, now) | {"name": job.name} for job, now in found]})
@@ -204,7 +205,9 @@ def _show_failures(edge: Edge, mill: Mill, job: Job) -> int:
     for record in some:
         edge.put(_failure_text(edge, record))
     if not some:
-        edge.put("no row failed")
+        failed_so_far = mill.standing(job).failed  # answers that are not settled yet are counted, and listed later
+        told = f"{present.some(failed_so_far, 'row')} failed so far; which ones is told when their shard has settled"
+        edge.put(told if failed_so_far else "no row failed")
     if more:
         edge.say(f"only the first {_MOST_FAILURES}; all: nightmill results {job.id} --failed")
     return 0

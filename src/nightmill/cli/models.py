@@ -25,6 +25,7 @@ def models(edge: Edge) -> int:
     found = listed(edge.settings())
     table = [["MODEL", "LANES", "LIVE", "BATCH", "AS OF", "KEY"], *(_row(each) for each in found)]
     edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode)))
+    edge.say("prices: USD per million tokens, in / out")
     edge.answer({"models": [_object(each) for each in found]})
     return 0
 

@@ -85,7 +85,8 @@ def reconcile(edge: Edge, provider: str | None) -> int:
         found = asyncio.run(mill.reconcile(provider))
     compared = [batch for each in found for batch in each.batches]
     table = [["OURS", "THEIRS", "DIFFERENCE", "", "SHARD", "BATCH"], *map(_row, compared)]
-    edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode, right=(0, 1, 2))))
+    if compared:
+        edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode, right=(0, 1, 2))))
     wrong = [batch for batch in compared if batch.match in _WRONG]
     errors = [(each.provider, each.error) for each in found if each.error is not None]
     for name, error in errors:

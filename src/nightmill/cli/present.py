@@ -741,14 +741,14 @@ def error_text(error: Exception, *, width: int | None = None) -> str:
 
 def _labelled(label: str, text: str, width: int | None) -> str:
     lines = show(text).split("\n")
-    if width is not None and not (label == _FIX and "nightmill " in text):  # a command stays whole, to be copied
-        lines = [part for line in lines for part in _broken(line, max(20, width - len(label)))]
+    if width is not None:
+        lines = [part for line in lines for part in _broken(line, max(20, width - len(label)), label)]
     return "\n".join(((label if at == 0 else " " * len(label)) + line).rstrip() for at, line in enumerate(lines))
 
 
-def _broken(line: str, width: int) -> list[str]:
-    """``line`` by words where it is too wide."""
-    if cells_of(line) <= width:
+def _broken(line: str, width: int, label: str) -> list[str]:
+    """``line`` by words where it is too wide; a command stays whole, to be copied."""
+    if cells_of(line) <= width or (label == _FIX and "nightmill " in line):
         return [line]
     indent = line[: len(line) - len(line.lstrip())]
     return [indent + part for part in _wrap(line, width - len(indent))]

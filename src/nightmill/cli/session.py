@@ -41,6 +41,7 @@ class Order:
     quits: bool = False  # the key q does what Ctrl-C does
     checkpoint: Path | None = None  # of the one job that is worked on
     detach: bool = False  # leave when all that can go out is out
+    cancels: bool = False  # a person wants it to end: that it was cancelled is no error
 
     @property
     def files(self) -> tuple[Target, ...]:
@@ -263,7 +264,7 @@ def _conclude_one(edge: Edge, mill: Mill, job: Job, order: Order, *, interrupted
     now = mill.standing(job)
     edge.known = views.job_object(job, now, interrupted=interrupted)
     paths = _export(mill, job, order)
-    code, error = tell_end(edge, mill, job, now, interrupted=interrupted, wrote=bool(paths))
+    code, error = tell_end(edge, mill, job, now, interrupted=interrupted, wrote=bool(paths), cancels=order.cancels)
     found = views.job_object(job, now, out=paths, interrupted=interrupted)
     if error is not None:
         found["error"] = error_object(error)
@@ -273,15 +274,17 @@ def _conclude_one(edge: Edge, mill: Mill, job: Job, order: Order, *, interrupted
 
 
 def tell_end(
-    edge: Edge, mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: bool
+    edge: Edge, mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: bool, cancels: bool = False
 ) -> tuple[int, NightmillError | None]:
     """Say where a job stands when work on it ends; its exit code, and the error told, if it is one."""
     goes_on = interrupted and job.state in UNFINISHED and mill.attended(job)
     code, error = views.ending(job, now, interrupted=interrupted, goes_on=goes_on)
+    if cancels and job.state is JobState.CANCELLED:
+        code, error = 0, None
     view = views.end_view(mill, job, now, interrupted=interrupted and not goes_on, wrote=wrote)
     edge.say(present.end_report(view, width=edge.width, unicode=edge.unicode))
     for alert in mill.alerts(job):
-        edge.say(f"  alert: {present.show(alert.text)}")
+        edge.say(present.fitted(f"  alert: {alert.text}", width=edge.width, unicode=edge.unicode))
     if error is not None:
         edge.tell(error)
     log.info("job %s is %s: %d of %d rows ok, exit %d", job.id, job.state, now.succeeded, now.rows, code)

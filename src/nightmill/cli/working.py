@@ -141,10 +141,9 @@ def cancel(edge: Edge, job: str, yes: bool, mode: Mode) -> int:
             edge.say(f"job {found.id}: another process collects what is left and ends it")
             edge.answer(views.job_object(mill.job(found.id), now))
             return 0
-        order = Order(mode)
+        order = Order(mode, cancels=True)
         interrupted = work(edge, mill, [found], order)
-        code = conclude(edge, mill, [found], order, interrupted=interrupted)
-        return 0 if mill.job(found.id).state is JobState.CANCELLED else code
+        return conclude(edge, mill, [found], order, interrupted=interrupted)
 
 
 @click.command(short_help="Send the failed rows of a finished job again.")

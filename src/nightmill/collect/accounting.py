@@ -16,7 +16,7 @@ from nightmill.ledger import Booking, Counts, Shard, Submission, SubmissionState
 from nightmill.pricing import PriceSheet
 from nightmill.providers import PlainAnswers, Provider
 from nightmill.store import Store
-from nightmill.types import ATTEMPTS, RETRYABLE, FailureKind, Lane, Outcome, Succeeded, Usage
+from nightmill.types import ATTEMPTS, RETRYABLE, FailureKind, Lane, Outcome, Succeeded, Usage, usd
 from nightmill.wire import JOURNAL, body_of, bunches, chosen, lines, read_mark, sent_id, shard_lines
 
 log = logging.getLogger(__name__)
@@ -412,14 +412,14 @@ def alerts_of(acc: Accounting) -> list[tuple[str, str]]:
     """``(kind, text)`` of what a person should look at."""
     found, shard = [], acc.shard
     if acc.differing:
-        found.append(("answers_differ", f"{acc.differing} requests of {shard.tag} were answered twice, differently"))
+        found.append(("answers_differ", f"requests of {shard.tag} answered twice, differently: {acc.differing:,}"))
     if acc.unknown_ids:
-        found.append(("unknown_ids", f"{acc.unknown_ids} lines of {shard.tag} name requests it did not hold"))
+        found.append(("unknown_ids", f"lines for {shard.tag} that name requests it did not hold: {acc.unknown_ids:,}"))
     if acc.garbled:
-        found.append(("unreadable_lines", f"{acc.garbled} lines of {shard.tag} could not be read and were left out"))
+        found.append(("unreadable_lines", f"lines for {shard.tag} that nobody can read, left out: {acc.garbled:,}"))
     over = sum(acc.spent.values()) - sum(s.hold_nanos + s.unproven_nanos for s in shard.submissions)
     if over > 0 and any(s.hold_nanos for s in shard.submissions):
-        found.append(("over_worst_case", f"{shard.tag} cost {over} nano-dollars more than its worst case"))
+        found.append(("over_worst_case", f"{shard.tag} cost ${usd(over):.9f} more than its worst case"))
     return found
 
 

@@ -208,6 +208,8 @@ class JobVerbs(Database):
         if len(found) == 1:
             return found[0]
         why = "a job is named by its id, an unambiguous prefix of it (4 or more), its name, or @last"
+        if not found and text == "@last":
+            raise Conflict("there is no job yet", why="@last is the newest one", fix="nightmill run --help")
         if not found:
             raise Conflict(f"no job goes by {text!r}", why=why, fix="nightmill jobs lists them")
         some = [f"{j.id} ({j.name})" if j.name else j.id for j in found[:_MOST_CANDIDATES]]

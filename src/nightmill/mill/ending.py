@@ -15,10 +15,12 @@ def ending_error(job: Job, now: Standing) -> NightmillError | None:
     if job.stopped == "on_error":
         error = StoppedByErrors(
             f"stopped by --on-error {job.spec['on_error']}: {now.failed + now.missing + now.expired:,} rows failed",
-            fix=f"nightmill show {job.id} --failures, then nightmill retry {job.id}",
+            fix=f"nightmill show {job.id} --failures\nnightmill retry {job.id}",
         )
     elif job.state is JobState.CANCELLED:
-        error = WasCancelled(f"job {job.id} was cancelled", fix=f"nightmill retry {job.id} sends what is left")
+        left = now.succeeded + now.invalid < now.rows
+        fix = f"nightmill retry {job.id} sends what is left" if left else f"nightmill results {job.id}"
+        error = WasCancelled(f"job {job.id} was cancelled", fix=fix)
     elif job.state in UNFINISHED:
         error = Paused(f"job {job.id} is not done", why=job.reason or "", fix=f"nightmill resume {job.id}")
     if error is not None:

@@ -224,7 +224,7 @@ def _draft(home: Home, options: RunOptions, whole: bool, *, sends: bool = True) 
         raise UsageError(
             "no model",
             why="usable here: " + "; ".join(available(settings.env, settings.providers)),
-            fix="name one with --model, or set [defaults] model in nightmill.toml; nightmill models tells more",
+            fix="name one with --model, or set [defaults] model in nightmill.toml\nnightmill models tells more",
         )
     provider = home.provider(model, sends=sends)
     task, function, notice = _task(home, options, provider)

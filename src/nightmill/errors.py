@@ -43,11 +43,16 @@ class NightmillError(Exception):
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         super().__init__(what)
         self.what, self.why, self.fix = what, why, fix
+        self.__notes__ = self._notes()
 
     @property
     def logged(self) -> str:
         """What may stand in a log: nothing that was typed, sent or answered."""
         return f"{self.code}: {self.what}"
+
+    def _notes(self) -> list[str]:
+        """What a traceback shows below ``what``, in a script or a notebook."""
+        return [f"  {name}: {text}" for name, text in (("why", self.why), ("fix", self.fix)) if text]
 
 
 class UsageError(NightmillError):
@@ -56,6 +61,11 @@ class UsageError(NightmillError):
     code = "usage"
     exit_code = 2
     row: int | None = None
+
+    def at(self, place: str) -> None:
+        """Say where its row is: the file and line, or the element of a list."""
+        self.why = f"{place}: {self.why}"
+        self.__notes__ = self._notes()
 
     @property
     def logged(self) -> str:

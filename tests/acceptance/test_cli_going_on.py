@@ -83,6 +83,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(tmp_path: Path) -> None
         running.signal(signal.SIGINT)
         stopped = running.end()
         assert stopped.code == 130
+        assert stopped.json["error"]["fix"] == f"nightmill resume {stopped.json['job_id']}"
         done = place.run(*command)
         assert (done.code, done.json["succeeded"]) == (0, 40), done.err
         invoice = place.invoice()

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -355,7 +356,8 @@ def test_a_budget_is_an_error_with_its_way_out(hosted: Place) -> None:
     assert 0 < priced.expected_usd < priced.at_most_usd
     with pytest.raises(errors.OverBudget) as refused:
         nm.run(rows, prompt="{{ text }}", model=MODEL, budget=priced.expected_usd / 2)
-    assert all((refused.value.what, refused.value.why, refused.value.fix))
+    told = "".join(traceback.format_exception(refused.value))
+    assert all(text and text in told for text in (refused.value.what, refused.value.why, refused.value.fix))
     assert hosted.log() == []
     assert nm.Mill().jobs() == []
 

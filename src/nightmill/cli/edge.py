@@ -159,9 +159,12 @@ class Edge:
         return error.exit_code
 
     def interrupted(self) -> int:
-        """Ctrl-C or SIGTERM where nothing was under way."""
+        """Ctrl-C or SIGTERM where nothing was under way, or where nothing more was to be waited for."""
+        from nightmill.types import UNFINISHED
+
         self.say("")
-        return self.fail(Interrupted("interrupted"))
+        job = self.known.get("job_id") if self.known.get("status") in UNFINISHED else None
+        return self.fail(Interrupted("interrupted", fix=f"nightmill resume {job}" if job else ""))
 
     def fail_unexpectedly(self, error: Exception) -> int:
         """A bug: one line for the user, the traceback in the log."""

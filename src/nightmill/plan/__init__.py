@@ -36,6 +36,7 @@ from nightmill.plan.keys import KeyWatch
 from nightmill.pricing import PriceSheet, estimate_tokens
 from nightmill.providers import Provider
 from nightmill.sources import KEY, Source, Taken, digest_batch
+from nightmill.sources.inputs import OR_SKIP_ROWS
 from nightmill.store import Store, Writer, digest_text, new_digest
 from nightmill.tasks import TaskFunction
 from nightmill.types import Lane, Quote, Usage
@@ -125,7 +126,7 @@ class _Planner:
             return self._run()
         except UsageError as error:
             if error.row is not None:
-                error.why = f"{self._order.source.places([error.row])[0]}: {error.why}"
+                error.at(self._order.source.places([error.row])[0])
             raise
 
     def _run(self) -> Plan:
@@ -196,7 +197,7 @@ class _Planner:
             what, fix = f"rows of which {function.name} makes no request", "correct the function or the rows"
         else:
             what, fix = "rows without a value that the task needs", "fill them in or take them out of the input"
-        raise InputError(what, why=named + more, fix=f"{fix}; nothing was sent")
+        raise InputError(what, why=named + more, fix=f"{fix}; {OR_SKIP_ROWS}; nothing was sent")
 
     def _keep(self, writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
         writer.write_batch(batch)

@@ -6,6 +6,7 @@ llama.cpp comes with the extra ``local``; the demo model is a file inside the pa
 from __future__ import annotations
 
 import asyncio
+import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -164,8 +165,11 @@ def connect(model: str, model_paths: Mapping[str, str]) -> Local:
         with file.open("rb") as opened:
             magic = opened.read(4)
     except OSError as exc:
+        known = [DEMO_MODEL, *(name.removeprefix("local/") for name in model_paths)]
+        near = difflib.get_close_matches(model, known, n=1)
+        fix = f"did you mean local/{near[0]}? If not, give" if near else "give"
         raise UsageError(
-            f"no local model {model}", why=f"{file}: {exc.strerror}", fix="give the path of a .gguf file"
+            f"no local model {model}", why=f"{file}: {exc.strerror}", fix=f"{fix} the path of a .gguf file"
         ) from exc
     if magic != b"GGUF":
         raise UsageError(f"{file} is no model file", why="it does not start with GGUF", fix="choose a .gguf file")

@@ -20,12 +20,13 @@ import pyarrow.csv as arrow_csv
 
 from nightmill.errors import InputError
 from nightmill.files import GROUP_ROWS
-from nightmill.sources.inputs import Input
+from nightmill.sources.inputs import OR_SKIP_ROWS, Input
 from nightmill.sources.plain import not_utf8
 from nightmill.sources.taken import Taken
 
 _BLOCK_BYTES = (1 << 20, 4 << 20, 16 << 20, 64 << 20)  # tried in turn: a row has to fit into a block
 _SHOWN = 5  # bad rows named in an error
+_OTHER_MARKS = {";": "a semicolon", "\t": "a tab"}  # what spreadsheets write between fields in place of a comma
 
 
 class _TooLong(Exception):
@@ -124,7 +125,7 @@ class CsvPart:
         return InputError(
             f"{self.name}: rows with more or fewer fields than the header",
             why=f"the header has {width}: " + "; ".join(shown),
-            fix="quote fields that hold a comma or a line end, and fill up short rows",
+            fix=f"quote fields that hold a comma or a line end, and fill up short rows; {OR_SKIP_ROWS}",
         )
 
     def _open(self) -> TextIO:
@@ -177,6 +178,13 @@ def open_csv(source: Input, *, skip_bad: bool) -> CsvPart:
         raise InputError(f"{name}: the header cannot be read", why=str(error), fix="check the first line") from error
     if not header or not has_rows:
         raise InputError(f"{name} holds no rows", why="nothing follows the header line", fix="check what wrote it")
+    other = next((mark for mark in _OTHER_MARKS if mark in header[0]), None)
+    if len(header) == 1 and other:
+        raise InputError(
+            f"{name}: the fields are not separated by commas",
+            why=f"the header is one field with {_OTHER_MARKS[other]} in it: {header[0]!r}",
+            fix="save it with commas between the fields; if it has a single column, take the mark out of its name",
+        )
     unnamed = [str(number) for number, column in enumerate(header, 1) if not column.strip()]
     if unnamed:
         raise InputError(

@@ -34,6 +34,7 @@ _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = "*?["
 _BUFFER_BYTES = 1 << 20
 UTF8 = "utf-8"
+OR_SKIP_ROWS = "--skip-bad counts such rows as invalid, and sends the rest"
 _NONE: Mapping[str, Path] = MappingProxyType({})
 
 

@@ -20,7 +20,7 @@ import msgspec
 import pyarrow as pa
 
 from nightmill.errors import InputError
-from nightmill.sources.inputs import Input
+from nightmill.sources.inputs import OR_SKIP_ROWS, Input
 from nightmill.sources.taken import Taken, between
 
 _BLOCK_BYTES = 1 << 20
@@ -398,9 +398,8 @@ def _json_word(value: object) -> str:
 
 def _refusal(name: str, bad: list[tuple[int, str]]) -> InputError:
     shown = "; ".join(f"{name}:{line}: {reason}" for line, reason in bad[:_SHOWN])
-    return InputError(
-        f"{name}: lines that are no JSON objects", why=shown, fix="write one JSON object on each line, in UTF-8"
-    )
+    fix = f"write one JSON object on each line, in UTF-8; {OR_SKIP_ROWS}"
+    return InputError(f"{name}: lines that are no JSON objects", why=shown, fix=fix)
 
 
 def _unlike(name: str, first: str, seen: dict[str, _Learned], learned: dict[str, _Learned]) -> InputError:

@@ -37,6 +37,7 @@ def test_help_begins_with_examples_that_work(place: Place, command: tuple[str, .
     """Whatever one looks up, the first lines are commands that could be typed so: each flag and value is one."""
     lines = place.run(*command, "--help").out.splitlines()
     assert lines[2] == "  Examples:"
+    assert sum("Examples:" in line for line in lines) == 1
     shown = [line.strip() for line in lines[3 : lines.index("", 3)]]
     assert shown == list(EXAMPLES[" ".join(command)])
     for example in shown:

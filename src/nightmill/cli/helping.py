@@ -53,7 +53,9 @@ _EVERYWHERE = ("json", "debug", "progress")  # flags that mean the same for each
 def finish(command: click.Command, name: str) -> click.Command:
     """``command`` with its examples before all else, and each flag with the variables that may give it."""
     lines = "".join(f"  {example}\n" for example in EXAMPLES[name])
-    command.help = f"\b\nExamples:\n{lines}\n{cleandoc(command.help or '')}"
+    about = cleandoc(command.help or "")
+    command.short_help = command.short_help or about.partition("\n")[0]  # else a list of commands shows the examples
+    command.help = f"\b\nExamples:\n{lines}\n{about}"
     for option in command.params:
         if isinstance(option, click.Option):
             option.envvar = variables(name, option)

@@ -594,6 +594,7 @@ def test_what_keeps_a_job_is_told_once() -> None:
     assert [line.partition("waits: ")[2] for line in lines] == ["", "no network␛[2J", "no money", ""]
     panel = status_table(replace(RUNNING, trouble="word " * 100, leave=("Ctrl-C stops",)), width=60).split("\n")
     assert sum("word" in line for line in panel) == 3
+    assert [line[-1] for line in panel if "word" in line][-1] == "…"
     assert panel[-1] == " Ctrl-C stops"
 
 

@@ -446,7 +446,9 @@ def status_table(p: ProgressView, *, width: int = 80, unicode: bool = True) -> s
     wide = min(width, _WIDEST)
     blocks = [_paragraph(pieces, wide, unicode=unicode, indent=" ") for pieces in (counts, pace, cost, p.leave)]
     if p.trouble:
-        blocks.insert(3, _wrapped(f"waits: {p.trouble}", wide - 1, unicode=unicode)[:_TROUBLE_LINES])
+        waits = _wrapped(f"waits: {p.trouble}", wide - 1, unicode=unicode)
+        last = _cut("".join(waits[_TROUBLE_LINES - 1 : _TROUBLE_LINES + 1]), wide, unicode=unicode)
+        blocks.insert(3, [*waits[: _TROUBLE_LINES - 1], *([last] if last else [])])
     if p.jobs:
         blocks.insert(-1, _job_lines(p.jobs, wide, unicode))
     return "\n".join(line for block in blocks for line in block)

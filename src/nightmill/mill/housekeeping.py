@@ -65,7 +65,7 @@ def delete(home: Home, job: Job) -> int:
     if job.state in UNFINISHED:
         raise Conflict(
             f"job {job.id} is {job.state}", why="what is not finished may still cost money or bring answers",
-            fix=f"finish it with: nightmill resume {job.id}, or end it with: nightmill cancel {job.id}",
+            fix=f"finish it with: nightmill resume {job.id}\nor end it with: nightmill cancel {job.id}",
         )  # fmt: skip
     freed = home.store.size_bytes(home.store.job_folder(job.id))
     if not home.ledger.delete_job(job):

@@ -144,7 +144,9 @@ class Collecting:
     def results(self) -> None:
         order, rows = self.order, self.plan.files[0]
         sheets = {shard.tag: order.sheet for shard in self.shards}
-        made = Results(self.store, JobFiles(rows, None, self.shards, sheets), order.provider, order.compiled, None)
+        made = Results(
+            self.store, JobFiles(rows, None, None, self.shards, sheets), order.provider, order.compiled, None
+        )
         for n, (first, end) in enumerate(made.ranges()):
             self.store.path(f"jobs/{JOB}/results/{first}.0.parquet").unlink(missing_ok=True)
             made.write(f"jobs/{JOB}", first, end, 0)

@@ -167,7 +167,10 @@ def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
         [choice.finish_reason for choice in choices],
         [line.duration_s for line in plain],
         [usage.prompt_tokens for usage in usages],
-        [max(usage.completion_tokens, (usage.total_tokens or 0) - usage.prompt_tokens) for usage in usages],
+        [
+            beside if (beside := (u.total_tokens or 0) - u.prompt_tokens) > u.completion_tokens else u.completion_tokens
+            for u in usages
+        ],
         [d.cached_tokens or u.prompt_cache_hit_tokens or 0 for d, u in zip(details, usages, strict=True)],
         [each.cache_write_tokens or 0 for each in details],
     )

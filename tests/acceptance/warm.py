@@ -102,12 +102,8 @@ def _become(asked: dict[str, Any]) -> NoReturn:
     os.environ.update(asked["env"])
     sys.path[0] = asked["folder"]
     sys.argv = ["nightmill", *(os.fsdecode(bytes.fromhex(argument)) for argument in asked["arguments"])]
-    try:
-        code = main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    _ends_with.append(code)
-    sys.exit(code)
+    _ends_with.append(main())
+    sys.exit(_ends_with[0])
 
 
 _ends_with: list[int] = []

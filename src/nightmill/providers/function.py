@@ -184,7 +184,7 @@ def _module(name: str) -> ModuleType:
     except (Exception, SystemExit) as exc:  # importing runs users' code, which may raise anything
         raise UsageError(
             f"cannot import {name}",
-            why=f"{type(exc).__name__}: {exc}",
+            why=name_and_text(exc),
             fix="start in the folder that holds the module, or install it",
         ) from exc
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nightmill.errors import NightmillError, TaskError
+from nightmill.errors import NightmillError, TaskError, name_and_text
 from nightmill.importing import import_here
 
 
@@ -22,7 +22,7 @@ def import_name(spec: str, what: str) -> object:
     except (Exception, SystemExit) as error:  # importing runs the user's code: anything can come out of it
         raise TaskError(
             f"{spec}: the {what} cannot be imported",
-            why=f"{type(error).__name__}: {error}",
+            why=name_and_text(error),
             fix=f"write module:{'Class' if what.endswith('class') else 'function'}, "
             "for a module in the working folder or on the import path",
         ) from error

@@ -149,9 +149,14 @@ def test_log_level_puts_the_log_on_the_screen_too(tmp_path: Path) -> None:
 
 
 _WRITER = """
-import logging, sys
+import logging, sys, time
 from pathlib import Path
 from nightmill.cli import logs
+move_aside = logs._Shared._move_aside
+def move_aside_late(*args):
+    time.sleep(0.002)  # others see the same full file meanwhile
+    move_aside(*args)
+logs._Shared._move_aside = move_aside_late
 logs._FILE_BYTES = 20_000
 logs.start_log(Path(sys.argv[1]), "INFO", {})
 log = logging.getLogger("nightmill.test")

@@ -97,8 +97,8 @@ class _Shared(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
         try:
-            if os.fstat(self._current()).st_size + len(line) > _FILE_BYTES:
-                self._move_aside()
+            if _is_full(self._current(), len(line)):
+                self._move_aside(len(line))
             os.write(self._current(), line)
         except OSError:  # on a full disk the log is what one can do without
             return
@@ -121,13 +121,13 @@ class _Shared(logging.Handler):
         except OSError:
             return False
 
-    def _move_aside(self) -> None:
-        """``.log`` becomes ``.log.1``, that ``.log.2``, and the last one goes."""
+    def _move_aside(self, more: int) -> None:
+        """``.log`` becomes ``.log.1``, that ``.log.2``, and the last one goes; unless another process just did it."""
         fd = self._current()
         try:
             if fcntl is not None:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed when the file is closed
-            if self._is_current(fd):
+            if self._is_current(fd) and _is_full(fd, more):
                 names = [self._path, *(self._path.with_name(f"{self._path.name}.{n + 1}") for n in range(_OLD_FILES))]
                 for young, old in reversed(list(pairwise(names))):
                     if young.exists():
@@ -139,6 +139,11 @@ class _Shared(logging.Handler):
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _is_full(fd: int, more: int) -> bool:
+    """Whether ``more`` bytes would take the file beyond its size."""
+    return os.fstat(fd).st_size + more > _FILE_BYTES
 
 
 class _Console(logging.Handler):

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BufferedReader, FileIO
+from itertools import chain
 
 import msgspec
 
@@ -42,15 +43,20 @@ def lost_mark(custom_id: str) -> bytes:
     return _LOST + custom_id.encode() + b'"}\n'
 
 
-def sent_id(line: bytes) -> str | None:
-    """The custom_id of a mark that goes in before a request leaves; None for any other line."""
-    return line[9:-3].decode() if line.startswith(_SENT) else None
+def is_sent_mark(line: bytes) -> bool:
+    """Whether it is a mark that goes in before a request leaves."""
+    return line.startswith(_SENT)
+
+
+def sent_id(mark: bytes) -> str:
+    """The custom_id of such a mark."""
+    return mark[9:-3].decode()
 
 
 def read_mark(line: bytes, pending: set[str], lost: list[str]) -> bool:
     """Take note of a mark; False when it is a result line, which ends its mark too."""
     if line.startswith(_SENT):
-        pending.add(line[9:-3].decode())
+        pending.add(sent_id(line))
     elif line.startswith(_UNSENT):
         pending.discard(line[11:-3].decode())
     elif line.startswith(_LOST):
@@ -79,24 +85,23 @@ def chosen(stored: Sequence[StoredFile]) -> list[StoredFile]:
 
 
 def lines(store: Store, file: StoredFile) -> Iterator[bytes]:
-    """The whole lines of a file; a journal is read up to its last newline, or to where it was sealed."""
-    if file.kind != JOURNAL:
-        yield from (line for some in bunches(store, file) for line in some)
-        return
-    left = end_of(file)
-    with open_wire(store, file) as stream:
-        for line in stream:
-            left -= len(line)
-            if left < 0:
-                return
-            if line.endswith(b"\n"):
-                yield line
+    """The whole lines of a file, as `bunches` has them."""
+    return chain.from_iterable(bunches(store, file))
 
 
 def bunches(store: Store, file: StoredFile) -> Iterator[list[bytes]]:
-    """The lines of a file that is no journal, some at a time: a quarter of a megabyte, or one that is longer."""
+    """The lines of a file, some at a time: a quarter of a megabyte, or one that is longer.
+
+    A journal is read up to its last newline, or to where it was sealed.
+    """
+    left = end_of(file)
     with open_wire(store, file) as stream:
-        while some := stream.readlines(_BUNCH_BYTES):
+        while left > 0 and (some := stream.readlines(min(_BUNCH_BYTES, left))):
+            if file.kind == JOURNAL:
+                left -= sum(map(len, some))
+                if left < 0 or not some[-1].endswith(b"\n"):
+                    left = 0
+                    some.pop()
             yield some
 
 

@@ -17,7 +17,7 @@ from nightmill.pricing import PriceSheet
 from nightmill.providers import PlainAnswers, Provider
 from nightmill.store import Store
 from nightmill.types import ATTEMPTS, RETRYABLE, FailureKind, Lane, Outcome, Succeeded, Usage, usd
-from nightmill.wire import JOURNAL, body_of, bunches, chosen, lines, read_mark, sent_id, shard_lines
+from nightmill.wire import JOURNAL, body_of, bunches, chosen, is_sent_mark, read_mark, sent_id, shard_lines
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def account(
             n, earlier = file.n, b"" if n < 0 else bytes(acc.seen)
         reader = _Reader(acc, provider, sheet, list_sheet, check, sizes, hashes, n, earlier)
         if file.kind == JOURNAL:
-            reader.read_journal(lines(store, file), pending, lost)
+            reader.read_journal(bunches(store, file), pending, lost)
         else:
             for some in bunches(store, file):
                 reader.read(some)
@@ -239,25 +239,24 @@ class _Reader:
             acc.spent[n] = acc.spent.get(n, 0) + self._sheet.sum_of_costs(*tokens)
         return True
 
-    def read_journal(self, stream: Iterator[bytes], pending: set[str], lost: list[str]) -> None:
+    def read_journal(self, bunches: Iterator[list[bytes]], pending: set[str], lost: list[str]) -> None:
         """Add the answers of a live journal and note its marks: all at once if it is short, and each row plain."""
         every, size = list[bytes](), 0
-        while size <= _AT_ONCE_BYTES and (line := next(stream, None)) is not None:
-            every.append(line)
-            size += len(line)
+        while size <= _AT_ONCE_BYTES and (some := next(bunches, None)) is not None:
+            every += some
+            size += sum(map(len, some))
         if size > _AT_ONCE_BYTES or self._check is not None or not self._take_journal(every, pending):
-            answers = (line for line in chain(every, stream) if not read_mark(line, pending, lost))
-            self.read_each(answers, pending)
+            stream = chain(every, chain.from_iterable(bunches))
+            self.read_each((line for line in stream if not read_mark(line, pending, lost)), pending)
 
     def _take_journal(self, every: list[bytes], pending: set[str]) -> bool:
         """A whole journal in which every row was sent once, and answered plainly or not; False, and nothing is taken,
         if it is any other."""
-        ids = [sent_id(line) for line in every]
-        sent = {custom_id for custom_id in ids if custom_id is not None}
-        answers = [line for line, custom_id in zip(every, ids, strict=True) if custom_id is None]
-        if len(sent) + len(answers) < len(every):
+        marks = [line for line in every if is_sent_mark(line)]
+        sent = set(map(sent_id, marks))
+        if len(sent) < len(marks):
             return False
-        plain = self._provider.decode_plain(answers)
+        plain = self._provider.decode_plain([line for line in every if not is_sent_mark(line)])
         if plain is None or not self._take_all(plain):
             return False
         pending.update(sent.difference(plain.custom_ids))

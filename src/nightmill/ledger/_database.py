@@ -62,7 +62,7 @@ class Database:
 
     @contextmanager
     def _write(self, verb: str) -> Iterator[Connection]:
-        with self._explained(), self._engine.connect() as connection, connection.begin():
+        with self._writing() as connection:
             yield connection
             reach(f"ledger.{verb}.committing")
         reach(f"ledger.{verb}.committed")
@@ -71,7 +71,14 @@ class Database:
     def _read(self) -> Iterator[Connection]:
         """One snapshot for all that is read inside, so that sums and their parts agree."""
         with self._explained(), self._engine.connect() as connection:
-            yield connection.execution_options(**{_sqlite.READ_ONLY: True})
+            _sqlite.begin(connection, reads=True)
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self._explained(), self._engine.connect() as connection, connection.begin():
+            _sqlite.begin(connection)
+            yield connection
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -91,7 +98,7 @@ class Database:
         return StoreError(f"cannot use the ledger {self._path}", why=why, fix=fix)
 
     def _prepare(self) -> None:
-        with self._explained(), self._engine.connect() as connection, connection.begin():
+        with self._writing() as connection:
             schema.metadata.create_all(connection)
             known = dict(connection.execute(select(meta.c.key, meta.c.value)).all())
             if not known:

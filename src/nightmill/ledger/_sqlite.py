@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 from nightmill.errors import Conflict
 
@@ -20,27 +20,29 @@ _OURS = frozenset({"meta", "jobs", "shards"})
 _BROKEN = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 _numbers = itertools.count(1)
 _ours_alive: set[str] = set()  # workers of this process: each open ledger is one
-READ_ONLY = "nightmill_read_only"  # execution option: a snapshot that neither waits for writers nor stops them
 
 
 def engine(path: Path) -> Engine:
-    """An engine whose every commit is on disk; transactions write at once unless marked ``READ_ONLY``."""
+    """An engine whose every commit is on disk; `begin` begins its transactions."""
     made = create_engine(URL.create("sqlite", database=str(path)))  # a path may hold what means something in a URL
 
     @event.listens_for(made, "connect")
     def _connect(dbapi: Any, _record: Any) -> None:
-        dbapi.isolation_level = None  # SQLAlchemy says BEGIN itself, below
+        dbapi.isolation_level = None  # the driver begins nothing by itself
         dbapi.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         _refuse_foreign(dbapi, path)
         _use_wal(dbapi)
         dbapi.execute("PRAGMA synchronous = FULL")
 
-    @event.listens_for(made, "begin")
-    def _begin(connection: Any) -> None:
-        reads = connection.get_execution_options().get(READ_ONLY, False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
     return made
+
+
+def begin(connection: Connection, *, reads: bool = False) -> None:
+    """Begin a transaction that writes at once, or one that ``reads``: it neither waits for writers nor stops them.
+
+    Said outright, since an event of SQLAlchemy's for it makes each statement a fifth dearer.
+    """
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def _use_wal(dbapi: Any) -> None:

@@ -93,9 +93,9 @@ def _move(*names: str) -> Any:
 
 
 _HELD = select(func.count()).where(submissions.c.tag == bindparam("the_tag"), submissions.c.hold_nanos > 0)
-_BOOKED = select(submissions.c.hold_nanos, submissions.c.spent_nanos, submissions.c.unproven_nanos).where(
-    submissions.c.tag == bindparam("the_tag"), submissions.c.n == bindparam("the_n")
-)
+_BOOKED = select(
+    submissions.c.hold_nanos, submissions.c.spent_nanos, submissions.c.unproven_nanos, submissions.c.scopes
+).where(submissions.c.tag == bindparam("the_tag"), submissions.c.n == bindparam("the_n"))
 
 
 @cache
@@ -479,8 +479,7 @@ class ShardVerbs(Database):
         if not 0 <= booking.unproven_nanos <= booking.spent_nanos:
             raise ValueError(f"{shard.tag}.{booking.n}: {booking} cannot be")
         row = connection.execute(_BOOKED, {"the_tag": shard.tag, "the_n": booking.n}).one()
-        scopes = money.scopes_of(connection, shard.tag, booking.n)
-        money.move(connection, scopes, held=-row.hold_nanos, spent=booking.spent_nanos - row.spent_nanos)
+        money.move(connection, json.loads(row.scopes), held=-row.hold_nanos, spent=booking.spent_nanos - row.spent_nanos)
         self._update_submission(
             connection, shard.tag, booking.n, state=SubmissionState.BOOKED, hold_nanos=0, ended=1,
             spent_nanos=booking.spent_nanos, unproven_nanos=booking.unproven_nanos,

@@ -62,7 +62,7 @@ http {{
 
 
 def main() -> int:
-    given = arguments(__doc__, rows=8_000, rounds=9)
+    given = arguments(__doc__, rows=8_000, rounds=17)
     nginx = shutil.which("nginx")
     if nginx is None:
         return report(
@@ -82,7 +82,7 @@ def measure(folder: Path, url: str, rows: int, rounds: int) -> list[Figure]:
     closing: list[Closing] = []
     prepared = [ready(folder, url, n) for n in range(rounds)]
     bodies = shard_bodies(folder, rows)
-    few = bodies[: max(IN_FLIGHT, rows // 4)]  # the SDK's calls cost the same, few or many
+    few = bodies[: max(IN_FLIGHT, rows // 8)]  # the SDK's calls cost the same, few or many
     asked = {"ours": rows, "aiohttp": rows, "sdk": len(few)}
 
     def timed(name: str, work: object) -> None:

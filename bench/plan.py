@@ -23,7 +23,7 @@ from nightmill.store import Store
 
 
 def main() -> int:
-    given = arguments(__doc__, rows=100_000, rounds=11)
+    given = arguments(__doc__, rows=100_000, rounds=19)
     folder = Path(tempfile.mkdtemp(prefix="bench-plan-"))
     try:
         return report([measure(folder, given.rows, given.rounds)], as_json=given.json)

@@ -479,7 +479,8 @@ class ShardVerbs(Database):
         if not 0 <= booking.unproven_nanos <= booking.spent_nanos:
             raise ValueError(f"{shard.tag}.{booking.n}: {booking} cannot be")
         row = connection.execute(_BOOKED, {"the_tag": shard.tag, "the_n": booking.n}).one()
-        money.move(connection, json.loads(row.scopes), held=-row.hold_nanos, spent=booking.spent_nanos - row.spent_nanos)
+        spent = booking.spent_nanos - row.spent_nanos
+        money.move(connection, json.loads(row.scopes), held=-row.hold_nanos, spent=spent)
         self._update_submission(
             connection, shard.tag, booking.n, state=SubmissionState.BOOKED, hold_nanos=0, ended=1,
             spent_nanos=booking.spent_nanos, unproven_nanos=booking.unproven_nanos,

@@ -414,7 +414,7 @@ async def _created(h: House, job: Job, sub: Submission) -> BatchView:
     assert isinstance(provider, BatchProvider)
     assert sub.file_id
     try:
-        return await provider.create(sub.file_id, url="/v1/chat/completions", submission=sub.name)
+        return await provider.create(sub.file_id, Path("unread"), url="/v1/chat/completions", submission=sub.name)
     finally:
         await provider.close()
 

@@ -60,7 +60,7 @@ def api_for(route: str, *answers) -> Api:
 def test_a_create_carries_the_submission_and_satisfies_the_schema():
     """The batch can be found again by its metadata, and OpenAI's own schema accepts the body."""
     api = api_for("POST /v1/batches", STATES["validating"])
-    view = with_api(api, lambda p: p.create("file-in", url=CHAT, submission="t-1.1"))
+    view = with_api(api, lambda p: p.create("file-in", Path("unread"), url=CHAT, submission="t-1.1"))
     assert (view.id, view.phase, view.input_file) == ("batch_1", "running", "file-in")
     _, headers, raw = api.seen[0]
     body = json.loads(raw)
@@ -91,7 +91,7 @@ def test_a_refusal_in_the_providers_words_says_whom_it_concerns(status, body, sc
     """Nothing ran, and the scope tells a bad key from a bad model from a bad file."""
     api = api_for("POST /v1/batches", (status, body))
     with pytest.raises(Refused) as caught:
-        with_api(api, lambda p: p.create("file-x", url=CHAT, submission="t.1"))
+        with_api(api, lambda p: p.create("file-x", Path("unread"), url=CHAT, submission="t.1"))
     assert (caught.value.scope, caught.value.status) == (scope, status)
     assert caught.value.why == body["error"]["message"]
     assert len(api.seen) == 1
@@ -123,7 +123,7 @@ def test_any_other_answer_to_a_create_is_in_doubt(status, body):
     """Only the provider's own words prove that no batch was made; nothing is sent again to find out."""
     api = api_for("POST /v1/batches", (status, body))
     with pytest.raises(Uncertain):
-        with_api(api, lambda p: p.create("file-x", url=CHAT, submission="t.1"))
+        with_api(api, lambda p: p.create("file-x", Path("unread"), url=CHAT, submission="t.1"))
     assert len(api.seen) == 1
 
 
@@ -143,7 +143,7 @@ def test_limits_are_told_from_refusals():
         caught = []
         for _ in answers:
             with pytest.raises(Limited) as one:
-                await provider.create("file-x", url=CHAT, submission="t.1")
+                await provider.create("file-x", Path("unread"), url=CHAT, submission="t.1")
             caught.append((one.value.after_s, one.value.enqueued_tokens_cap))
         return caught
 
@@ -154,7 +154,7 @@ def test_an_error_body_cannot_reach_the_terminal_raw():
     """Long and hostile error texts are cut, cleaned, and lose the key if they echo it."""
     api = api_for("POST /v1/batches", (400, error(f"bad key {KEY} \x1b[31m" + "x" * 5000)))
     with pytest.raises(Refused) as caught:
-        with_api(api, lambda p: p.create("file-x", url=CHAT, submission="t.1"))
+        with_api(api, lambda p: p.create("file-x", Path("unread"), url=CHAT, submission="t.1"))
     assert KEY not in caught.value.why
     assert "\x1b" not in caught.value.why
     assert len(caught.value.why) <= 500

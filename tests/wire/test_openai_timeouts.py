@@ -16,7 +16,7 @@ from nightmill.providers.openai import OpenAI
 from nightmill.providers.resolve import resolve
 
 CALLS: dict[str, tuple[str, Callable[[OpenAI, Path], Awaitable[Any]]]] = {
-    "create": ("create_timeout_s", lambda p, _: p.create("file-1", url="/v1/chat/completions", submission="t.1")),
+    "create": ("create_timeout_s", lambda p, f: p.create("file-1", f, url="/v1/chat/completions", submission="t.1")),
     "upload": ("upload_timeout_s", lambda p, file: p.upload(file, name="t.1")),
     "fetch": ("upload_timeout_s", lambda p, file: p.fetch("file-1", file.with_name("result"))),
     "poll": ("request_timeout_s", lambda p, _: p.poll("batch_1")),

@@ -135,7 +135,8 @@ async def _create(desk: Desk, work: Work, provider: BatchProvider, shard: Shard,
     sub = shard.current
     try:
         async with asyncio.timeout(desk.timing.create_timeout_s):
-            view = await provider.create(file_id, url=work.url, submission=sub.name)
+            file = desk.store.path(shard.file.path)
+            view = await provider.create(file_id, file, url=work.url, submission=sub.name)
     except (NeverSent, Limited, Refused) as error:
         await _not_sent(desk, work, shard, sub, error)
     except (ProviderError, TimeoutError) as error:

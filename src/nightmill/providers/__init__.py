@@ -212,11 +212,17 @@ class BatchProvider(Provider, Protocol):
     """
 
     async def upload(self, file: Path, *, name: str) -> str:
-        """Upload a shard file; the provider's file id. Raises NeverSent, Limited, Refused."""
+        """Upload a shard file; the provider's file id, or ``name`` where nothing is uploaded before the create.
+
+        Raises NeverSent, Limited, Refused.
+        """
         ...
 
-    async def create(self, file_id: str, *, url: str, submission: str) -> BatchView:
-        """Create the batch. Raises NeverSent, Limited, Refused, Uncertain."""
+    async def create(self, file_id: str, file: Path, *, url: str, submission: str) -> BatchView:
+        """Create the batch of what was uploaded as ``file_id``; of ``file`` itself where requests travel in the create.
+
+        Raises NeverSent, Limited, Refused, Uncertain.
+        """
         ...
 
     async def find(self, submissions: frozenset[str], files: frozenset[str], *, since: float) -> list[BatchView]:

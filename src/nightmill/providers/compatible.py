@@ -161,7 +161,7 @@ class Batches(Compatible):
             file = self._object("get", await self._call("get", "GET", f"/files/{_quoted(file_id)}"), "id")
         return file_id
 
-    async def create(self, file_id: str, *, url: str, submission: str) -> BatchView:
+    async def create(self, file_id: str, file: Path, *, url: str, submission: str) -> BatchView:
         """See `BatchProvider.create`. On a connection of its own, once."""
         body = {
             "input_file_id": file_id,

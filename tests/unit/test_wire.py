@@ -22,6 +22,7 @@ from nightmill.wire import (
     OUTPUT,
     RESULTS,
     ROWS,
+    body_of,
     chosen,
     lines,
     lost_mark,
@@ -89,6 +90,13 @@ def test_rows_are_found_whatever_stands_before_them() -> None:
     assert [index for index, _ in split_lines(stream, "t-1")] == [5, 66, 7]
     with pytest.raises(ValueError, match="not found"):
         list(split_lines([b"{}\n"], "t-1"))
+
+
+def test_a_body_is_found_whatever_its_key() -> None:
+    """A shard line ends in its body, which providers call differently; a key of that name inside is no other body."""
+    body = b'{"body":{"x":"{\\"y\\":1}"},"params":{},"custom_id":"{"}'
+    for between in (b',"method":"POST","url":"/v1/chat/completions","body":', b',"params":', b',"request":'):
+        assert body_of(b'{"custom_id":"t-1-5"' + between + body + b"}\n") == body
 
 
 def test_answers_to_foreign_names_get_ours_and_nothing_else_changes(tmp_path: Path) -> None:

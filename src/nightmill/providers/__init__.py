@@ -272,6 +272,23 @@ class OpenBatches(BatchProvider, Protocol):
 
 
 @runtime_checkable
+class UntaggedBatches(BatchProvider, Protocol):
+    """A provider that lets nothing of ours be attached to a batch: one is known by its time and its size alone.
+
+    What proves whose it is are the ids in its results. `find` and `find_files` find nothing here.
+    """
+
+    async def made_between(self, since: float, until: float) -> list[BatchView]:
+        """Every batch of this account created at or after ``since`` and at or before ``until``, oldest first.
+
+        Both are unix seconds of the provider's clock; ``BatchView.total`` is how many requests a batch has.
+        Any page that is not a clean 200 raises, so a return is a complete look.
+        Raises ProviderError (any kind): this was no answer.
+        """
+        ...
+
+
+@runtime_checkable
 class LiveProvider(Provider, Protocol):
     """What the live lane needs."""
 

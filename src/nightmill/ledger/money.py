@@ -19,18 +19,14 @@ _SAID = "budget."  # of a scope: the cap that the settings gave last, in the tab
 # Put together once: that takes longer than the database does.
 _NANOS = bindparam("nanos", type_=BigInteger)
 _THESE: Any = bindparam("scopes", expanding=True)
-_HOLD = (
+_TOUCH = (
     update(limits)
-    .where(
-        limits.c.scope.in_(_THESE),
-        or_(
-            limits.c.cap_nanos.is_(None),
-            _NANOS == 0,
-            limits.c.spent_nanos + limits.c.held_nanos + _NANOS <= limits.c.cap_nanos,
-        ),
-    )
+    .where(limits.c.scope == bindparam("of"))
     .values(held_nanos=limits.c.held_nanos + _NANOS)
     .returning(limits.c.scope)
+)
+_HOLD = _TOUCH.where(
+    or_(limits.c.cap_nanos.is_(None), limits.c.spent_nanos + limits.c.held_nanos + _NANOS <= limits.c.cap_nanos)
 )
 _MOVE = (
     update(limits)
@@ -48,26 +44,19 @@ _SCOPES = select(submissions.c.scopes).where(
 
 
 def hold(connection: Connection, scopes: Sequence[str], nanos: int) -> Denied | None:
-    """Reserve ``nanos`` in every scope; zero is always granted.
+    """Reserve ``nanos`` in every scope or in none; zero is always granted.
 
-    One conditional update. A denial names the first scope without room, and leaves the caller to roll back.
+    One conditional update a limit, in the given order. A denial leaves the caller to roll back.
     """
-    lacking = _not_held(connection, scopes, nanos)
-    if lacking:  # a day or month that begins, or no room
-        _ensure(connection, lacking)
-        lacking = _not_held(connection, lacking, nanos)
-    if not lacking:
-        return None
-    free = connection.execute(
-        select(limits.c.cap_nanos - limits.c.spent_nanos - limits.c.held_nanos).where(limits.c.scope == lacking[0])
-    ).scalar_one()
-    return Denied(lacking[0], nanos, max(0, free))
-
-
-def _not_held(connection: Connection, scopes: Sequence[str], nanos: int) -> list[str]:
-    """Reserve ``nanos`` in each of ``scopes`` that has room; those that have none, or are not there."""
-    held = set(connection.execute(_HOLD, {"scopes": list(scopes), "nanos": nanos}).scalars())
-    return [scope for scope in scopes if scope not in held]
+    _ensure(connection, scopes)
+    for scope in scopes:
+        granted = _HOLD if nanos else _TOUCH
+        if connection.execute(granted, {"of": scope, "nanos": nanos}).first() is None:
+            free = connection.execute(
+                select(limits.c.cap_nanos - limits.c.spent_nanos - limits.c.held_nanos).where(limits.c.scope == scope)
+            ).scalar_one()
+            return Denied(scope, nanos, max(0, free))
+    return None
 
 
 def hold_anyway(connection: Connection, scopes: Sequence[str], nanos: int) -> None:

@@ -23,6 +23,7 @@ SCRIPTS: dict[str, list[str]] = {
     "live": ["--rows", "1000", "--rounds", "2"],
     "scale": ["--rows", "100000"],
     "formats": ["--rows", "100000"],
+    "deadline": [],
 }
 """The scripts in the order they run, and their arguments for a quick look."""
 

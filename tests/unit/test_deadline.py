@@ -1,0 +1,75 @@
+"""When batches are cancelled so that a job is done by its deadline: pure decisions."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightmill.lanes.deadline import Decision, Pace, RowsLeft, buffer_s, decide, turns_at
+
+HOUR = 3600.0
+PACE = Pace(live_rate=10.0, cancel_p95_s=600.0, collect_s=60.0)
+
+seconds = st.floats(0, 48 * HOUR)
+some_rows = st.integers(0, 1_000_000)
+paces = st.builds(Pace, st.floats(0.1, 500), st.floats(0, 1200), st.floats(0, 600))
+
+
+def test_far_from_its_deadline_a_batch_is_waited_for() -> None:
+    """Half price is taken as long as there is time for a cancel, for collecting, and for every row live."""
+    left = RowsLeft(batch=10_000, live=0)
+    assert decide(0.0, 2 * HOUR, left, PACE) is Decision.WAIT
+    assert decide(2 * HOUR - buffer_s(left, PACE) - 1, 2 * HOUR, left, PACE) is Decision.WAIT
+
+
+def test_a_batch_is_cancelled_while_there_is_time_to_run_its_rows_live() -> None:
+    """At the latest moment there is time for a cancel, for collecting, and for more than all the live calls."""
+    left = RowsLeft(batch=10_000, live=0)
+    assert decide(2 * HOUR - buffer_s(left, PACE), 2 * HOUR, left, PACE) is Decision.CANCEL
+    assert buffer_s(left, PACE) > 600 + 60 + 10_000 / 10
+
+
+def test_rows_that_are_answered_give_the_rest_more_time() -> None:
+    """What the provider has done by now needs no live call."""
+    now = 1.25 * HOUR
+    assert decide(now, 2 * HOUR, RowsLeft(20_000, 0), PACE) is Decision.CANCEL
+    assert decide(now, 2 * HOUR, RowsLeft(1_000, 0), PACE) is Decision.WAIT
+
+
+def test_a_batch_that_has_answered_every_row_is_not_cancelled() -> None:
+    """With no row left a cancel could only do harm, however late it is."""
+    assert decide(3 * HOUR, 2 * HOUR, RowsLeft(0, 5_000), PACE) is Decision.WAIT
+
+
+def test_while_live_calls_have_enough_to_do_further_batches_are_waited_for() -> None:
+    """Batches are taken back one after the other: cancelling them sooner would cost money and save no time."""
+    deadline = 4 * HOUR
+    now = deadline - buffer_s(RowsLeft(100_000, 0), PACE)
+    assert decide(now, deadline, RowsLeft(100_000, 0), PACE) is Decision.CANCEL
+    assert decide(now, deadline, RowsLeft(50_000, 50_000), PACE) is Decision.WAIT
+    assert decide(now, deadline, RowsLeft(95_000, 5_000), PACE) is Decision.CANCEL  # they run dry in ten minutes
+
+
+def test_where_every_second_counts_all_batches_are_taken_back_at_once() -> None:
+    """When even calls that never rest would hardly be in time, nothing is waited for."""
+    assert decide(0.0, 9_999.0, RowsLeft(50_000, 50_000), PACE) is Decision.CANCEL
+
+
+@given(seconds, seconds, some_rows, some_rows, paces)
+def test_what_is_told_of_the_moment_is_what_is_decided_then(
+    now: float, deadline: float, batch: int, live: int, pace: Pace
+) -> None:
+    """A look that comes at the moment that was named finds the decision made, and one before it does not."""
+    left = RowsLeft(batch, live)
+    at = turns_at(now, deadline, left, pace)
+    assert (decide(now, deadline, left, pace) is Decision.CANCEL) == (now >= at)
+
+
+@given(seconds, seconds, st.integers(1, 1_000_000), some_rows, paces, st.integers(1, 1_000_000))
+def test_more_rows_in_batches_are_never_decided_later(
+    now: float, deadline: float, batch: int, live: int, pace: Pace, more: int
+) -> None:
+    """Not knowing of rows that were answered errs on the side of time."""
+    assert turns_at(now, deadline, RowsLeft(batch + more, live), pace) <= turns_at(
+        now, deadline, RowsLeft(batch, live), pace
+    )

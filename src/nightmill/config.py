@@ -440,6 +440,7 @@ _PROVIDER: Mapping[str, Check] = {
 _LIMITS: Mapping[str, Check] = dict.fromkeys(
     (
         "batch_requests",
+        "batch_usual",
         "batch_bytes",
         "batch_inputs",
         "request_bytes",

@@ -43,6 +43,11 @@ def lost_mark(custom_id: str) -> bytes:
     return _LOST + custom_id.encode() + b'"}\n'
 
 
+def is_mark(line: bytes) -> bool:
+    """Whether it is a mark, of whatever kind, and no result line."""
+    return line.startswith((_SENT, _UNSENT, _LOST))
+
+
 def is_sent_mark(line: bytes) -> bool:
     """Whether it is a mark that goes in before a request leaves."""
     return line.startswith(_SENT)

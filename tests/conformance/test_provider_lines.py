@@ -3,60 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
+from dialects import MAKERS, Dialect
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nightmill.errors import CannotCarry
 from nightmill.providers import BatchProvider, LiveProvider, LiveReply, Provider
-from nightmill.providers.function import Function
-from nightmill.providers.local import Local
-from nightmill.providers.resolve import resolve
 from nightmill.types import Answer, Failed, FailureKind, Succeeded, Usage
+from nightmill.wire import body_of
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.text(max_size=40).filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
 custom_ids = st.from_regex(r"[a-zA-Z0-9_-]{1,60}-[0-9]{1,3}", fullmatch=True)
 
 
-def _python(messages: Sequence[Mapping[str, Any]], temperature: float = 0.0) -> str:
-    return f"{messages[-1]['content']} {temperature}"
-
-
-def _openai() -> Provider:
-    env = {"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
-    return resolve("openai/gpt-4o-mini", env=env, model_paths={})
-
-
-MAKERS = {
-    "openai": _openai,
-    "local": lambda: Local("tiny", Path("tiny.gguf")),
-    "python": lambda: Function("m.f", _python),
-}
-
-
 @pytest.fixture(params=sorted(MAKERS))
 def provider(request: pytest.FixtureRequest) -> Provider:
-    return MAKERS[request.param]()
+    return MAKERS[request.param][0]()
 
 
-def chat(text: str, **more: Any) -> dict[str, Any]:
-    return {"model": "m", "messages": [{"role": "user", "content": text}], "max_completion_tokens": 9, **more}
+@pytest.fixture
+def dialect(provider: Provider) -> Dialect:
+    return MAKERS[provider.name][1]
 
 
-def whole(text: str, finish: str = "stop", usage: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A chat answer as an OpenAI-compatible model gives it."""
-    message = {"role": "assistant", "content": text}
-    answer: dict[str, Any] = {"id": "c", "object": "chat.completion", "model": "snapshot"}
-    answer["choices"] = [{"index": 0, "message": message, "finish_reason": finish}]
-    return answer if usage is None else {**answer, "usage": usage}
+def chat(text: str) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": text}], "max_completion_tokens": 9}
 
 
-USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 2}}
+USAGE = Usage(7, 3, cached_tokens=2)  # of every answer that has one
 
 
 def test_a_provider_says_what_it_can_by_what_it_is(provider: Provider) -> None:
@@ -70,19 +48,17 @@ def test_an_account_never_holds_the_key(provider: Provider) -> None:
     """Whose money it is can be written anywhere."""
     assert "sk-secret" not in provider.account.id
     assert provider.account.id.startswith(provider.name + "|")
-    assert provider.account == MAKERS[provider.name]().account
+    assert provider.account == MAKERS[provider.name][0]().account
 
 
 @quick
 @given(text=texts)
-def test_a_body_is_one_line_that_says_what_was_asked(provider: Provider, text: str) -> None:
+def test_a_body_is_one_line_that_says_what_was_asked(provider: Provider, dialect: Dialect, text: str) -> None:
     """Any text comes out as it went in, the cap is explicit, and equal requests give equal bytes."""
     encoded = provider.encode(chat(text))
     assert b"\n" not in encoded.body
     assert b"\r" not in encoded.body
-    body = json.loads(encoded.body)
-    assert body["messages"][-1]["content"] == text
-    assert body["max_completion_tokens"] == 9
+    assert dialect.asked(json.loads(encoded.body)) == (text, encoded.cap_tokens)
     assert provider.encode(chat(text)) == encoded
 
 
@@ -96,24 +72,24 @@ def test_a_request_that_asks_nothing_is_refused(provider: Provider, request_: di
 
 @quick
 @given(custom_id=custom_ids, text=texts)
-def test_a_shard_line_is_made_of_pieces(provider: Provider, custom_id: str, text: str) -> None:
-    """before + id + between + body + after is one JSON line that names the request, the endpoint and the body."""
+def test_a_shard_line_is_made_of_pieces(provider: Provider, dialect: Dialect, custom_id: str, text: str) -> None:
+    """before + id + between + body + after is one JSON line that names the request and holds its body."""
     encoded = provider.encode(chat(text))
     before, between, after = provider.line_pieces(encoded.url)
     line = before + json.dumps(custom_id).encode() + between + encoded.body + after
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
-    said = json.loads(line)
-    assert (said["custom_id"], said["url"], said["body"]) == (custom_id, encoded.url, json.loads(encoded.body))
+    assert dialect.sent(json.loads(line)) == (custom_id, json.loads(encoded.body))
+    assert body_of(line) == encoded.body
 
 
 @quick
 @given(custom_id=custom_ids, text=texts.filter(str.strip), spaced=st.booleans(), took=st.floats(0, 1e4))
 def test_an_answer_is_read_back_as_it_came(
-    provider: Provider, custom_id: str, text: str, spaced: bool, took: float
+    provider: Provider, dialect: Dialect, custom_id: str, text: str, spaced: bool, took: float
 ) -> None:
     """Pretty-printed or not, the line is one line and decodes to the same words, tokens and model."""
-    body = json.dumps(whole(text, usage=USAGE), indent=2 if spaced else None).encode()
+    body = json.dumps(dialect.answer(text, "stop", True), indent=2 if spaced else None).encode()
     if spaced:
         body = body.replace(b"\n", b"\r\n")
     line = provider.reply_line(custom_id, LiveReply(200, body), took)
@@ -121,33 +97,37 @@ def test_an_answer_is_read_back_as_it_came(
     assert line.count(b"\n") == 1
     answer = provider.decode(line)
     assert answer.custom_id == custom_id
-    assert answer.outcome == Succeeded(text, Usage(7, 3, cached_tokens=2), "stop", "snapshot")
+    assert answer.outcome == Succeeded(text, USAGE, dialect.stop, "snapshot")
     assert answer.duration_s == pytest.approx(took, abs=1e-3)
+
+
+def _body(provider: Provider, dialect: Dialect, said: tuple[str, str, bool] | None) -> bytes:
+    return provider.error_body("m") if said is None else json.dumps(dialect.answer(*said)).encode()
 
 
 LINES = st.sampled_from(
     [
-        (200, whole("yes", usage=USAGE)),
-        (200, whole("no", usage={"prompt_tokens": 1, "completion_tokens": 2})),
-        (200, whole("no usage")),
-        (200, whole("cut", "length", USAGE)),
-        (200, whole(" ", usage=USAGE)),
-        (500, {"error": {"message": "m"}}),
+        (200, ("yes", "stop", True)),
+        (200, ("no usage", "stop", False)),
+        (200, ("cut", "length", True)),
+        (200, (" ", "stop", True)),
+        (500, None),
     ]
 )
 
 
 @quick
 @given(
-    st.lists(LINES, min_size=1, max_size=4), st.sampled_from([None, b"", b"\n", b"{}\n", b'{"custom_id":"t-9"', b"x\n"])
+    st.lists(LINES, min_size=1, max_size=4),
+    st.sampled_from([None, b"", b"\n", b"{}\n", b'{"custom_id":"t-9"', b'{"key":"t-9"', b"x\n"]),
 )
 def test_lines_together_say_what_each_says(
-    provider: Provider, replies: list[tuple[int, dict[str, Any]]], odd: bytes | None
+    provider: Provider, dialect: Dialect, replies: list[tuple[int, tuple[str, str, bool] | None]], odd: bytes | None
 ) -> None:
     """Decoded at once or one by one, plain answers are the same; anything else among them is left to one by one."""
     lines = [
-        provider.reply_line(f"t-{n}", LiveReply(status, json.dumps(body).encode()), 0.5)
-        for n, (status, body) in enumerate(replies)
+        provider.reply_line(f"t-{n}", LiveReply(status, _body(provider, dialect, said)), 0.5)
+        for n, (status, said) in enumerate(replies)
     ]
     each = [provider.decode(line) for line in lines]
     if odd is not None:
@@ -203,26 +183,27 @@ def test_an_error_body_is_in_the_providers_own_shape(provider: Provider, status:
      ("", "content_filter", FailureKind.CONTENT_FILTER)],
 )  # fmt: skip
 def test_a_paid_answer_that_is_none_is_a_paid_failure(
-    provider: Provider, text: str, finish: str, kind: FailureKind
+    provider: Provider, dialect: Dialect, text: str, finish: str, kind: FailureKind
 ) -> None:
     """Cut, empty or withheld: the text is kept, the tokens are paid."""
-    body = json.dumps(whole(text, finish, USAGE)).encode()
+    body = json.dumps(dialect.answer(text, finish, True)).encode()
     outcome = provider.decode(provider.reply_line("t-1", LiveReply(200, body), 0.0)).outcome
     assert isinstance(outcome, Failed)
-    assert (outcome.kind, outcome.usage, outcome.text or "") == (kind, Usage(7, 3, cached_tokens=2), text)
+    assert (outcome.kind, outcome.usage, outcome.text or "") == (kind, USAGE, text)
 
 
 @quick
 @given(cut=st.integers(1, 80))
-def test_a_torn_line_is_no_result(provider: Provider, cut: int) -> None:
+def test_a_torn_line_is_no_result(provider: Provider, dialect: Dialect, cut: int) -> None:
     """Half a line is never taken for an answer."""
-    line = provider.reply_line("t-1", LiveReply(200, json.dumps(whole("yes", usage=USAGE)).encode()), 0.0)
+    line = provider.reply_line("t-1", LiveReply(200, json.dumps(dialect.answer("yes", "stop", True)).encode()), 0.0)
     with pytest.raises(ValueError):  # noqa: PT011 - of whatever kind
         provider.decode(line[: -1 - cut])
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"\n", b"null\n", b"[]\n", b"{}\n", b'"text"\n', b'{"custom_id":5}\n', b"\xff\n"]
+    "line",
+    [b"", b"\n", b"null\n", b"[]\n", b"{}\n", b'"text"\n', b'{"custom_id":5}\n', b'{"key":5}\n', b"\xff\n"],
 )
 def test_what_names_no_request_is_no_result_line(provider: Provider, line: bytes) -> None:
     """A line without a custom_id is an error of the file, not of a row."""
@@ -230,24 +211,22 @@ def test_what_names_no_request_is_no_result_line(provider: Provider, line: bytes
         provider.decode(line)
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "own"),
-    [
-        (200, json.dumps(whole("yes", usage=USAGE)).encode(), True),
-        (200, b'{"choices": [], "score": NaN}', True),
-        (200, b'{"data": []}', True),
-        (200, b'{"error": {"message": "no"}}', True),
-        (200, b"{}", False),
-        (200, b'{"choices": [', False),
-        (200, b"[]", False),
-        (503, b'{"error": {"message": "overloaded", "type": "server_error"}}', True),
-        (504, b'{"message": "Endpoint request timed out"}', False),
-        (502, b'{"error": "bad gateway"}', False),
-        (500, b"", False),
-    ],
+NOBODYS = (
+    (200, b"{}", False),
+    (200, b"[]", False),
+    (504, b'{"message": "Endpoint request timed out"}', False),
+    (502, b'{"error": "bad gateway"}', False),
+    (500, b"", False),
 )
-def test_a_provider_knows_its_own_words(provider: Provider, status: int, body: bytes, own: bool) -> None:
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "body", "own"),
+    [(name, *said) for name, (_, dialect) in MAKERS.items() for said in (*dialect.own, *NOBODYS)],
+)
+def test_a_provider_knows_its_own_words(name: str, status: int, body: bytes, own: bool) -> None:
     """An answer in its shape, or its own error: anything else was said by something in between."""
+    provider = MAKERS[name][0]()
     assert isinstance(provider, LiveProvider)
     assert provider.is_own(LiveReply(status, body)) is own
 

@@ -1,4 +1,4 @@
-"""Servers of the OpenAI shape as data: what a table of the settings makes of them, and what they are sent."""
+"""Servers as data: what a table of the settings makes of them, and what they are sent."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def test_every_known_server_answers_live_and_some_in_batches(name: str) -> None:
     """A name and a key are all it takes; what a provider can do shows in which protocol it has."""
     provider = made(name)
     assert isinstance(provider, LiveProvider)
-    assert isinstance(provider, BatchProvider) is (name in ("openai", "azure", "groq"))
+    assert isinstance(provider, BatchProvider) is (name in ("openai", "gemini", "azure", "groq"))
     assert provider.account.base_url.startswith(("https://", "http://127.0.0.1:"))
     body = json.loads(provider.encode({"messages": MESSAGES, "max_completion_tokens": 7}).body)
-    assert {body.get("max_tokens"), body.get("max_completion_tokens")} == {7, None}
+    said = body.get("generationConfig", body)
+    assert {said.get(name) for name in ("max_tokens", "max_completion_tokens", "maxOutputTokens")} == {7, None}
 
 
 @pytest.mark.parametrize("endpoint", ["https://me.example", "https://me.example/", "https://me.example/openai/v1/"])
@@ -60,6 +61,8 @@ def test_an_address_that_is_missing_is_asked_for() -> None:
         ("acme", {"base_url": "localhost:8000"}, "is no address"),
         ("acme", {"like": "nobody", "base_url": "http://127.0.0.1:9"}, "like = 'nobody'"),
         ("a/b", {"base_url": "http://127.0.0.1:9"}, "cannot be part of a model's name"),
+        ("gemini", {"max_tokens_field": "max_tokens", "window": "24h"}, "max_tokens_field and window would have no"),
+        ("mine", {"like": "gemini", "responses": True}, "responses would have no effect"),
     ],
 )
 def test_a_table_that_leads_nowhere_is_refused(name: str, table: dict[str, object], said: str) -> None:

@@ -25,7 +25,7 @@ from nightmill.collect.late import settle_late
 from nightmill.collect.results import Results, RowCounts, read_built
 from nightmill.collect.sofar import Answers, SoFar
 from nightmill.ledger import Counts, NewShard, Settlement, Shard
-from nightmill.types import Lane
+from nightmill.types import FailureKind, Lane
 
 __all__ = [
     "Answers",
@@ -84,8 +84,10 @@ def settle_shard(context: Context, shard: Shard, *, stopping: bool) -> Collected
 
 
 def _explained(acc: Accounting, shard: Shard) -> bool:
-    """The provider's own totals equal the lines we have: nothing more is to come."""
+    """Nothing more is to come: such a batch hands nothing back, or the provider's totals equal the lines there are."""
     sub = shard.current
+    if acc.unanswered is not FailureKind.MISSING and not acc.lines and not acc.garbled:
+        return True
     if sub.completed is None or sub.failed is None:
         return False
     return sub.completed + sub.failed <= acc.lines.get(sub.n, 0) and not acc.garbled

@@ -14,7 +14,7 @@ from itertools import chain
 
 from nightmill.ledger import Booking, Counts, Shard, Submission, SubmissionState
 from nightmill.pricing import PriceSheet
-from nightmill.providers import PlainAnswers, Provider
+from nightmill.providers import BatchProvider, PlainAnswers, Provider
 from nightmill.store import Store
 from nightmill.types import ATTEMPTS, RETRYABLE, FailureKind, Lane, Outcome, Succeeded, Usage, usd
 from nightmill.wire import JOURNAL, body_of, bunches, chosen, is_sent_mark, read_mark, sent_id, shard_lines
@@ -91,13 +91,14 @@ class Accounting:
     garbled: int = 0
     models: set[str] = field(default_factory=set)
     unproven_rows: list[int] = field(default_factory=list)  # live: one entry a send that may have been billed
+    unanswered: FailureKind = FailureKind.MISSING  # what a request without any line is
 
     def word(self, index: int) -> str:
         """How the request of row ``index`` ended: ``succeeded``, or the kind of its failure."""
         code = self.seen[index - self.shard.first]
         if code == _SUCCEEDED:
             return SUCCEEDED
-        kind = FailureKind.MISSING if code == _OPEN else _KINDS[code - _CODE[_KINDS[0]]]
+        kind = self.unanswered if code == _OPEN else _KINDS[code - _CODE[_KINDS[0]]]
         if kind is FailureKind.CANCELLED and not self.shard.cancel_requested:  # somebody else did: as good as expired
             kind = FailureKind.EXPIRED
         return kind.value
@@ -112,8 +113,12 @@ class Accounting:
         first = self.shard.first
         return (first + i for i, code in enumerate(self.seen) if code in wanted)
 
+    def rows_that(self, *kinds: FailureKind) -> Iterator[int]:
+        """Rows whose request ended so, those without any line included where that is what they are."""
+        return self.rows(*(_CODE[kind] for kind in kinds), *((_OPEN,) if self.unanswered in kinds else ()))
+
     def count(self, kind: FailureKind) -> int:
-        return self.seen.count(_CODE[kind])
+        return self.seen.count(_CODE[kind]) + (self.open if kind is self.unanswered else 0)
 
     @property
     def succeeded(self) -> int:
@@ -133,7 +138,7 @@ def account(
     store: Store, shard: Shard, provider: Provider, sheet: PriceSheet, list_sheet: PriceSheet, check: Check | None
 ) -> Accounting:
     """Read every result line of ``shard`` and add up what it says."""
-    acc = Accounting(shard, _expected(store, shard))
+    acc = Accounting(shard, _expected(store, shard), unanswered=unanswered_in(shard, provider))
     sizes = BodySizes(store, shard)
     hashes = array("q", bytes(8 * len(acc.seen)))
     n, earlier = -1, b""
@@ -153,6 +158,19 @@ def account(
                 acc.unproven_rows.append(index)
                 _note_lost(acc, index - shard.first)
     return acc
+
+
+def unanswered_in(shard: Shard, provider: Provider) -> FailureKind:
+    """What a request is that no batch of the shard has a line for: missing, unless each of them handed nothing back.
+
+    A batch beside the shard's own was cancelled by us: that is no word of how its own ended.
+    """
+    if shard.lane is not Lane.BATCH or not isinstance(provider, BatchProvider):
+        return FailureKind.MISSING
+    ended = [sub for sub in shard.submissions if sub.batch_id and sub.state is not SubmissionState.GONE]
+    kinds = {provider.unanswered(sub.status or "") for sub in ended} or {FailureKind.MISSING}
+    order = (FailureKind.MISSING, FailureKind.EXPIRED, FailureKind.CANCELLED)
+    return next(kind for kind in order if kind in kinds)
 
 
 def _note_lost(acc: Accounting, place: int) -> None:
@@ -436,7 +454,7 @@ def verdict(acc: Accounting, *, stopping: bool) -> Verdict:
     shard = acc.shard
     kinds = acc.failed_kinds()
     expired, cancelled = acc.count(FailureKind.EXPIRED), acc.count(FailureKind.CANCELLED)
-    missing = acc.open + acc.count(FailureKind.MISSING)
+    missing = acc.count(FailureKind.MISSING)
     if stopping and shard.lane is Lane.LIVE:  # never sent
         cancelled, missing = cancelled + acc.open, missing - acc.open
     resend: dict[str, list[int]] = {}
@@ -445,9 +463,9 @@ def verdict(acc: Accounting, *, stopping: bool) -> Verdict:
             again = [_CODE[kind] for kind in kinds if kind in RETRYABLE]
             resend["failed"] = list(acc.rows(*again)) if again else []
         if shard.expiries + 1 < _EXPIRIES and expired + cancelled:
-            resend["expired"] = list(acc.rows(_CODE[FailureKind.EXPIRED], _CODE[FailureKind.CANCELLED]))
+            resend["expired"] = list(acc.rows_that(FailureKind.EXPIRED, FailureKind.CANCELLED))
         if shard.missings < _MISSINGS and missing:
-            resend["missing"] = list(acc.rows(_OPEN, _CODE[FailureKind.MISSING]))
+            resend["missing"] = list(acc.rows_that(FailureKind.MISSING))
     if not stopping and shard.lane is Lane.BATCH:  # somebody cancelled the batch elsewhere: as good as expired
         expired, cancelled = expired + cancelled, 0
     counts = Counts(acc.succeeded, sum(kinds.values()), missing, expired, cancelled)

@@ -24,7 +24,15 @@ import pyarrow.parquet as pq
 
 from nightmill import wire
 from nightmill.answers import AnswerCache, digests
-from nightmill.collect.accounting import BodySizes, Check, estimated, index_of, is_row, is_unstated
+from nightmill.collect.accounting import (
+    BodySizes,
+    Check,
+    estimated,
+    index_of,
+    is_row,
+    is_unstated,
+    unanswered_in,
+)
 from nightmill.errors import StoreError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Shard, StoredFile, SubmissionState
@@ -45,6 +53,11 @@ _MOST_OPEN = 64  # wire files of a range
 _NO_LINE, _SEVERAL = -1, -2  # instead of a file's number
 _TWIN = struct.Struct("<qq")
 _WENT_OUT = (SubmissionState.CREATED, SubmissionState.BOOKED)
+_UNANSWERED = {
+    FailureKind.MISSING: "the provider ended the batch without a line for it",
+    FailureKind.EXPIRED: "the batch expired, and hands nothing back",
+    FailureKind.CANCELLED: "the batch was cancelled, and hands nothing back",
+}
 _APART = (FailureKind.MISSING, FailureKind.EXPIRED, FailureKind.CANCELLED)
 
 
@@ -447,7 +460,7 @@ class _RangeReader:
             at, length = line.find(mark), len(line)
             if offset + length > counts:
                 break
-            if is_journal and 0 <= at < 12:
+            if is_journal and wire.is_mark(line):
                 if line.endswith(b"\n"):
                     wire.read_mark(line, pending, lost)
             elif not (is_journal and not line.endswith(b"\n")):
@@ -599,7 +612,8 @@ class _RangeReader:
             return _Row(index, Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), newest)
         if not any(s.batch_id for s in newest.submissions):
             return _Row(index, Failed(FailureKind.MISSING, "written off: nobody knows whether it ran"), newest)
-        return _Row(index, Failed(FailureKind.MISSING, "the provider ended the batch without a line for it"), newest)
+        kind = unanswered_in(newest, self._results._provider)
+        return _Row(index, Failed(kind, _UNANSWERED[kind]), newest)
 
 
 def _wins(row: _Row, best: _Row) -> bool:

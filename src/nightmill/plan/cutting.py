@@ -35,7 +35,7 @@ def bounds(lane: Lane, limits: Limits, *, batch_size: int | None, hold_nanos: in
     """What a shard of ``lane`` may be for a provider with ``limits``."""
     if lane is Lane.LIVE:
         return Bounds(min(LIVE_ROWS, batch_size or LIVE_ROWS), 0, hold_nanos, limits.request_bytes)
-    most = min(limits.batch_requests, batch_size or limits.batch_requests)
+    most = min(limits.batch_requests, batch_size or limits.batch_usual or limits.batch_requests)
     one = min(filter(None, (limits.request_bytes, limits.batch_bytes)), default=0)
     return Bounds(most, limits.batch_bytes, hold_nanos, one, limits.batch_inputs if embeddings else 0)
 

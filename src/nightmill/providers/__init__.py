@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from nightmill.types import Answer, Endpoint, Usage
+from nightmill.types import Answer, Endpoint, FailureKind, Usage
 
 Request = Mapping[str, Any]  # canonical: an OpenAI chat-completions, embeddings or responses body
 
@@ -49,6 +49,7 @@ class Limits:
     """What one batch, and one live account, can take. Numbers, not flags."""
 
     batch_requests: int = 0  # most requests in a batch; 0 = no batch lane
+    batch_usual: int = 0  # requests in a batch where nobody says how many; 0 = as many as it takes
     batch_bytes: int = 0  # most bytes in a batch file, newlines included
     batch_inputs: int = 0  # most embedding inputs in a batch, summed over rows; 0 = no such limit
     request_bytes: int = 0  # most bytes in one request; 0 = unknown
@@ -248,6 +249,13 @@ class BatchProvider(Provider, Protocol):
 
     async def delete_file(self, file_id: str) -> bool:
         """Delete an uploaded file; one that is gone already is fine. False: this server deletes none."""
+        ...
+
+    def unanswered(self, status: str) -> FailureKind:
+        """What a request is that has no line once its batch has ended with ``status``, the provider's own word.
+
+        MISSING, unless such a batch hands nothing back: then EXPIRED or CANCELLED. It says nothing of money.
+        """
         ...
 
     def clock_skew_s(self) -> float:

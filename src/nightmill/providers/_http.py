@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.request import getproxies, proxy_bypass
@@ -182,14 +183,21 @@ class Http:
         form = aiohttp.FormData()
         for field, value in fields.items():
             form.add_field(field, value)
-        try:
-            opened = file.open("rb")
-        except OSError as exc:
-            fix = "put the home folder back from a backup"
-            raise StoreError(f"cannot read {file}", why=str(exc), fix=fix) from exc
-        with opened:
+        with _opened(file) as opened:
             form.add_field("file", opened, filename=name, content_type="application/jsonl")
             return await self._exchange(op, "POST", url, headers, form, timeout_s, fresh=True)
+
+    async def send_file(
+        self, op: str, url: str, file: Path, *, headers: Mapping[str, str], timeout_s: float = 900.0
+    ) -> Reply:
+        """POST the bytes of ``file`` and nothing else, streamed from disk.
+
+        Raises:
+            NeverSent, Uncertain: as `request`.
+            StoreError: ``file`` cannot be read.
+        """
+        with _opened(file) as opened:
+            return await self._exchange(op, "POST", url, headers, opened, timeout_s, fresh=True)
 
     async def download(
         self,
@@ -472,6 +480,14 @@ def _let_go(connection: Any) -> None:
         connection.close()
     else:
         connection.release()
+
+
+def _opened(file: Path) -> BufferedReader:
+    try:
+        return file.open("rb")
+    except OSError as exc:
+        fix = "put the home folder back from a backup"
+        raise StoreError(f"cannot read {file}", why=str(exc), fix=fix) from exc
 
 
 async def _chunks(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -25,6 +25,7 @@ from nightmill.providers._openai_requests import decode_request
 from nightmill.providers._openai_shape import OpenAILines, is_own, load_json, own_error
 from nightmill.providers._openai_talk import METADATA_KEY, batch_view, failure, must_stop, rate_hint, true_status
 from nightmill.providers.servers import Server
+from nightmill.types import FailureKind
 
 _USUAL = Timing()
 _PAGE = 100  # batches; the most there are in a page
@@ -228,7 +229,7 @@ class Batches(Compatible):
         timeout_s = self._timing.upload_timeout_s
         reply = await self._http.download("fetch", url, to, headers=self._headers, timeout_s=timeout_s)
         if reply.status == 200:
-            await asyncio.to_thread(_refuse_foreign, to)
+            await asyncio.to_thread(refuse_foreign, to)
             return True
         problem = self._failure("fetch", reply)
         if reply.status == 404 and isinstance(problem, Refused):
@@ -243,6 +244,10 @@ class Batches(Compatible):
             return isinstance(problem, Refused) and problem.status == 404
         self._object("delete", reply, "id")
         return True
+
+    def unanswered(self, status: str) -> FailureKind:
+        """See `BatchProvider.unanswered`: every request of a batch has a line, whatever became of it."""
+        return FailureKind.MISSING
 
     def clock_skew_s(self) -> float:
         return self._http.clock_skew_s()
@@ -304,7 +309,7 @@ def address(name: str, server: Server, env: Mapping[str, str]) -> str:
     return sendable(server.base_url_env, given) if given else server.base_url
 
 
-def _refuse_foreign(file: Path) -> None:
+def refuse_foreign(file: Path) -> None:
     """A page that a proxy sent in place of the result file would hide every answer in it.
 
     Raises:

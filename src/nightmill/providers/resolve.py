@@ -208,6 +208,10 @@ def resolve(
     server = configured(provider, tables.get(provider, {}))
     if not sends and server.lacks_key(env):
         env = {**env, server.keys[0]: "none"}
+    if server.wire == "gemini":
+        from nightmill.providers import gemini
+
+        return gemini.connect(provider, model, server, env, timing)
     if provider == "openai":
         from nightmill.providers import openai
 

@@ -1,4 +1,4 @@
-"""Servers that speak the OpenAI wire format, as data: what sets each of them apart.
+"""Servers as data: what sets each of them apart. Nearly all of them speak the OpenAI wire format.
 
 `SERVERS` are those that need no settings beyond a key; ``[providers.NAME]`` of the settings file changes one of
 them or adds another.
@@ -18,14 +18,15 @@ from nightmill.providers._env import is_nearby
 
 _MB = 1024 * 1024
 _USUAL_BATCH = {"batch_requests": 50_000, "batch_bytes": 100 * _MB}  # where nobody says what a batch may hold
+_OPENAI_ONLY = frozenset({"key_header", "max_tokens_field", "schema", "responses", "window"})
 _GPT = r"(o[134]|gpt-[56])(?![0-9])"
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One server of the OpenAI shape. What is empty is as at OpenAI, or not there."""
+    """One server. What is empty is as at OpenAI, or not there."""
 
-    base_url: str = ""  # with the version, without a slash at the end
+    base_url: str = ""  # with the version where the format has it there, without a slash at the end
     base_url_env: str = ""  # a variable that goes before ``base_url``
     base_url_path: str = ""  # what an address in that variable leaves out
     keys: tuple[str, ...] = ()  # variables that may hold the key, any one of which will do; none: it takes no key
@@ -43,6 +44,7 @@ class Server:
     runs_models: bool = False  # itself, so that on the user's own hardware they cost nothing
     passes_on: str = ""  # how models are called that it has answered elsewhere, as a pattern
     example: str = "MODEL"
+    wire: str = "openai"  # the format it speaks
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
@@ -67,6 +69,13 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
             "https://api.openai.com/v1", "OPENAI_BASE_URL", keys=("OPENAI_API_KEY",), thinks_first=_GPT,
             responses=True, limits=Limits(batch_requests=50_000, batch_bytes=200 * _MB, batch_inputs=50_000),
             example="gpt-5-mini",
+        ),
+        "gemini": Server(
+            "https://generativelanguage.googleapis.com", "GEMINI_BASE_URL", keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+            key_header="x-goog-api-key", wire="gemini", example="gemini-2.5-flash",
+            limits=Limits(
+                batch_requests=100_000, batch_usual=1_000, batch_bytes=2_000 * _MB, window_s=172_800
+            ),
         ),
         "azure": Server(
             "", "AZURE_OPENAI_ENDPOINT", "/openai/v1", keys=("AZURE_OPENAI_API_KEY",), key_header="api-key",
@@ -121,8 +130,13 @@ def configured(name: str, table: Mapping[str, Any]) -> Server:
             fix="choose one of these, or leave like out",
         )
     server = known or Server()
-    plain = ("key_header", "headers", "max_tokens_field", "schema", "responses", "window")
-    said = {key: table[key] for key in plain if key in table}
+    said = {key: table[key] for key in ("headers", *_OPENAI_ONLY) if key in table}
+    if server.wire != "openai" and (vain := said.keys() & _OPENAI_ONLY):
+        raise UsageError(
+            f"[providers.{name}]: {' and '.join(sorted(vain))} would have no effect",
+            why=f"it speaks the {server.wire} format, where this is fixed",
+            fix=f"remove {' and '.join(sorted(vain))}",
+        )
     if "api_key_env" in table:
         said |= {"keys": (table["api_key_env"],), "key_optional": False}
     if "base_url" in table:

@@ -51,6 +51,31 @@ OPENAI = Dialect(
 )
 
 
+def _anthropic_answer(text: str, finish: str, with_usage: bool) -> dict[str, Any]:
+    word = {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal"}[finish]
+    answer: dict[str, Any] = {"id": "msg_1", "type": "message", "role": "assistant", "model": "snapshot"}
+    answer |= {"content": [{"type": "text", "text": text}] if text else [], "stop_reason": word}
+    usage = {"input_tokens": 5, "output_tokens": 3, "cache_read_input_tokens": 2, "cache_creation_input_tokens": None}
+    return {**answer, "usage": usage} if with_usage else answer
+
+
+ANTHROPIC = Dialect(
+    _anthropic_answer,
+    "end_turn",
+    lambda body: (body["messages"][-1]["content"], body["max_tokens"]),
+    lambda line: (line["custom_id"], line["params"]),
+    (
+        (200, json.dumps(_anthropic_answer("yes", "stop", True)).encode(), True),
+        (200, b'{"type": "message", "content": [], "score": NaN}', True),
+        (200, b'{"type": "error", "error": {"type": "api_error", "message": "no"}}', True),
+        (200, b'{"content": []}', False),
+        (200, b'{"type": "message", "content": [', False),
+        (529, b'{"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}', True),
+        (503, b'{"error": {"message": "a gateway in other words", "type": "server_error"}}', False),
+    ),
+)
+
+
 def _gemini_answer(text: str, finish: str, with_usage: bool) -> dict[str, Any]:
     word = {"stop": "STOP", "length": "MAX_TOKENS", "content_filter": "SAFETY"}[finish]
     candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": word, "index": 0}
@@ -87,12 +112,17 @@ def _openai() -> Provider:
     return resolve("openai/gpt-4o-mini", env=env, model_paths={})
 
 
+def _anthropic() -> Provider:
+    return resolve("anthropic/claude-haiku-4-5", env={"ANTHROPIC_API_KEY": "sk-secret"}, model_paths={})
+
+
 def _gemini() -> Provider:
     return resolve("gemini/gemini-2.5-flash", env={"GEMINI_API_KEY": "sk-secret"}, model_paths={})
 
 
 MAKERS: Mapping[str, tuple[Callable[[], Provider], Dialect]] = {
     "openai": (_openai, OPENAI),
+    "anthropic": (_anthropic, ANTHROPIC),
     "gemini": (_gemini, GEMINI),
     "local": (lambda: Local("tiny", Path("tiny.gguf")), OPENAI),
     "python": (lambda: Function("m.f", _python), OPENAI),

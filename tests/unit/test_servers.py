@@ -31,7 +31,7 @@ def test_every_known_server_answers_live_and_some_in_batches(name: str) -> None:
     """A name and a key are all it takes; what a provider can do shows in which protocol it has."""
     provider = made(name)
     assert isinstance(provider, LiveProvider)
-    assert isinstance(provider, BatchProvider) is (name in ("openai", "gemini", "azure", "groq"))
+    assert isinstance(provider, BatchProvider) is (name in ("openai", "anthropic", "gemini", "azure", "groq"))
     assert provider.account.base_url.startswith(("https://", "http://127.0.0.1:"))
     body = json.loads(provider.encode({"messages": MESSAGES, "max_completion_tokens": 7}).body)
     said = body.get("generationConfig", body)

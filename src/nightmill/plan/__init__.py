@@ -363,7 +363,7 @@ def _content(body: bytes) -> str:
     """The texts inside a body, roughly: what a token estimate needs."""
     said = msgspec.json.decode(body)
     texts = said.get("input") or "\n".join(str(m.get("content", "")) for m in said.get("messages", ()))
-    more = [said[name] for name in ("instructions", "tools", "response_format", "text") if said.get(name)]
+    more = [said[name] for name in ("system", "instructions", "tools", "response_format", "text") if said.get(name)]
     return str(texts) + "".join(msgspec.json.encode(each).decode() for each in more)
 
 

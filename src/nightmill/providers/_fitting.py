@@ -63,14 +63,14 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
         if not server.responses:
             refuse_responses(f"{name}/{model}", body)
         _refuse_chat_cap(body)
-        _fit_cap(model, body, notes, user_set, thinks=thinks, context=context, field="max_output_tokens")
+        fit_cap(model, body, notes, user_set, thinks=thinks, context=context, field="max_output_tokens")
         if thinks:
             _drop_sampling(model, body, notes, user_set)
         return Encoded(server.batch_url + "/responses", json_line(body), tuple(notes), cap_of(body))
     if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
         why = "a model answers to messages"
         raise CannotCarry("the request has no messages", why=why, fix="give each row a prompt")
-    _fit_cap(model, body, notes, user_set, thinks=thinks, context=context)
+    fit_cap(model, body, notes, user_set, thinks=thinks, context=context)
     if thinks:
         _drop_sampling(model, body, notes, user_set)
     _fit_schema(server, body, notes)
@@ -89,7 +89,7 @@ def takes_sampling(thinks_first: str, model: str, effort: object = None) -> bool
     return not thinks_first or effort == "none" or "chat" in base or not re.match(thinks_first, base)
 
 
-def _fit_cap(
+def fit_cap(
     model: str, body: dict[str, Any], notes: list[str], user_set: frozenset[str], *, thinks: bool, context: int,
     field: str = "max_completion_tokens",
 ) -> None:  # fmt: skip

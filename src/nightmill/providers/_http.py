@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.request import getproxies, proxy_bypass
 
 from nightmill.errors import NeverSent, StoreError, Uncertain
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 64 * 1024 * 1024  # an answer held in memory
 MAX_ERROR_BYTES = 1024 * 1024  # of the body of a refused download
 _CHUNK_BYTES = 1 << 18
+_PUT_BACK = "put the home folder back from a backup"
 _CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
@@ -47,12 +48,15 @@ class Reply:
 
 @dataclass(slots=True)
 class _Exchange:
-    """One request on its way. ``left`` turns true just before its first byte can leave."""
+    """One request on its way. ``left`` turns true just before anything of it can leave that could be acted on."""
 
     op: str
     left: bool = False
+    held: bool = False  # its body is of no use to anyone until its last piece leaves
 
     def leave(self) -> None:
+        if self.held:
+            return
         self.left = True
         reach(f"http.{self.op}.sending")
 
@@ -199,6 +203,35 @@ class Http:
         with _opened(file) as opened:
             return await self._exchange(op, "POST", url, headers, opened, timeout_s, fresh=True)
 
+    async def stream(
+        self,
+        op: str,
+        url: str,
+        file: Path,
+        *,
+        headers: Mapping[str, str],
+        around: tuple[bytes, bytes],
+        timeout_s: float = 900.0,
+    ) -> Reply:
+        """POST the lines of ``file`` as the items of one JSON list, streamed from disk, on a connection of its own.
+
+        The body is ``around[0]``, the lines with a comma in place of each newline but the last, and ``around[1]``.
+
+        Raises:
+            NeverSent, Uncertain: as `request`; what breaks before the last piece of the body leaves was never
+                sent, since less than all of it is no JSON.
+            StoreError: ``file`` cannot be read, or does not end with a newline.
+        """
+        before, after = around
+        with _opened(file) as opened:
+            size = opened.seek(0, os.SEEK_END)
+            if not _ends_a_line(opened, size):
+                raise StoreError(f"{file} is cut", why="it does not end with a newline", fix=_PUT_BACK)
+            exchange = _Exchange(op, held=True)
+            sized = {**headers, "Content-Length": str(len(before) + size - 1 + len(after))}
+            body = _list_of_lines(opened, size - 1, before, after, exchange)
+            return await self._exchange(op, "POST", url, sized, body, timeout_s, fresh=True, exchange=exchange)
+
     async def download(
         self,
         op: str,
@@ -246,10 +279,11 @@ class Http:
         *,
         fresh: bool,
         to: Path | None = None,
+        exchange: _Exchange | None = None,
     ) -> Reply:
         import aiohttp
 
-        exchange = _Exchange(op)
+        exchange = exchange or _Exchange(op)
         session = self._session(fresh=fresh)
         plain = type(data) is bytes and to is None and not fresh
         try:
@@ -307,6 +341,12 @@ class Http:
             why += f" (the limit was {timeout_s:g} s)"
         if exchange.left:
             return Uncertain(f"{exchange.op}: no whole answer from {host}", why=why)
+        if exchange.held:
+            return NeverSent(
+                f"{exchange.op}: not all of it left for {host}",
+                why=why,
+                fix="check the network and the base URL; if it is slow, raise create_timeout_s or lower --batch-size",
+            )
         return NeverSent(
             f"{exchange.op}: no connection to {host}",
             why=why,
@@ -486,8 +526,26 @@ def _opened(file: Path) -> BufferedReader:
     try:
         return file.open("rb")
     except OSError as exc:
-        fix = "put the home folder back from a backup"
-        raise StoreError(f"cannot read {file}", why=str(exc), fix=fix) from exc
+        raise StoreError(f"cannot read {file}", why=str(exc), fix=_PUT_BACK) from exc
+
+
+def _ends_a_line(opened: BinaryIO, size: int) -> bool:
+    opened.seek(max(0, size - 1))
+    return opened.read(1) == b"\n"
+
+
+async def _list_of_lines(
+    opened: BinaryIO, size: int, before: bytes, after: bytes, exchange: _Exchange
+) -> AsyncIterator[bytes]:
+    """The first ``size`` bytes of a file of lines, as a list; ``exchange`` is held until the last piece."""
+    opened.seek(0)
+    yield before
+    while size > 0 and (chunk := await asyncio.to_thread(opened.read, min(size, _CHUNK_BYTES))):
+        size -= len(chunk)
+        yield chunk.replace(b"\n", b",")
+    exchange.held = False
+    exchange.leave()
+    yield after
 
 
 async def _chunks(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

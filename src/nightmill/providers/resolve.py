@@ -208,6 +208,10 @@ def resolve(
     server = configured(provider, tables.get(provider, {}))
     if not sends and server.lacks_key(env):
         env = {**env, server.keys[0]: "none"}
+    if server.wire == "anthropic":
+        from nightmill.providers import anthropic
+
+        return anthropic.connect(provider, model, server, env, timing)
     if server.wire == "gemini":
         from nightmill.providers import gemini
 

@@ -18,6 +18,7 @@ from nightmill.providers._env import is_nearby
 
 _MB = 1024 * 1024
 _USUAL_BATCH = {"batch_requests": 50_000, "batch_bytes": 100 * _MB}  # where nobody says what a batch may hold
+_INLINE_BYTES = 256_000_000 - 1024  # of a create with all its requests: nobody says which MB are meant
 _OPENAI_ONLY = frozenset({"key_header", "max_tokens_field", "schema", "responses", "window"})
 _GPT = r"(o[134]|gpt-[56])(?![0-9])"
 
@@ -69,6 +70,11 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
             "https://api.openai.com/v1", "OPENAI_BASE_URL", keys=("OPENAI_API_KEY",), thinks_first=_GPT,
             responses=True, limits=Limits(batch_requests=50_000, batch_bytes=200 * _MB, batch_inputs=50_000),
             example="gpt-5-mini",
+        ),
+        "anthropic": Server(
+            "https://api.anthropic.com", "ANTHROPIC_BASE_URL", keys=("ANTHROPIC_API_KEY",), key_header="x-api-key",
+            wire="anthropic", limits=Limits(batch_requests=100_000, batch_bytes=_INLINE_BYTES),
+            example="claude-haiku-4-5",
         ),
         "gemini": Server(
             "https://generativelanguage.googleapis.com", "GEMINI_BASE_URL", keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),

@@ -32,7 +32,7 @@ from nightmill.ledger import Counts, Shard
 from nightmill.plan import Order
 from nightmill.providers._openai_talk import batch_view
 from nightmill.store import Store
-from nightmill.types import Lane, ShardState, Usage
+from nightmill.types import FailureKind, Lane, ShardState, Usage
 from nightmill.wire import ERROR, JOURNAL, OUTPUT, lost_mark, sent_mark, unsent_mark
 
 ROWS = 6
@@ -61,17 +61,33 @@ def model_of(given_lines: list[tuple[int, tuple[Any, ...]]]) -> dict[int, str]:
     return ends
 
 
+# How a batch ended, and what its requests without a line are then; the first hands back a line for each.
+ENDS = {"completed": FailureKind.MISSING, "expired": FailureKind.EXPIRED, "cancelled": FailureKind.CANCELLED}
+
+
+def handing_nothing_back(order: Order) -> Order:
+    """The same job with a provider whose batches give nothing back unless they are completed."""
+    provider = copy(order.provider)
+    provider.unanswered = ENDS.__getitem__  # type: ignore[attr-defined]
+    return replace(order, provider=provider)
+
+
 @quick
-@given(came=lines, torn=st.booleans(), stopping=st.booleans(), last_try=st.booleans())
+@given(
+    came=lines, torn=st.booleans(), stopping=st.booleans(), last_try=st.booleans(),
+    status=st.sampled_from(sorted(ENDS)), told=st.booleans(),
+)  # fmt: skip
 def test_every_request_ends_once_and_every_answer_is_paid(
     fixed: tuple[Order, Store, Any],
     came: list[tuple[int, tuple[Any, ...], bool]],
     torn: bool,
     stopping: bool,
     last_try: bool,
+    status: str,
+    told: bool,
 ) -> None:
     """Missing, doubled, unknown, torn, shuffled, in both files: the sum holds, the money too, and the rows agree."""
-    order, store, plan = fixed
+    order, store, plan = handing_nothing_back(fixed[0]), *fixed[1:]
     (new,) = plan.shards
     in_order = [(r, w) for r, w, is_error in came if not is_error] + [(r, w) for r, w, is_error in came if is_error]
     files = []
@@ -81,12 +97,13 @@ def test_every_request_ends_once_and_every_answer_is_paid(
             these.append(answer(f"{new.tag}-0", "cut")[:-20])
         files.append(store_lines(store, f"wire/{kind}", these, kind, new.tag))
     last = {"attempt": 3, "expiries": 2, "missings": 1} if last_try else {}
-    shard = shard_of(new, files=files, subs=[submission(new.tag, completed=0, failed=0)], **last)
+    counts = {"completed": 0, "failed": 0} if told else {}
+    shard = shard_of(new, files=files, subs=[submission(new.tag, status=status, **counts)], **last)
     done = settle_shard(context_of(order, store), shard, stopping=stopping).settlement
-    check_counts(done.counts, done.resent, in_order, stopping=stopping)
+    check_counts(done.counts, done.resent, in_order, ENDS[status], stopping=stopping)
     assert sum(left.count for left in done.leftovers) == done.resent.total
     assert done.resent.total == 0 or not (stopping or last_try)
-    check_rows(order, store, plan, shard, done, in_order)
+    check_rows(order, store, plan, shard, done, in_order, ENDS[status], told=told)
 
 
 @quick
@@ -169,20 +186,26 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Order, Store, Any]:
 
 
 def check_counts(
-    counts: Counts, resent: Counts, given_lines: list[tuple[int, tuple[Any, ...]]], *, stopping: bool
-) -> None:
+    counts: Counts, resent: Counts, given_lines: list[tuple[int, tuple[Any, ...]]], unanswered: FailureKind, *,
+    stopping: bool,
+) -> None:  # fmt: skip
     ends = list(model_of(given_lines).values())
     assert counts.total == ROWS
     assert counts.succeeded == ends.count("answer")
     assert counts.failed == ends.count("500") + ends.count("400")
-    unrun_ends = (ends.count("batch_expired"), ends.count("batch_cancelled"))
-    assert (counts.expired, counts.cancelled) == (unrun_ends if stopping else (sum(unrun_ends), 0))
-    assert counts.missing == ROWS - len(ends)
+    without = {unanswered: ROWS - len(ends)}
+    expired = ends.count("batch_expired") + without.get(FailureKind.EXPIRED, 0)
+    cancelled = ends.count("batch_cancelled") + without.get(FailureKind.CANCELLED, 0)
+    assert (counts.expired, counts.cancelled) == ((expired, cancelled) if stopping else (expired + cancelled, 0))
+    assert counts.missing == without.get(FailureKind.MISSING, 0)
     assert resent.succeeded == resent.cancelled == 0
     assert all(getattr(resent, k) <= getattr(counts, k) for k in ("failed", "missing", "expired"))
 
 
-def check_rows(order: Order, store: Store, plan: Any, shard: Shard, done: Any, given_lines: list[Any]) -> None:
+def check_rows(
+    order: Order, store: Store, plan: Any, shard: Shard, done: Any, given_lines: list[Any], unanswered: FailureKind, *,
+    told: bool,
+) -> None:  # fmt: skip
     """What is shown of each row is what was counted and booked."""
     results = results_of(order, store, plan, [shard_of(plan.shards[0], files=shard.files, subs=shard.submissions,
                                                         state=ShardState.SETTLED)])  # fmt: skip
@@ -192,10 +215,12 @@ def check_rows(order: Order, store: Store, plan: Any, shard: Shard, done: Any, g
     kinds = {"500": "server_error", "400": "bad_request", "batch_expired": "expired", "batch_cancelled": "cancelled"}
     for row, ok, kind in zip(*(batch.column(c).to_pylist() for c in ("index", "success", "error_kind")), strict=True):
         assert ok == (ends.get(row) == "answer")
-        assert ok or kind == kinds.get(ends.get(row, ""), "missing")
+        assert ok or kind == kinds.get(ends.get(row, ""), unanswered)
     unknown = sum(sheet_of().cost(Usage(*w[2])) for r, w in given_lines if r < 0 and w[0] == "answer" and w[2])
     (booking,) = done.bookings
-    assert booking.spent_nanos == sum(batch.column("cost_nanos").to_pylist()) + unknown
+    known_nanos = sum(batch.column("cost_nanos").to_pylist()) + unknown
+    assert (booking.spent_nanos > known_nanos) == (not told and len(ends) < ROWS)  # no word that it did not run
+    assert booking.spent_nanos >= known_nanos
     assert done.unknown_ids == sum(r < 0 for r, _ in given_lines)
     known = [r for r, _ in given_lines if r >= 0]
     assert done.extra_answers == len(known) - len(set(known))
@@ -235,6 +260,34 @@ def test_a_missing_row_stays_booked_until_totals_prove_otherwise(house: tuple[Or
     assert (tight.spent_nanos, tight.unproven_nanos) == (proven + 7, 7)
     (told,) = settled(house, came, subs=[submission("job-0", completed=ROWS - 1)]).settlement.bookings
     assert (told.spent_nanos, told.unproven_nanos) == (proven, 0)
+
+
+@pytest.mark.parametrize("kind", [FailureKind.EXPIRED, FailureKind.CANCELLED])
+def test_what_a_batch_does_not_hand_back_goes_out_again_at_once(tmp_path: Path, kind: FailureKind) -> None:
+    """Expired or cancelled as a whole: nothing is read twice for, and what it may have cost stays booked."""
+    order, store, plan = plan_of(tmp_path, [f"row {i}" for i in range(ROWS)])
+    order, (new,) = handing_nothing_back(order), plan.shards
+    for completed, is_booked in ((None, True), (0, False)):
+        shard = shard_of(new, subs=[submission(new.tag, status=kind.value, completed=completed)], reads=1)
+        found = settle_shard(context_of(order, store), shard, stopping=False)
+        assert not found.read_again
+        done = found.settlement
+        assert (done.counts, done.resent) == (Counts(expired=ROWS), Counts(expired=ROWS))
+        assert [(left.count, left.expiries, left.missings) for left in done.leftovers] == [(ROWS, 1, 0)]
+        assert (done.bookings[0].unproven_nanos > 0) is is_booked
+        assert done.bookings[0].spent_nanos == done.bookings[0].unproven_nanos
+    final = shard_of(new, subs=[submission(new.tag, status=kind.value)], expiries=2)
+    assert settle_shard(context_of(order, store), final, stopping=False).settlement.leftovers == ()
+
+
+def test_a_batch_beside_the_shards_own_does_not_say_how_its_rows_ended(tmp_path: Path) -> None:
+    """We cancelled the second one: what the first lacks is missing, or expired with it."""
+    order, store, plan = plan_of(tmp_path, [f"row {i}" for i in range(ROWS)])
+    order, (new,) = handing_nothing_back(order), plan.shards
+    for own, counted in (("completed", Counts(missing=ROWS)), ("expired", Counts(expired=ROWS))):
+        subs = [submission(new.tag, 1, status=own), submission(new.tag, 2, status="cancelled")]
+        shard = shard_of(new, subs=subs, submission=1)
+        assert settle_shard(context_of(order, store), shard, stopping=True).settlement.counts == counted
 
 
 def test_a_count_of_a_batch_under_way_proves_nothing_of_its_end(house: tuple[Order, Store, Any]) -> None:

@@ -7,6 +7,7 @@ environment after that: they are looked up in ``Settings.env`` and nowhere else.
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import os
 import re
@@ -69,6 +70,8 @@ class Timing:
     reread_s: float = 300.0  # between the two reads that declare a row missing
     poll_s: float = 30.0  # first wait between two polls of a batch
     poll_max_s: float = 600.0  # longest wait between two polls of a batch
+    cancel_s: float = 600.0  # a cancelled batch is reckoned to end within this, until five were seen to
+    collect_s: float = 60.0  # ... and its leftover rows to be ready to go out live within this
     backoff_first_s: float = 1.0  # after a failure that may be repeated
     backoff_cap_s: float = 60.0
     limit_wait_s: float = 60.0  # after a limit that names no time
@@ -181,6 +184,63 @@ def find_file(cwd: Path, home: Path) -> Path | None:
     files = (folder / FILE_NAME for folder in (cwd, *cwd.parents, home))
     # os.path: a parent folder we may not look into is one without a file, not an error.
     return next((file for file in files if os.path.isfile(file)), None)
+
+
+_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|m|min|h|d)")
+_SPAN_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+_LONGEST_S = 366 * 86_400.0
+BY_FORMS = "a time (08:00), a date and time (2027-01-31T08:00) or a span (6h, 90m, 1d12h)"
+
+
+def parse_by(text: str, now: float) -> float:
+    """A deadline as typed, in unix seconds; ``now`` too.
+
+    ``08:00`` is the next time the clock on the wall says so, in the time zone of this machine (or ``TZ``), and so
+    is a date and time without a zone of its own; ``6h`` or ``1d12h`` count from now.
+
+    Raises:
+        UsageError: it is none of these, or it is past, or more than a year away.
+    """
+    said = text.strip().lower()
+    at = _clock(said, now) or _span(said, now) or _date(text.strip())
+    if at is None:
+        raise UsageError(f"--by {text}: no deadline", why=f"it has to be {BY_FORMS}", fix="for example --by 08:00")
+    if at <= now:
+        told = dt.datetime.fromtimestamp(now).astimezone()
+        what = "is no time at all" if said[:1] == "0" and said[-1:] in "smhdn" else "is past"
+        raise UsageError(f"--by {text} {what}", why=f"it is {told:%Y-%m-%d %H:%M %Z} now", fix="give a later time")
+    if at - now > _LONGEST_S:
+        raise UsageError(f"--by {text} is far away", why="it is more than a year from now", fix="leave --by out")
+    return at
+
+
+def _clock(text: str, now: float) -> float | None:
+    """The next time that it is so late on this machine."""
+    match = re.fullmatch(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", text)
+    if match is None:
+        return None
+    today = dt.datetime.fromtimestamp(now)  # noqa: DTZ006 (the clock on the wall is what is meant)
+    at = today.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
+    days = (at + dt.timedelta(days=days) for days in range(3))
+    return next((day.timestamp() for day in days if day.timestamp() > now), None)
+
+
+def _span(text: str, now: float) -> float | None:
+    parts = _SPAN.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return None
+    return now + sum(float(number) * _SPAN_S[unit] for number, unit in parts)
+
+
+def _date(text: str) -> float | None:
+    """By the machine's clock, unless it says its own zone; one without a time of day is none."""
+    if ":" not in text:
+        return None
+    try:
+        at = dt.datetime.fromisoformat(text)
+        return at.timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def parse_usd(text: str) -> int:

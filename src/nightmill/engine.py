@@ -23,7 +23,7 @@ from nightmill.collect import Check, Context, Results, RowCounts, settle_late, s
 from nightmill.collect.results import JobFiles
 from nightmill.errors import Conflict, LeaseLost, ProviderError, StoreError
 from nightmill.killpoints import reach
-from nightmill.lanes import Desk, Lease, Work, batch, late, live, tidying
+from nightmill.lanes import Desk, Lease, Work, batch, late, live, rescue, tidying
 from nightmill.lanes.throttle import Rates, Throttle, tightest
 from nightmill.ledger import Counts, Job, Shard, StoredFile, standing_of
 from nightmill.plan import Compiled
@@ -58,6 +58,11 @@ class JobKit:
     cache: AnswerCache | None  # where good answers are kept for later jobs
     on_error: str  # continue, stop, threshold:N or threshold:N%
     tidies: bool = False  # files at the provider go when nothing of them can be needed
+    rescue: Work | None = None  # of a batch job with a deadline: as its live shards see it
+
+    def work_on(self, shard: Shard) -> Work:
+        """The job as the lane of ``shard`` sees it."""
+        return self.rescue if shard.lane is Lane.LIVE and self.rescue is not None else self.work
 
 
 @dataclass(slots=True)
@@ -104,6 +109,7 @@ class Engine:
         self._failure: BaseException | None = None
         self._failures: dict[str, _Failures] = {}  # of jobs that stop at so many
         self._halted: set[str] = set()  # jobs that were paused or cancelled while worked on
+        self._one_by_one = asyncio.Lock()  # whoever takes a batch back for a deadline counts what others took back
         self._shut_out: set[str] = set()  # jobs whose key was refused: with it nothing can be collected either
 
     async def run(self, job_ids: Iterable[str]) -> None:
@@ -248,7 +254,21 @@ class Engine:
         else:
             if shard.state is ShardState.PLANNED:
                 await self._count_failures(kit)
-            await batch.step(desk, kit.work, self._batch_provider(kit), shard)
+            await self._hand_over(kit, shard)
+
+    async def _hand_over(self, kit: JobKit, shard: Shard) -> None:
+        """One step of a batch shard; under a deadline its rows may have to go live instead."""
+        provider = self._batch_provider(kit)
+        if kit.work.deadline is None:
+            await batch.step(self._desk, kit.work, provider, shard)
+        elif shard.state is ShardState.WAITING:
+            async with self._one_by_one:
+                await batch.step(self._desk, kit.work, provider, shard)
+        else:
+            async with self._one_by_one:
+                is_live_now = await rescue.taken_live(self._desk, kit.work, shard)
+            if not is_live_now:
+                await batch.step(self._desk, kit.work, provider, shard)
 
     async def _send(self, kit: JobKit, lease: Lease) -> None:
         if not isinstance(kit.provider, LiveProvider):
@@ -258,7 +278,8 @@ class Engine:
         failures = self._failures.get(kit.job.id)
         ended = None if failures is None else partial(self._note_end, kit, failures, tag)
         try:
-            done = await live.run_shard(self._desk, kit.work, kit.provider, self._throttle(kit), lease, stopping, ended)
+            work, throttle = kit.work_on(lease.shard), self._throttle(kit)
+            done = await live.run_shard(self._desk, work, kit.provider, throttle, lease, stopping, ended)
             if done is not None:
                 await self._collect(kit, done)
         finally:
@@ -280,14 +301,15 @@ class Engine:
             if fetched is None:
                 return
             shard = fetched
-        sheet = PriceSheet.from_json(shard.price) if shard.price else kit.work.sheet
+        sheet = PriceSheet.from_json(shard.price) if shard.price else kit.work_on(shard).sheet
         context = Context(desk.store, kit.provider, sheet, kit.list_sheet, kit.check, kit.work.scissors)
         if shard.settled_before:
             await self._settle_late(context, shard)
             return
         elsewhere = desk.aside if shard.lane is Lane.LIVE else asyncio.to_thread  # a batch may take minutes
         stopping = shard.cancel_requested or wire.is_foreign(shard)  # nothing of it goes out again
-        collected = await elsewhere(settle_shard, context, shard, stopping=stopping)
+        urgent = not stopping and await rescue.rest_goes_live(desk, kit.work, shard)
+        collected = await elsewhere(settle_shard, context, shard, stopping=stopping, urgent=urgent)
         if collected.read_again:
             await desk.book(desk.ledger.note_reread, shard, due_in_s=desk.timing.reread_s)
             return

@@ -30,6 +30,7 @@ class Options(TypedDict, total=False):
     task: str | os.PathLike[str] | TaskFunction  # a name, a .toml file, "module:function", or what `task` made
     model: Model  # "openai/gpt-5-mini", or a callable f(messages, **params)
     lane: Literal["auto", "batch", "live"]
+    by: str  # when to be done: "08:00", "2027-01-31T08:00", "6h"; what batches have not answered in time runs live
     budget: float | Decimal | str  # dollars; most this job may spend
     schema: Schema  # a Pydantic model, dataclass or TypedDict, a JSON Schema, a file, "module:Class"
     key: str  # the column that names a row
@@ -147,6 +148,7 @@ _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "task": ("a name, a .toml file or a task of Python", lambda v: isinstance(v, (str, os.PathLike, TaskFunction))),
     "model": ("PROVIDER/MODEL or a callable", lambda value: isinstance(value, str) or callable(value)),
     "lane": ("auto, batch or live", lambda value: value in ("auto", "batch", "live")),
+    "by": _TEXT,
     "budget": ("dollars, such as 5 or 2.50", lambda value: type(value) in (int, float, str, Decimal)),
     "schema": ("a class, a JSON Schema, a file or module:Class", _is_schema),
     "key": _TEXT,

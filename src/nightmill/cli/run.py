@@ -48,6 +48,7 @@ class _Manner:
 @click.option("--prompt", metavar="TEXT|@FILE", help="A prompt; {{ column }} stands for a row's value.")
 @click.option("--model", metavar="P/M", help="The model, such as local/smollm2-135m.")
 @click.option("--lane", type=click.Choice(("auto", "batch", "live")), help="Half price and slow, or at once.")
+@click.option("--by", metavar="08:00|6h", help="When to be done: what batches have not answered in time runs live.")
 @click.option("--budget", type=flags.USD, help="Most this job may spend.")
 @click.option("--schema", metavar="FILE|module:Class", help="What every answer must look like.")
 @flags.out

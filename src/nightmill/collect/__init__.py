@@ -25,6 +25,7 @@ from nightmill.collect.late import settle_late
 from nightmill.collect.results import Results, RowCounts, read_built
 from nightmill.collect.sofar import Answers, SoFar
 from nightmill.ledger import Counts, NewShard, Settlement, Shard
+from nightmill.plan.cutting import LIVE_ROWS
 from nightmill.types import FailureKind, Lane
 
 __all__ = [
@@ -50,18 +51,18 @@ class Collected:
     read_again: bool
 
 
-def settle_shard(context: Context, shard: Shard, *, stopping: bool) -> Collected:
-    """Account for a shard whose result files lie in the store.
+def settle_shard(context: Context, shard: Shard, *, stopping: bool, urgent: bool = False) -> Collected:
+    """Account for a shard whose result files lie in the store. ``urgent``: what it left over runs live.
 
     ``read_again`` is True when requests have no line, nothing explains it, and the files were read
     once only: the settlement must not be written then.
     """
     sizes = BodySizes(context.store, shard)
     acc = account(context.store, shard, context.provider, context.sheet, context.list_sheet, context.check)
-    found = verdict(acc, stopping=stopping)
+    found = verdict(acc, stopping=stopping, urgent=urgent)
     if shard.lane is Lane.BATCH and acc.open and shard.reads < 2 and not _explained(acc, shard):
         return Collected(Settlement(found.counts, ()), read_again=True)
-    leftovers = _leftovers(context, shard, found)
+    leftovers = _leftovers(context, shard, found, urgent=urgent)
     resent = {kind: len(rows) for kind, rows in found.resend.items()}
     settlement = Settlement(
         counts=found.counts,
@@ -93,7 +94,7 @@ def _explained(acc: Accounting, shard: Shard) -> bool:
     return sub.completed + sub.failed <= acc.lines.get(sub.n, 0) and not acc.garbled
 
 
-def _leftovers(context: Context, shard: Shard, found: Verdict) -> list[NewShard]:
+def _leftovers(context: Context, shard: Shard, found: Verdict, *, urgent: bool) -> list[NewShard]:
     """New shards for the rows that go out again, a kind each, since their histories differ."""
     made: list[NewShard] = []
     histories: dict[str, dict[str, Any]] = {
@@ -101,6 +102,8 @@ def _leftovers(context: Context, shard: Shard, found: Verdict) -> list[NewShard]
         "expired": {"expiries": shard.expiries + 1},
         "missing": {"missings": shard.missings + 1},
     }
+    most, lane = (LIVE_ROWS, Lane.LIVE) if urgent else (0, None)
     for kind, rows in found.resend.items():
-        made += [replace(new, **histories[kind]) for new in context.scissors.again(shard, set(rows))]
+        new = context.scissors.again(shard, set(rows), most=most, lane=lane)
+        made += [replace(each, **histories[kind]) for each in new]
     return made

@@ -449,8 +449,12 @@ class Verdict:
     failures: dict[str, int]  # final failures by kind
 
 
-def verdict(acc: Accounting, *, stopping: bool) -> Verdict:
-    """Decide what is final. ``stopping``: the job was cancelled or stopped, nothing goes out again."""
+def verdict(acc: Accounting, *, stopping: bool, urgent: bool = False) -> Verdict:
+    """Decide what is final.
+
+    ``stopping``: the job was cancelled or stopped, nothing goes out again. ``urgent``: rows go out live, where none
+    expires.
+    """
     shard = acc.shard
     kinds = acc.failed_kinds()
     expired, cancelled = acc.count(FailureKind.EXPIRED), acc.count(FailureKind.CANCELLED)
@@ -462,7 +466,7 @@ def verdict(acc: Accounting, *, stopping: bool) -> Verdict:
         if shard.lane is Lane.BATCH and shard.attempt < ATTEMPTS:
             again = [_CODE[kind] for kind in kinds if kind in RETRYABLE]
             resend["failed"] = list(acc.rows(*again)) if again else []
-        if shard.expiries + 1 < _EXPIRIES and expired + cancelled:
+        if (urgent or shard.expiries + 1 < _EXPIRIES) and expired + cancelled:
             resend["expired"] = list(acc.rows_that(FailureKind.EXPIRED, FailureKind.CANCELLED))
         if shard.missings < _MISSINGS and missing:
             resend["missing"] = list(acc.rows_that(FailureKind.MISSING))

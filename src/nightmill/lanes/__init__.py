@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -100,6 +101,9 @@ class Work:
     sheet: PriceSheet  # of the job's lane, now
     scissors: Scissors
     confirmed: PriceSheet  # the sheet the user said yes to
+    held: PriceSheet | None = None  # what holds are counted by, where that is another sheet
+    deadline: float | None = None  # unix seconds; what batches do not do in time runs live
+    most_live: float = math.inf  # rows a second that limits of live calls allow
 
 
 @dataclass(slots=True)
@@ -112,7 +116,8 @@ class Lease:
 
 
 def hold_nanos(work: Work, shard: Shard) -> int:
-    return work.sheet.worst(shard.content_bytes, shard.count, shard.cap_tokens)
+    """The worst case of a shard; under a deadline that of running it live, should that be necessary."""
+    return (work.held or work.sheet).worst(shard.content_bytes, shard.count, shard.cap_tokens)
 
 
 async def price_rose(desk: Desk, work: Work, shard: Shard) -> bool:
@@ -154,7 +159,7 @@ def can_be_cut(shard: Shard) -> bool:
 
 async def halve(desk: Desk, work: Work, shard: Shard) -> None:
     """Two shards in place of a planned one that is too large to go out."""
-    halves = await asyncio.to_thread(work.scissors.again, shard, _Everything(), most=-(-shard.count // 2))
+    halves = await asyncio.to_thread(work.scissors.again, shard, Everything(), most=-(-shard.count // 2))
     await desk.book(desk.ledger.recut, shard, halves)
 
 
@@ -175,6 +180,8 @@ def _waits_for(denied: Denied) -> str:
     return f"waits for money that is held to come free in {whose}" if whose else f"waits for {denied.scope}"
 
 
-class _Everything:
+class Everything:
+    """A container of all there is."""
+
     def __contains__(self, _: Any) -> bool:
         return True

@@ -16,7 +16,7 @@ from typing import Any
 
 from nightmill import wire
 from nightmill.errors import LeaseLost, Limited, NeverSent, ProviderError, Refused
-from nightmill.lanes import Desk, Work, can_be_cut, halve, handle_denied, hold_nanos, price_rose
+from nightmill.lanes import Desk, Work, can_be_cut, halve, handle_denied, hold_nanos, price_rose, rescue
 from nightmill.ledger import (
     CAME_LATE,
     Booking,
@@ -343,10 +343,20 @@ async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
     if not ended and age_s > _LATE * provider.limits.window_s and not _was_told(shard):
         await _come_back(desk, provider, shard, age_s, "")
         return
-    wait = min(desk.timing.poll_max_s, max(desk.timing.poll_s, age_s * 0.02))
-    await desk.book(desk.ledger.note_polled, shard, seen, due_in_s=0.0 if ended else wait, done=ended)
+    wait, reason = min(desk.timing.poll_max_s, max(desk.timing.poll_s, age_s * 0.02)), None
+    if not ended and work.deadline is not None and not (shard.cancel_requested or shard.settled_before):
+        at_most, reason = await rescue.mind(desk, work, provider, shard, _answered(shard, seen))
+        wait = min(wait, at_most)
+    due_in_s = 0.0 if ended else wait
+    await desk.book(desk.ledger.note_polled, shard, seen, due_in_s=due_in_s, done=ended, reason=reason)
     if ended:
         log.info("shard %s: batch %s has ended", shard.tag, shard.current.batch_id)
+
+
+def _answered(shard: Shard, seen: Sequence[tuple[int, dict[str, Any]]]) -> int:
+    """Requests of a shard's own batch that have an answer, good or bad, by the provider's counts."""
+    told = next((values for n, values in seen if n == shard.submission), {})
+    return (told.get("completed") or 0) + (told.get("failed") or 0)
 
 
 def _age_s(desk: Desk, provider: BatchProvider, sub: Submission) -> float:
@@ -396,7 +406,8 @@ async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) ->
                 continue
             asked.append(sub.n)
     if asked:
-        await desk.book(desk.ledger.note_cancel_asked, shard, asked)
+        at = desk.wall() + provider.clock_skew_s()
+        await desk.book(desk.ledger.note_cancel_asked, shard, asked, at=at)
 
 
 def has_answers(view: BatchView) -> bool:
@@ -415,7 +426,7 @@ def facts(view: BatchView, sub: Submission, over: bool) -> dict[str, Any]:
         completed = max(sub.completed, completed)
     return {
         "status": view.status, "ended": int(over), "total": view.total, "completed": completed, "failed": view.failed,
-        "output_file": view.output_file, "error_file": view.error_file,
+        "output_file": view.output_file, "error_file": view.error_file, "ended_at": view.ended_at,
     }  # fmt: skip
 
 

@@ -44,12 +44,17 @@ class RowsLeft:
         return self.batch + self.live
 
 
+def live_s(rows: int, pace: Pace) -> float:
+    """Seconds that live calls for so many rows take, with a margin."""
+    return _MARGIN * rows / pace.live_rate
+
+
 def buffer_s(left: RowsLeft, pace: Pace) -> float:
     """Seconds before the deadline at which rows have to be taken back from batches, unless answers come first.
 
     The sum of what then happens one after the other: cancel, collect, run the rest live, with a margin.
     """
-    return pace.turn_s + _MARGIN * left.total / pace.live_rate
+    return pace.turn_s + live_s(left.total, pace)
 
 
 def turns_at(now: float, deadline: float, left: RowsLeft, pace: Pace) -> float:
@@ -61,8 +66,7 @@ def turns_at(now: float, deadline: float, left: RowsLeft, pace: Pace) -> float:
     """
     if left.batch <= 0:
         return math.inf
-    busy_s = _MARGIN * left.live / pace.live_rate
-    in_turn = max(deadline - buffer_s(left, pace), now + busy_s - pace.turn_s)
+    in_turn = max(deadline - buffer_s(left, pace), now + live_s(left.live, pace) - pace.turn_s)
     return min(in_turn, deadline - left.total / pace.live_rate)
 
 

@@ -236,6 +236,7 @@ class _Sender:
         self._desk, self._work, self._provider, self._throttle = desk, work, provider, throttle
         self._lease, self._stopping, self._past, self._ended = lease, stopping, past, ended
         self._shard = lease.shard
+        self._tries = ATTEMPTS + 1 - self._shard.attempt  # a batch may have had some before
         self._cap = self._shard.cap_tokens // self._shard.count
         self._tokens = -(-self._shard.input_tokens // self._shard.count)  # about, for the token rate
         self._request_s = desk.timing.request_timeout_s
@@ -297,7 +298,7 @@ class _Sender:
         rows = []
         for index, line in wire.shard_lines(self._desk.store, shard):
             tried = past.attempts.get(index, 0)
-            done = index in past.done or tried >= ATTEMPTS or shard.cancel_requested
+            done = index in past.done or tried >= self._tries or shard.cancel_requested
             rows.append(_Row(index, wire.body_of(line), tried, done))
         return rows
 
@@ -312,7 +313,7 @@ class _Sender:
     async def _tell_past(self, rows: list[_Row]) -> None:
         if self._ended is not None:
             for row in rows:
-                if row.index in self._past.done or row.attempts >= ATTEMPTS:
+                if row.index in self._past.done or row.attempts >= self._tries:
                     await self._ended(self._past.done.get(row.index))
 
     async def _book(self, nanos: int) -> None:
@@ -495,7 +496,7 @@ class _Sender:
         line = self._provider.reply_line(custom_id, reply, took_s)
         journal.keep(line)
         row.attempts += 1
-        if not _again(reply.status) or row.attempts >= ATTEMPTS:
+        if not _again(reply.status) or row.attempts >= self._tries:
             row.done = True
             if self._ended is not None:
                 journal.flush()
@@ -535,7 +536,7 @@ class _Sender:
         """Sent, and nobody knows whether it ran: it counts as an attempt and as money."""
         log.info("shard %s: row %d: %s", self._shard.tag, row.index, error.logged)
         row.attempts += 1
-        if row.attempts >= ATTEMPTS:
+        if row.attempts >= self._tries:
             row.done = True
             if self._ended is not None:
                 await self._ended(None)

@@ -15,6 +15,7 @@ from nightmill.ledger.housekeeping import Deletion, HousekeepingVerbs
 from nightmill.ledger.jobs import JobVerbs
 from nightmill.ledger.late import LateVerbs
 from nightmill.ledger.money import MoneyVerbs
+from nightmill.ledger.pace import PaceVerbs
 from nightmill.ledger.records import (
     CAME_LATE,
     Booking,
@@ -84,6 +85,7 @@ class Ledger(
     LateVerbs,
     AccountVerbs,
     MoneyVerbs,
+    PaceVerbs,
     AttendanceVerbs,
     HistoryVerbs,
     SavingsVerbs,

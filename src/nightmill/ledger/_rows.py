@@ -70,7 +70,7 @@ _SHARD_PLAIN = (
 )  # fmt: skip
 _SUBMISSION_PLAIN = (
     "tag", "n", "account", "hold_nanos", "spent_nanos", "unproven_nanos", "intent_at", "file_id", "batch_id",
-    "batch_model", "status", "total", "completed", "failed", "output_file", "error_file",
+    "batch_model", "status", "cancel_at", "ended_at", "total", "completed", "failed", "output_file", "error_file",
 )  # fmt: skip
 
 

@@ -42,6 +42,16 @@ def _claimed(job: Job) -> Any:
     return and_(jobs.c.id == job.id, jobs.c.epoch == job.epoch, jobs.c.state.in_(_OPEN))
 
 
+def _rescued(connection: Connection, job_id: str) -> tuple[int, int]:
+    """Requests in live shards of a batch job, and what those cost so far: only a deadline makes such."""
+    mine = and_(shards.c.job_id == job_id, shards.c.lane == Lane.LIVE, jobs.c.id == job_id, jobs.c.lane == Lane.BATCH)
+    rows = select(func.coalesce(func.sum(shards.c["count"]), 0)).select_from(shards.join(jobs, mine))
+    paid = select(func.coalesce(func.sum(submissions.c.spent_nanos), 0)).select_from(
+        submissions.join(shards, submissions.c.tag == shards.c.tag).join(jobs, mine)
+    )
+    return int(connection.execute(rows).scalar_one()), int(connection.execute(paid).scalar_one())
+
+
 class JobVerbs(Database):
     """Planning, finding, pausing, cancelling, finishing jobs."""
 
@@ -433,6 +443,7 @@ class JobVerbs(Database):
                     mine, shards.c.attempt == 1, shards.c.expiries == 0, shards.c.missings == 0, shards.c.splits == 0,
                     went_out.exists())
             ).scalar_one()  # fmt: skip
+            rescued, rescued_nanos = _rescued(connection, job_id)
             failures: dict[str, int] = {}
             for (text,) in connection.execute(select(shards.c.failures).where(mine, shards.c.failures.is_not(None))):
                 for kind, count in json.loads(text).items():
@@ -445,5 +456,5 @@ class JobVerbs(Database):
             extra_answers=t["extra_answers"], unknown_ids=t["unknown_ids"], tokens_in=t["tokens_in"],
             tokens_out=t["tokens_out"], tokens_cached=t["tokens_cached"], spent_nanos=int(paid[0]),
             unproven_nanos=int(paid[1]), held_nanos=int(paid[2]), list_nanos=t["list_nanos"], failures=failures,
-            states={state: int(n) for state, n, _ in states},
+            states={state: int(n) for state, n, _ in states}, rescued=rescued, rescued_nanos=rescued_nanos,
         )  # fmt: skip

@@ -40,6 +40,8 @@ class Submission:
     status: str | None = None
     ended: bool = False
     cancel_asked: bool = False
+    cancel_at: float | None = None  # unix seconds, provider's clock
+    ended_at: float | None = None  # unix seconds, provider's clock
     total: int | None = None
     completed: int | None = None
     failed: int | None = None
@@ -324,6 +326,12 @@ class Job:
     finished_at: float | None
     epoch: int
 
+    @property
+    def deadline(self) -> float | None:
+        """When it has to be done, in unix seconds; None: there is no hurry."""
+        found: float | None = self.spec.get("deadline")
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Outside:
@@ -352,3 +360,5 @@ class Tally:
     list_nanos: int
     failures: dict[str, int]
     states: dict[str, int]  # shards by state
+    rescued: int = 0  # requests of a batch job that went live instead, for its deadline
+    rescued_nanos: int = 0  # ... and what they cost so far; part of what was spent

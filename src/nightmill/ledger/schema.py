@@ -160,6 +160,8 @@ submissions = Table(
     Column("status", String),  # the provider's own word, last seen
     Column("ended", Integer, nullable=False, server_default=text("0")),
     Column("cancel_asked", Integer, nullable=False, server_default=text("0")),
+    Column("cancel_at", Float),  # unix seconds, provider's clock; when a cancel was asked for
+    Column("ended_at", Float),  # unix seconds, provider's clock; how long batches take is learned by it
     Column("total", Integer),
     Column("completed", Integer),
     Column("failed", Integer),

@@ -364,20 +364,26 @@ class ShardVerbs(Database):
     # -- waiting and collecting ----------------------------------------------------------------
 
     def note_polled(
-        self, shard: Shard, views: Sequence[tuple[int, dict[str, Any]]], *, due_in_s: float, done: bool
-    ) -> None:
-        """What polling saw of each submission; ``done`` when all have ended: on to collecting."""
+        self, shard: Shard, views: Sequence[tuple[int, dict[str, Any]]], *, due_in_s: float, done: bool,
+        reason: str | None = None,
+    ) -> None:  # fmt: skip
+        """What polling saw of each submission; ``done`` when all have ended: on to collecting.
+
+        ``reason``: what it waits for, where that is worth saying.
+        """
         with self._write("note_polled") as connection:
             to = ShardState.COLLECTING if done else None
-            self._step(connection, shard, to, due=self.moment() + due_in_s, reads=0)
+            said = {} if reason is None else {"reason": reason}
+            self._step(connection, shard, to, due=self.moment() + due_in_s, reads=0, **said)
             for n, values in views:
                 self._update_submission(connection, shard.tag, n, **values)
 
-    def note_cancel_asked(self, shard: Shard, ns: Sequence[int]) -> None:
+    def note_cancel_asked(self, shard: Shard, ns: Sequence[int], *, at: float | None = None) -> None:
+        """The provider was asked to cancel these submissions' batches, at ``at`` (unix seconds, provider's clock)."""
         with self._write("note_cancel_asked") as connection:
             self._step(connection, shard, keep_lease=True)
             for n in ns:
-                self._update_submission(connection, shard.tag, n, cancel_asked=1)
+                self._update_submission(connection, shard.tag, n, cancel_asked=1, cancel_at=at)
 
     def note_fetched(
         self, shard: Shard, read: int, stored: Sequence[StoredFile], views: Sequence[tuple[int, dict[str, Any]]] = ()

@@ -37,6 +37,8 @@ class Standing:
     list_nanos: int
     failures: dict[str, int]  # by kind
     states: dict[str, int]  # shards by state
+    rescued: int = 0  # requests of a batch job that went live instead, for its deadline
+    rescued_nanos: int = 0  # ... and what they cost so far, as far as it is settled
 
     @property
     def done(self) -> int:
@@ -81,6 +83,8 @@ def standing_of(job: Job, tally: Tally, *, distinct: bool = False) -> Standing:
         list_nanos=tally.list_nanos,
         failures={kind: n for kind, n in failures.items() if n},
         states=tally.states,
+        rescued=tally.rescued,
+        rescued_nanos=tally.rescued_nanos,
     )
 
 

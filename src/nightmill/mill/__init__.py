@@ -6,6 +6,7 @@ is in the room that is named after it:
 
     home         settings, ledger and files of one home; what a model costs, what a job needs
     planning     what a user asks for becomes a plan with a price
+    deadlines    when a plan would be done, and what has no time for a batch
     submitting   a plan becomes a job
     attending    working on jobs where nobody else does
     following    where jobs stand, asked several times a second
@@ -73,7 +74,7 @@ from nightmill.pricing import PriceSheet
 from nightmill.sinks import About, Format, Origin, Target, check_fit
 from nightmill.sinks.exports import check_outside, check_targets
 from nightmill.sources import folders_taken
-from nightmill.types import UNFINISHED, JobState
+from nightmill.types import UNFINISHED, JobState, Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,11 @@ class Mill:
 
     def is_dearer(self, job: Job) -> bool:
         """Whether today's price is above the one that was confirmed for this job."""
-        return self.home.sheet(job.model, job.lane).dearer_than(PriceSheet.from_json(job.spec["price"]))
+        confirmed = {job.lane: job.spec["price"]}
+        if live := job.spec.get("live_price"):
+            confirmed[Lane.LIVE] = live
+        sheets = ((self.home.sheet(job.model, lane), PriceSheet.from_json(text)) for lane, text in confirmed.items())
+        return any(now.dearer_than(then) for now, then in sheets)
 
     def attended(self, job: Job) -> bool:
         """Whether another process works on the job, so that this one need not."""

@@ -15,7 +15,7 @@ from nightmill.files import GROUP_ROWS
 from nightmill.ledger import OUTCOMES, Job, NewShard, Shard
 from nightmill.mill import reading
 from nightmill.mill.home import Home, compiled_from
-from nightmill.mill.planning import quarter
+from nightmill.mill.planning import DEADLINE, quarter
 from nightmill.plan import Cutter, bounds
 from nightmill.types import FailureKind, Lane
 from nightmill.wire import ROWS
@@ -59,7 +59,8 @@ def prepare(home: Home, job: Job, *, max_output: int | None = None, temperature:
     failed = _failed_rows(home, job)
     sheet = home.sheet(job.model, job.lane)
     kinds = {index: kind for index, (kind, _) in failed.items()}
-    spec = job.spec | {"price": sheet.to_json(), "again": _counted_again(job.spec.get("again", {}), kinds)}
+    spec = {name: value for name, value in job.spec.items() if name not in DEADLINE}  # that was for the first time
+    spec |= {"price": sheet.to_json(), "again": _counted_again(job.spec.get("again", {}), kinds)}
     given = {"max_output": max_output, "temperature": temperature}
     spec["parameters"] = spec["parameters"] | {k: v for k, v in given.items() if v is not None}
     shards_before = {shard.tag: shard for shard in home.ledger.shards_of(job.id)}

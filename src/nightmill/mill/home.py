@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import partial
@@ -33,10 +34,34 @@ def sheet_of(settings: Settings, model: str, lane: Lane) -> PriceSheet:
     )
 
 
+def dearer(one: PriceSheet, other: PriceSheet) -> PriceSheet:
+    """The sheet by which no request of either can cost more than was held, as far as one of them is that."""
+    return one if one.dearer_than(other) else other
+
+
+def most_live(
+    requests_per_minute: float | None, tokens_per_minute: float | None, concurrency: int | None, tokens: int
+) -> float:
+    """Rows a second that limits of live calls allow, with ``tokens`` tokens a row at most; infinity: there are none.
+
+    Of calls in flight one a second is counted on, and no less: a model that is slower is measured soon.
+    """
+    found = [float(concurrency)] if concurrency else []
+    found += [requests_per_minute / 60] if requests_per_minute else []
+    found += [tokens_per_minute / 60 / max(1, tokens)] if tokens_per_minute else []
+    return min(found, default=math.inf)
+
+
 def compiled_from(spec: Mapping[str, Any], provider: Provider) -> Compiled:
     """A job's task, compiled anew from what its record says."""
     bound = bind(Task.from_dict(spec["task"]), spec["columns"], {})
     return Compiled(provider, bound, Parameters.from_dict(spec["parameters"]))
+
+
+def _tokens_each(job: Job, compiled: Compiled) -> int:
+    """What a live call counts for in a limit of tokens: its prompt, and as much answer as it may give."""
+    quote = job.quote
+    return compiled.cap_tokens + (quote.input_tokens // max(1, quote.requests) if quote else 0)
 
 
 class Home:
@@ -116,10 +141,18 @@ class Home:
             spec["rpm"] or given.get("rpm"), spec["tpm"] or given.get("tpm"),
             spec["concurrency"] or provider.limits.concurrency, bool(spec["concurrency"]), provider.self_hosted,
         )  # fmt: skip
-        return JobKit(
-            job, provider, compiled,
+        regular, work = (
+            self.sheet(job.model, Lane.LIVE),
             Work(job.id, provider, compiled.url, sheet, scissors, confirmed),
-            self.sheet(job.model, Lane.LIVE), check_answer(schema) if schema else None, rates,
+        )
+        rescue = None
+        if job.deadline is not None and job.lane is Lane.BATCH:
+            rescue = replace(work, sheet=regular, confirmed=PriceSheet.from_json(spec["live_price"]))
+            work = replace(work, held=dearer(sheet, regular), deadline=job.deadline,
+                           most_live=most_live(rates.requests_per_minute, rates.tokens_per_minute,
+                                               spec["concurrency"], _tokens_each(job, compiled)))  # fmt: skip
+        return JobKit(
+            job, provider, compiled, work, regular, check_answer(schema) if schema else None, rates,
             salt(provider.name, provider.model, provider.account.host), self.cache if spec["cache"] else None,
-            spec["on_error"], self.settings.retention.provider_files == "delete" and "adopted" not in spec,
+            spec["on_error"], self.settings.retention.provider_files == "delete" and "adopted" not in spec, rescue,
         )  # fmt: skip

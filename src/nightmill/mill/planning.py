@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nightmill.config import parse_by
 from nightmill.errors import Conflict, InputError, StoreError, TaskError, UsageError
 from nightmill.ledger import Job, Limit
-from nightmill.mill.home import Home
+from nightmill.mill import deadlines
+from nightmill.mill.home import Home, dearer
 from nightmill.plan import (
     Bounds,
     Compiled,
@@ -47,6 +49,7 @@ from nightmill.tasks import (
 )
 from nightmill.types import Lane, Quote, Usage
 
+DEADLINE = ("by", "deadline", "live_price")  # what a job's spec says of it
 LIVE_UP_TO = 10  # rows that run live unless told otherwise
 _EXPECTED_OUTPUT = 300  # tokens, where nobody knows better
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -61,6 +64,7 @@ class RunOptions:
     prompt: str | None = None
     model: str | None = None
     lane: str | None = None  # auto, batch or live
+    by: str | None = None  # when it has to be done, as `config.parse_by` reads it
     budget_nanos: int | None = None
     schema: str | Path | type | Mapping[str, Any] | None = None
     key: str | None = None
@@ -127,6 +131,8 @@ class LaneCost:
     lane: Lane
     expected_nanos: int
     at_most_nanos: int
+    done_by: tuple[float, float] | None = None  # unix seconds: half, and nine of ten, such batches have ended by then
+    latest: float | None = None  # ... or when it has ended at the latest, where too few were measured
 
 
 def prepare(home: Home, options: RunOptions) -> Prepared:
@@ -136,7 +142,11 @@ def prepare(home: Home, options: RunOptions) -> Prepared:
         UsageError (InputError, TaskError, UnknownModel, UnknownPrice, CannotCarry), StoreError:
             nothing of it is left.
     """
-    return _after_a_look(partial(_prepare, home, options))
+    prepared = _after_a_look(partial(_prepare, home, options))
+    if not _is_too_late_for_batches(home, prepared):
+        return prepared
+    drop(home, prepared.plan.job_id)
+    return _after_a_look(partial(_prepare, home, replace(options, lane=Lane.LIVE.value)))
 
 
 def _prepare(home: Home, options: RunOptions, whole: bool) -> Prepared:
@@ -159,7 +169,21 @@ def rehearse(home: Home, options: RunOptions, save_to: Path | None = None) -> Pr
     if save_to is not None and save_to.exists() and (not save_to.is_dir() or any(save_to.iterdir())):
         what = f"{save_to} is no empty folder"
         raise UsageError(what, why="requests are kept in a folder of their own", fix="name one that does not exist yet")
+    kept = save_to if options.by is None else None  # under a deadline the lane may yet be another
+    prepared = _after_a_look(partial(_rehearse, home, options, kept))
+    if _is_too_late_for_batches(home, prepared):
+        options = replace(options, lane=Lane.LIVE.value)
+    elif kept is save_to:
+        return prepared
     return _after_a_look(partial(_rehearse, home, options, save_to))
+
+
+def _is_too_late_for_batches(home: Home, prepared: Prepared) -> bool:
+    """Whether every row would have to go live at once to be in time, in a lane that nobody asked for."""
+    options = prepared.options
+    if prepared.resumes is not None or options.lane not in (None, "auto") or prepared.lane is not Lane.BATCH:
+        return False
+    return deadlines.live_at_once(home, prepared) >= prepared.quote.requests > 0
 
 
 def _rehearse(home: Home, options: RunOptions, save_to: Path | None, whole: bool) -> Prepared:
@@ -191,7 +215,11 @@ def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_i
     plan = replace(plan, quote=with_waves(replace(plan.quote, notes=notes), free.free_nanos if free else None))
     unfinished = None if options.new else _unfinished_like(home, plan, draft.spec, options)
     digest = order.compiled.digest
-    return Prepared(plan, draft.spec, options, order.source, draft.model, order.lane, digest, free, unfinished)
+    made = Prepared(plan, draft.spec, options, order.source, draft.model, order.lane, digest, free, unfinished)
+    if unfinished is None and (at_once := deadlines.live_at_once(home, made)):
+        hurry = f"too little time for batches: {at_once:,} of the requests run live at once, at the regular price"
+        made = replace(made, plan=replace(plan, quote=replace(plan.quote, notes=(*plan.quote.notes, hurry))))
+    return made
 
 
 def lane_costs(home: Home, prepared: Prepared) -> list[LaneCost]:
@@ -200,13 +228,16 @@ def lane_costs(home: Home, prepared: Prepared) -> list[LaneCost]:
     each = Usage(-(-quote.input_tokens // max(1, quote.requests)), quote.output_tokens // max(1, quote.requests))
     costs = []
     for lane, able in ((Lane.BATCH, BatchProvider), (Lane.LIVE, LiveProvider)):
+        if not isinstance(provider, able) and lane is not prepared.lane:
+            continue
+        when = deadlines.done_by(home, prepared, provider, lane)
         if lane is prepared.lane:
-            costs.append(LaneCost(lane, quote.expected_nanos, quote.at_most_nanos))
-        elif isinstance(provider, able):
+            costs.append(LaneCost(lane, quote.expected_nanos, quote.at_most_nanos, *when))
+        else:
             sheet = home.sheet(prepared.model, lane)
             sent = [s for s in prepared.plan.shards if s.lane is not Lane.CACHE]
             at_most = sum(sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in sent)
-            costs.append(LaneCost(lane, sheet.cost(each) * quote.requests, at_most))
+            costs.append(LaneCost(lane, sheet.cost(each) * quote.requests, at_most, *when))
     return costs
 
 
@@ -241,15 +272,24 @@ def _draft(home: Home, options: RunOptions, whole: bool, *, sends: bool = True) 
     bound = bind(task, columns, {} if function else options.sets)
     parameters = _parameters(home, options, bound.task)
     compiled = Compiled(provider, bound, parameters)
+    deadline = None if options.by is None else parse_by(options.by, home.desk.wall())
     lane = _lane(options.lane or settings.default_lane, provider, source)
+    if deadline is not None and lane is Lane.BATCH and not isinstance(provider, LiveProvider):
+        raise UsageError(
+            f"--by with {provider.name}", why="it has no live lane for what is late in a batch", fix="leave --by out"
+        )
     expect = _expected_tokens(home, model, bound.task, compiled)
+    sheet, regular = home.sheet(model, lane), home.sheet(model, Lane.LIVE)
     order = Order(
-        source, provider, compiled, lane, home.sheet(model, lane), home.sheet(model, Lane.LIVE),
+        source, provider, compiled, lane, sheet, regular,
         Bounds(1, 0, None), expect, options.skip_bad, options.dedupe, home.cache if options.cache else None,
         (f"limit={options.limit}", f"key={options.key}", *_sampled(options)), function,
+        held=dearer(sheet, regular) if deadline is not None and lane is Lane.BATCH else None,
     )  # fmt: skip
     spec = _spec(options, bound, parameters, model, lane, source)
-    spec |= {"columns": columns, "price": order.sheet.to_json()}
+    spec |= {"columns": columns, "price": order.sheet.to_json(), "by": options.by, "deadline": deadline}
+    if order.held is not None:
+        spec["live_price"] = regular.to_json()
     free = home.tightest(options.budget_nanos)
     lacking = lacking_key(model, settings.env, settings.providers)
     notices = (notice, lacking and f"{lacking} is not set: the run needs it")
@@ -332,6 +372,7 @@ def _unfinished_like(home: Home, plan: Plan, spec: dict[str, Any], options: RunO
     if job is None:
         return None
     asked = {"lane": options.lane not in (None, "auto", job.spec["lane"])}
+    asked["by"] = options.by not in (None, job.spec.get("by"))
     for option in ("batch_size", "cache", "dedupe"):
         asked[option] = job.spec[option] != spec[option]
     if differing := [name.replace("_", "-") for name, differs in asked.items() if differs]:

@@ -9,7 +9,7 @@ from nightmill.mill import planning
 from nightmill.mill.home import Home
 from nightmill.mill.planning import Prepared, RunOptions
 from nightmill.pricing import PriceSheet
-from nightmill.types import UNFINISHED, JobState
+from nightmill.types import UNFINISHED, JobState, Lane
 
 
 def submit(home: Home, prepared: Prepared) -> Job:
@@ -71,8 +71,11 @@ def _go_on(home: Home, job: Job, options: RunOptions) -> Job:
 def resume(home: Home, job: Job) -> None:
     """Let a paused job go on, at today's price; a later run works on it."""
     sheet = home.sheet(job.model, job.lane)
-    if sheet.dearer_than(PriceSheet.from_json(job.spec["price"])):
-        home.ledger.revise(job.id, {"price": sheet.to_json()})
+    changes = {"price": sheet.to_json()} if sheet.dearer_than(PriceSheet.from_json(job.spec["price"])) else {}
+    if "live_price" in job.spec:
+        changes["live_price"] = home.sheet(job.model, Lane.LIVE).to_json()
+    if changes:
+        home.ledger.revise(job.id, changes)
     home.ledger.resume(job.id)
 
 

@@ -80,6 +80,7 @@ class Order:
     cache: AnswerCache | None = None
     fingerprint_extra: tuple[str, ...] = ()
     function: TaskFunction | None = None  # what makes the requests of the rows, where the task is one
+    held: PriceSheet | None = None  # what holds are counted by, where that is another sheet
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +291,7 @@ class _Planner:
     def _cutter(self, do: Callable[..., None] = at_once) -> Cutter:
         order = self._order
         return Cutter(
-            self._store, self._folder, order.lane, order.bounds, order.sheet, 0,
+            self._store, self._folder, order.lane, order.bounds, order.held or order.sheet, 0,
             order.provider.line_pieces(order.compiled.url), self._next_tag, self._tokens, do,
         )  # fmt: skip
 
@@ -305,7 +306,8 @@ class _Planner:
         tokens_in = self._tokens(sum(s.content_bytes for s in sent))
         expected = min(order.expect_tokens, max((s.cap_tokens // s.count for s in sent), default=0))
         each = Usage(-(-tokens_in // max(1, requests)), expected)
-        at_most = sum(order.sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in sent)
+        held = order.held or order.sheet
+        at_most = sum(held.worst(s.content_bytes, s.count, s.cap_tokens) for s in sent)
         notes = list(order.compiled.notes)
         if not order.sheet.batch_known:
             notes.append("the batch price is not known: counted at the standard price")
@@ -399,8 +401,8 @@ class Scissors:
     sheet: PriceSheet
     take_seqs: Callable[[int], int]  # reserves shard numbers in the ledger; the first of them
 
-    def again(self, shard: Shard, rows: Container[int], *, most: int = 0) -> list[NewShard]:
-        """The requests of ``rows`` in shards of at most ``most`` requests (0: all in one).
+    def again(self, shard: Shard, rows: Container[int], *, most: int = 0, lane: Lane | None = None) -> list[NewShard]:
+        """The requests of ``rows`` in shards of at most ``most`` requests (0: all in one), in ``lane`` or as they were.
 
         What happened to the rows before stays with the new shards.
         """
@@ -412,7 +414,7 @@ class Scissors:
             return f"{shard.job_id}-{self.take_seqs(1)}"
 
         cutter = Cutter(
-            self.store, self.store.job_folder(shard.job_id), shard.lane, Bounds(most or shard.count, 0, None),
+            self.store, self.store.job_folder(shard.job_id), lane or shard.lane, Bounds(most or shard.count, 0, None),
             self.sheet, shard.cap_tokens // shard.count, self.provider.line_pieces(self.url), tag, tokens,
         )  # fmt: skip
         for chunk in _chunks(item for item in wire.shard_lines(self.store, shard) if item[0] in rows):

@@ -101,6 +101,7 @@ class BatchView:
     model: str | None = None
     url: str | None = None  # the endpoint of its requests
     expires_at: float | None = None  # unix seconds; when its window closes
+    ended_at: float | None = None  # unix seconds, provider's clock
     usage: Usage | None = None  # the provider's own totals, all requests together; None = it does not say
 
 

@@ -215,6 +215,7 @@ def batch_view(batch: Mapping[str, Any]) -> BatchView:
         model=_text(batch.get("model")),
         url=_text(batch.get("endpoint")),
         expires_at=_moment(batch.get("expires_at")) or None,
+        ended_at=_moment(batch.get(f"{status}_at")) or None if phase == "ended" else None,
         usage=usage_of(batch),
     )
 

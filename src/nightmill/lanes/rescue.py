@@ -1,0 +1,133 @@
+"""Keeping a job's deadline: what `deadline.decide` is told, and which rows go live by its word.
+
+Rows are taken back from a batch by cancelling it, and go live once it has ended: then it is certain which of them
+were answered, and none is paid for twice. Rows that wait to be handed over go live at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+
+from nightmill.errors import ProviderError
+from nightmill.lanes import Desk, Everything, Work, can_be_cut
+from nightmill.lanes.deadline import Decision, Pace, RowsLeft, decide, live_s, turns_at
+from nightmill.ledger import Ledger, Shard
+from nightmill.plan.cutting import LIVE_ROWS
+from nightmill.providers import BatchProvider
+from nightmill.types import Lane, ShardState
+
+log = logging.getLogger(__name__)
+
+LEARNED_S = 30 * 86_400.0  # what is older says nothing of today
+LEAST_SEEN = 5  # batches that were measured, before what was measured counts
+_LEAST_ROWS = 50  # of a job that live calls are measured by: with fewer they hardly begin
+_ASSUMED_RATE = 4.0  # live rows a second, where none were measured: sixteen at once, four seconds each
+_BREATH_S = 0.05  # between two looks at the least
+_WAITS = "the cancel for the deadline has not come through"
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest of ``values`` that at least ``share`` of them do not exceed. There has to be one."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, max(0, -int(-share * len(ranked) // 1) - 1))]
+
+
+def pace_of(
+    ledger: Ledger, account: str, model: str, most_live: float, *, since: float, cancel_s: float, collect_s: float
+) -> Pace:
+    """How fast things go with a model, as far as this ledger has seen; ``cancel_s`` counts until cancels were seen.
+
+    ``most_live``: rows a second that limits of live calls allow.
+    """
+    rates = ledger.live_rates(account, model, since=since, least=_LEAST_ROWS)
+    cancels = ledger.cancel_times(account, since=since)
+    rate = min(most_live, quantile(rates, 0.5) if rates else _ASSUMED_RATE)
+    return Pace(rate, quantile(cancels, 0.95) if len(cancels) >= LEAST_SEEN else cancel_s, collect_s)
+
+
+async def pace(desk: Desk, work: Work) -> Pace:
+    account, timing = work.provider.account.id, desk.timing
+    since = desk.wall() - LEARNED_S
+    return await desk.book(
+        pace_of, desk.ledger, account, work.provider.model, work.most_live, since=since,
+        cancel_s=timing.cancel_s, collect_s=timing.collect_s + timing.poll_s,
+    )  # fmt: skip
+
+
+async def turn(desk: Desk, work: Work, *, but: str | None = None, left_here: int = 0) -> tuple[Decision, float]:
+    """Whether one more batch of the job may be waited for; and seconds until the answer is another, if nothing changes.
+
+    ``but``: a shard of which more is known than the ledger says: ``left_here`` of its requests have no answer.
+    """
+    if work.deadline is None:
+        return Decision.WAIT, math.inf
+    batch, live = await desk.book(desk.ledger.rows_left, work.job_id, but=but)
+    left, now = RowsLeft(batch + left_here, live), desk.wall()
+    known = await pace(desk, work)
+    return decide(now, work.deadline, left, known), turns_at(now, work.deadline, left, known) - now
+
+
+async def mind(
+    desk: Desk, work: Work, provider: BatchProvider, shard: Shard, answered: int
+) -> tuple[float, str | None]:
+    """Cancel a batch of which ``answered`` requests have an answer, where the rest has to run live.
+
+    Seconds after which this is to be asked again at the latest, and what the shard waits for, if that is worth saying.
+    """
+    sub, left = shard.current, max(0, shard.count - answered)
+    if sub.cancel_asked:
+        return desk.timing.poll_s, await _tell_if_late(desk, work, shard, left)
+    if not left:
+        return math.inf, None
+    decision, in_s = await turn(desk, work, but=shard.tag, left_here=left)
+    if decision is Decision.WAIT:
+        return max(in_s, _BREATH_S), None
+    try:
+        await provider.cancel(sub.batch_id or "")
+    except ProviderError as error:
+        log.warning("shard %s: batch %s is not cancelled yet: %s", shard.tag, sub.batch_id, error.logged)
+        return desk.timing.poll_s, None
+    log.info("shard %s: batch %s is cancelled for the deadline: %d requests left", shard.tag, sub.batch_id, left)
+    at = desk.wall() + provider.clock_skew_s()
+    await desk.book(desk.ledger.note_cancel_asked, shard, [sub.n], at=at)
+    return desk.timing.poll_s, None
+
+
+async def _tell_if_late(desk: Desk, work: Work, shard: Shard, left: int) -> str | None:
+    """Say, once, that a cancel takes too long: what a batch may still answer is not sent live beside it."""
+    known = await pace(desk, work)
+    if work.deadline is None or not left or desk.wall() + known.collect_s + live_s(left, known) <= work.deadline:
+        return None
+    if not (shard.reason or "").startswith(_WAITS):
+        text = (
+            f"batch {shard.current.batch_id} was cancelled for the deadline and has not ended: its {left:,} open rows "
+            "run live when it has, and not before, since they would be paid for twice; they may be late"
+        )
+        await desk.book(desk.ledger.alert, shard.job_id, shard.tag, "deadline", text)
+    return f"{_WAITS}: its rows would be paid for twice"
+
+
+async def taken_live(desk: Desk, work: Work, shard: Shard) -> bool:
+    """Whether a planned batch shard had to go live instead: then live shards have taken its place."""
+    if work.deadline is None or shard.state is not ShardState.PLANNED or not can_be_cut(shard):
+        return False
+    if (await turn(desk, work))[0] is Decision.WAIT:
+        return False
+    new = await asyncio.to_thread(work.scissors.again, shard, Everything(), most=LIVE_ROWS, lane=Lane.LIVE)
+    await desk.book(desk.ledger.recut, shard, new)
+    log.info("shard %s: %d requests go live for the deadline", shard.tag, shard.count)
+    return True
+
+
+async def rest_goes_live(desk: Desk, work: Work, shard: Shard) -> bool:
+    """Whether what a batch that has ended left over is to run live."""
+    if work.deadline is None or shard.lane is not Lane.BATCH or shard.settled_before:
+        return False
+    sub = shard.current
+    if sub.cancel_asked and not shard.cancel_requested:
+        return True
+    left = max(0, shard.count - (sub.completed or 0))
+    return (await turn(desk, work, but=shard.tag, left_here=left))[0] is Decision.CANCEL

@@ -186,7 +186,7 @@ def find_file(cwd: Path, home: Path) -> Path | None:
     return next((file for file in files if os.path.isfile(file)), None)
 
 
-_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|m|min|h|d)")
+_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|min|m|h|d)")
 _SPAN_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _LONGEST_S = 366 * 86_400.0
 BY_FORMS = "a time (08:00), a date and time (2027-01-31T08:00) or a span (6h, 90m, 1d12h)"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import datetime as dt
+import re
+import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cli_kit import MODEL, Done, Place, adds_up
@@ -13,11 +15,16 @@ from nightmill.simulator import SimulatorConfig, in_thread
 
 pytestmark = pytest.mark.req("X3")
 
-SPEED = 100.0
-HURRY = "cancel_s = 1.0\ncollect_s = 0.5\n"  # five seconds of ours are eight minutes at the provider
+HURRY = "cancel_s = 1.0\ncollect_s = 0.5\n"  # of ours; the provider's clock runs a hundred times faster
+ASKED = ("--prompt", "{{ text }}", "--model", MODEL, "--max-output", "100", "--out", "r.jsonl", "--yes", "--force")
 
 
-def place_with(folder: Path, url: str) -> Place:
+def server(batch_s: float) -> AbstractContextManager[str]:
+    """A provider whose batches take so many of its seconds, and answer row by row."""
+    return in_thread(SimulatorConfig(speed=100.0, batch_s=batch_s, cancel_s=20.0, answer_sigma=0.0))
+
+
+def place_at(folder: Path, url: str) -> Place:
     place = Place(folder, url)
     settings = folder / "nightmill.toml"
     settings.write_text(settings.read_text() + HURRY)
@@ -25,27 +32,121 @@ def place_with(folder: Path, url: str) -> Place:
 
 
 def run(place: Place, rows: int, *arguments: str) -> Done:
-    name = place.rows(rows, f"{place.folder.name} row {{}}")
-    return place.run("run", name, "--prompt", "{{ text }}", "--model", MODEL, "--max-output", "100",
-                     "--out", "r.jsonl", "--yes", "--json", "--force", *arguments)  # fmt: skip
+    return place.run("run", place.rows(rows, f"{place.folder.name} {{}}"), *ASKED, "--json", *arguments)
 
 
 def lanes(place: Place) -> dict[str, int]:
-    rows = place.results("r.jsonl")
-    return {lane: sum(row["lane"] == lane for row in rows) for lane in ("batch", "live")}
+    rows = [row["lane"] for row in place.results("r.jsonl")]
+    return {lane: rows.count(lane) for lane in ("batch", "live")}
 
 
-def server(**more: float) -> Any:
-    """A provider, a hundred times faster than real ones; times are in its own seconds."""
-    return in_thread(SimulatorConfig(speed=SPEED, **more))  # type: ignore[arg-type]
+def is_paid_once(place: Place, done: Done) -> bool:
+    """Whether what was booked is what is billed, to the nano-dollar, and no row ran twice."""
+    bill = place.invoice()
+    return not bill["executed_more_than_once"] and round(done.json["spent_usd"] * 1e9) == bill["total_nanos"]
 
 
+@pytest.mark.req("E8")
 def test_what_a_slow_batch_has_not_done_in_time_is_finished_live(tmp_path: Path) -> None:
-    """Every row is answered by the deadline, none is run twice, and what was spent is what is billed."""
-    with server(batch_s=900.0, cancel_s=20.0) as url:
-        place = place_with(tmp_path, url)
-        done = run(place, 12, "--by", "8s")
-        print(done.err, place.invoice())
-        assert done.code == 0, done.err
-        assert adds_up(done.json)
-        assert lanes(place) == {}
+    """Every row is answered by the deadline, those of the batch stay, none runs twice, spent is what is billed."""
+    with server(batch_s=2000.0) as url:
+        place = place_at(tmp_path, url)
+        began = time.time()
+        done = run(place, 16, "--by", "12s")
+        assert (done.code, done.json["succeeded"], adds_up(done.json)) == (0, 16, True), done.err
+        went = lanes(place)
+        assert went["batch"] > 0, done.err
+        assert went["live"] > 0, done.err
+        assert is_paid_once(place, done)
+        assert dt.datetime.fromisoformat(done.json["deadline"]).timestamp() == pytest.approx(began + 12, abs=5)
+        assert (done.json["lane"], done.json["rescued"], done.json["unproven_usd"]) == ("batch", went["live"], 0)
+        assert 0 < done.json["rescued_usd"] < done.json["spent_usd"] <= done.json["at_most_usd"]
+        assert "in time" in done.err
+        assert f"{went['live']} rows went live for it" in done.err
+        shown = place.run("show", "@last")
+        assert f"{went['live']} rows went live for it" in shown.out
+        assert [event["event"] for event in place.log()].count("cancel") == 1
+
+
+def test_a_batch_that_is_quick_enough_is_left_alone(tmp_path: Path) -> None:
+    """With time to spare all rows cost half, and nothing is cancelled."""
+    with server(batch_s=50.0) as url:
+        place = place_at(tmp_path, url)
+        done = run(place, 12, "--by", "1h")
+        assert (done.code, lanes(place), done.json["rescued"]) == (0, {"batch": 12, "live": 0}, 0), done.err
+        assert is_paid_once(place, done)
+        assert "cancel" not in [event["event"] for event in place.log()]
+        assert "went live" not in done.err
+
+
+def test_where_there_is_no_time_for_a_batch_none_is_made(tmp_path: Path) -> None:
+    """The price that is asked for is the live one, and no batch is begun that would be cancelled at once."""
+    with server(batch_s=50.0) as url:
+        place = place_at(tmp_path, url)
+        done = run(place, 12, "--by", "2s")
+        assert (done.code, done.json["lane"], lanes(place)) == (0, "live", {"batch": 0, "live": 12}), done.err
+        assert is_paid_once(place, done)
+        assert "create" not in [event["event"] for event in place.log()]
+        asked = run(place, 11, "--by", "2s", "--lane", "batch", "--new", "--no-cache")  # a lane that was named stays
+        assert (asked.code, asked.json["lane"], asked.json["rescued"]) == (0, "batch", 11), asked.err
+        assert "11 of the requests run live at once" in asked.err
+        assert "create" not in [event["event"] for event in place.log()]
+
+
+def test_the_quote_says_both_prices_and_when_each_lane_is_done(tmp_path: Path) -> None:
+    """Both lanes with their times, the worst case that of running everything live; and what is known is learned."""
+    with server(batch_s=10.0) as url:
+        place = place_at(tmp_path, url)
+        told = run(place, 12, "--by", "1h", "--dry-run")
+        assert re.search(r"lane +expected +at most +done by", told.err), told.err
+        assert re.search(r"batch .* at the latest +◀ chosen", told.err), told.err
+        assert re.search(r"live .*≈ ", told.err), told.err
+        assert "what batches have not answered in time runs live" in told.err
+        half = run(place, 12, "--dry-run")
+        assert told.json["estimated_usd"] == half.json["estimated_usd"]
+        assert told.json["at_most_usd"] == pytest.approx(2 * half.json["at_most_usd"], rel=1e-3)
+        assert "deadline" not in half.json
+        for _ in range(5):
+            assert run(place, 11, "--new", "--no-cache").code == 0
+        assert re.search(r"batch .*≈ \d\d:\d\d", run(place, 12, "--by", "1h", "--dry-run").err)
+
+
+def test_an_unfinished_job_keeps_the_deadline_it_was_begun_with(tmp_path: Path) -> None:
+    """The same command goes on with it, whatever the clock says by now; another deadline is refused, by name."""
+    with server(batch_s=1e6) as url:
+        place = place_at(tmp_path, url)
+        rows = place.rows(12)
+        handed = place.run("run", rows, *ASKED[:6], "--yes", "--json", "--by", "2h", "--detach")
+        assert handed.code == 0, handed.err
+        assert "be back by" in handed.err
+        other = place.run("run", rows, *ASKED[:6], "--yes", "--json", "--by", "3h", "--detach")
+        assert other.code != 0
+        assert handed.json["job_id"] in other.json["error"]["message"]
+        assert "--by" in other.json["error"]["message"]
+        assert "--new" in other.json["error"]["fix"]
+        again = place.run("run", rows, *ASKED[:6], "--yes", "--json", "--by", "2h", "--detach")
+        assert (again.code, again.json["deadline"]) == (0, handed.json["deadline"]), again.err
+        plain = place.run("run", rows, *ASKED[:6], "--yes", "--json", "--detach")
+        assert (plain.code, plain.json["deadline"]) == (0, handed.json["deadline"]), plain.err
+
+
+@pytest.mark.parametrize(
+    ("by", "says"),
+    [
+        ("2020-01-01T08:00", "is past"),
+        ("0h", "no time at all"),
+        ("25:00", "no deadline"),
+        ("tomorrow", "no deadline"),
+        ("", "no deadline"),
+        ("-3h", "no deadline"),
+        ("2027-02-31T08:00", "no deadline"),
+        ("99999999999999d", "far away"),
+    ],
+)
+def test_a_deadline_that_is_none_is_refused_before_anything_is_spent(tmp_path: Path, by: str, says: str) -> None:
+    """What is past, or no time, is told with what would be one; nothing is planned, sent or kept."""
+    place = Place(tmp_path, "http://127.0.0.1:9/v1")
+    done = place.run("run", place.rows(3), *ASKED, "--json", f"--by={by}")
+    assert (done.code, says in done.json["error"]["message"]) == (2, True), done.err
+    assert done.json["error"]["fix"]
+    assert place.run("jobs", "--json").json == {"jobs": []}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nightmill.config import Environment, Settings, Timing, exact_usd, find_file, load_settings, parse_usd
+from nightmill.config import Environment, Settings, Timing, exact_usd, find_file, load_settings, parse_by, parse_usd
 from nightmill.errors import UsageError
 from nightmill.providers import Limits
 
@@ -347,3 +348,44 @@ def test_what_is_no_amount_is_refused_with_the_reason(text: str, why: str) -> No
     with pytest.raises(UsageError) as caught:
         parse_usd(text)
     assert why in caught.value.why
+
+
+NOON = dt.datetime(2027, 1, 31, 12, 0).timestamp()  # noqa: DTZ001 (by the clock of the machine that runs this)
+
+
+@pytest.mark.req("X3")
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("6h", NOON + 6 * 3600),
+        ("90m", NOON + 5400),
+        ("90min", NOON + 5400),
+        ("1d12h", NOON + 1.5 * 86_400),
+        ("0.5h", NOON + 1800),
+        ("20s", NOON + 20),
+        (" 13:00 ", NOON + 3600),
+        ("8:00", NOON + 20 * 3600),  # of the next morning
+        ("12:00", NOON + 86_400),
+        ("2027-02-01T08:00", NOON + 20 * 3600),
+        ("2027-02-01 08:00", NOON + 20 * 3600),
+        ("2027-03-01T00:00:00+00:00", dt.datetime(2027, 3, 1, tzinfo=dt.UTC).timestamp()),
+        ("2027-03-01T00:00Z", dt.datetime(2027, 3, 1, tzinfo=dt.UTC).timestamp()),
+    ],
+)
+def test_deadlines_are_times_of_day_dates_and_spans(text: str, at: float) -> None:
+    """A time of day is the next time that it is so late here, a span counts from now, a date is taken at its word."""
+    assert parse_by(text, NOON) == at
+
+
+@pytest.mark.req("X3")
+@pytest.mark.parametrize(
+    "text",
+    ["", "soon", "24:00", "12:60", "6", "h", "6 h", "6x", "-1h", "1e3h", "2027-02-01", "2027-01-31T11:59", "0s", "0h0m",
+     "12:00:00:00", "400d", "9999-12-31T23:59", "0001-01-01T00:00", "\uff11h", "6h\n7h", "nan", "inf"],
+)  # fmt: skip
+def test_what_is_no_deadline_is_refused_with_a_way_out(text: str) -> None:
+    """Nobody's typing error becomes a deadline at some other time."""
+    with pytest.raises(UsageError) as caught:
+        parse_by(text, NOON)
+    assert caught.value.fix
+    assert caught.value.why

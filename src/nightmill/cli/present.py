@@ -249,6 +249,7 @@ class LaneView:
     expected_nanos: int
     at_most_nanos: int
     chosen: bool = False
+    done_by: str = ""  # such as "≈ 03:40 (p90 09:10)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +274,7 @@ class QuoteView:
     budget_nanos: int | None = None  # the tightest limit; None = there is none
     free_nanos: int | None = None
     notes: tuple[str, ...] = ()
+    deadline: str = ""  # when it has to be done, where live calls finish what batches do not
 
     @property
     def chosen(self) -> LaneView:
@@ -283,7 +285,7 @@ def quote_panel(q: QuoteView, *, width: int = 80, unicode: bool = True) -> str:
     """The panel a user reads before paying: what is sent, what it costs, what it costs at most."""
     inner = min(width, _WIDEST) - 4
     lines = [_inked(line, unicode) for line in _lane_lines(q.lanes, inner)]
-    for pieces in (_cost_pieces(q), _token_pieces(q), _budget_pieces(q), _source_pieces(q)):
+    for pieces in (_deadline_pieces(q), _cost_pieces(q), _token_pieces(q), _budget_pieces(q), _source_pieces(q)):
         lines += _paragraph(pieces, inner, unicode=unicode)
     for note in q.notes:
         lines += _wrap(_inked(f"note: {one_line(note)}", unicode), inner)
@@ -310,15 +312,25 @@ def _input_pieces(q: QuoteView) -> list[str]:
 
 
 def _lane_lines(lanes: Sequence[LaneView], width: int) -> list[str]:
-    table = [["lane", "expected", "at most", ""]]
+    says_when = any(lane.done_by for lane in lanes)
+    table = [["lane", "expected", "at most", *["done by"] * says_when, ""]]
     for lane in lanes:
         costs = [money(lane.expected_nanos), money(lane.at_most_nanos, toward="up")]
-        table.append([lane.lane, *costs, "◀ chosen" if lane.chosen else ""])
+        table.append([lane.lane, *costs, *[lane.done_by] * says_when, "◀ chosen" if lane.chosen else ""])
     widths = [max(cells_of(row[at]) for row in table) for at in range(len(table[0]))]
     return [
         _cut("  ".join(_pad(cell, widths[at], right=at in (1, 2)) for at, cell in enumerate(row)).rstrip(), width)
         for row in table
     ]
+
+
+def _deadline_pieces(q: QuoteView) -> list[str]:
+    if not q.deadline:
+        return []
+    if q.chosen.lane != "batch":
+        return [f"by {q.deadline}"]
+    most = money(q.chosen.at_most_nanos, toward="up")
+    return [f"by {q.deadline}: what batches have not answered in time runs live, all of it for {most} at most"]
 
 
 def _cost_pieces(q: QuoteView) -> list[str]:
@@ -377,6 +389,8 @@ class ProgressView:
     tokens_out: int = 0
     spent_nanos: int = 0
     held_nanos: int = 0
+    rescued: int = 0  # requests that went live for a deadline
+    rescued_nanos: int = 0  # ... and their part of what was spent, as far as it is settled
     list_nanos: int = 0  # what the same would have cost at the regular price
     saved_nanos: int = 0
     elapsed_s: float = 0.0
@@ -443,6 +457,8 @@ def status_table(p: ProgressView, *, width: int = 80, unicode: bool = True) -> s
         counts.append(f"done at the provider {count(p.outside[0])} of {count(p.outside[1])}")
     amounts = (("spent", p.spent_nanos), ("held", p.held_nanos), ("list", p.list_nanos), ("saved", p.saved_nanos))
     cost = [f"{word} {money(nanos)}" for word, nanos in amounts]
+    if p.rescued:
+        cost.append(f"{some(p.rescued, 'row')} live for the deadline: {money(p.rescued_nanos)}")
     wide = min(width, _WIDEST)
     blocks = [_paragraph(pieces, wide, unicode=unicode, indent=" ") for pieces in (counts, pace, cost, p.leave)]
     if p.trouble:
@@ -532,6 +548,10 @@ class EndView:
     saved_nanos: int = 0
     duration_s: float = 0.0
     failures: tuple[FailureGroup, ...] = ()
+    rescued: int = 0  # requests that went live for a deadline
+    rescued_nanos: int = 0
+    deadline: str = ""  # when it had to be done
+    kept: str = ""  # how that went; empty while it is open
     next: tuple[str, ...] = ()  # commands that make sense now
 
 
@@ -541,6 +561,7 @@ def end_report(e: EndView, *, width: int = 80, unicode: bool = True) -> str:
     lines = _paragraph([*_end_title(e), duration(e.duration_s)], wide, unicode=unicode)
     lines += _paragraph(_accounting(e), wide, unicode=unicode, indent="  ")
     lines += _paragraph(_bill(e), wide, unicode=unicode, indent="  ")
+    lines += _paragraph(_hurry(e), wide, unicode=unicode, indent="  ")
     lines += _failure_lines(e.failures, wide, unicode)
     return "\n".join(lines + next_lines(e.next, unicode=unicode))
 
@@ -583,6 +604,12 @@ def _bill(e: EndView) -> list[str]:
     spent = f"spent {money(e.spent_nanos)}" + (f" ({inside})" if inside else "")
     saved = f"saved {money(e.saved_nanos)}" + (f" ({percent(e.saved_nanos, e.list_nanos)})" if e.list_nanos else "")
     return [spent, f"list {money(e.list_nanos)}", saved]
+
+
+def _hurry(e: EndView) -> list[str]:
+    """What was done for the deadline, and whether it was kept."""
+    pieces = [f"by {e.deadline}" + (f": {e.kept}" if e.kept else "")] if e.deadline else []
+    return pieces + ([f"{some(e.rescued, 'row')} went live for it: {money(e.rescued_nanos)}"] if e.rescued else [])
 
 
 def _failure_lines(groups: Sequence[FailureGroup], width: int, unicode: bool) -> list[str]:

@@ -31,7 +31,11 @@ def quote_view(prepared: Prepared, costs: Sequence[LaneCost], before: Standing |
     """``before``: where the job stands that the plan goes on with."""
     plan, quote, free = prepared.plan, prepared.quote, prepared.free
     inputs = prepared.options.inputs
-    lanes = [LaneView(c.lane.value, c.expected_nanos, c.at_most_nanos, chosen=c.lane is prepared.lane) for c in costs]
+    lanes = [
+        LaneView(c.lane.value, c.expected_nanos, c.at_most_nanos, chosen=c.lane is prepared.lane, done_by=_done_by(c))
+        for c in costs
+    ]
+    deadline = prepared.resumes.deadline if prepared.resumes else prepared.spec["deadline"]
     return QuoteView(
         name=inputs[0] if len(inputs) == 1 else f"{inputs[0]} and {len(inputs) - 1} more",
         model=prepared.model,
@@ -51,7 +55,25 @@ def quote_view(prepared: Prepared, costs: Sequence[LaneCost], before: Standing |
         budget_nanos=free.cap_nanos if free else None,
         free_nanos=free.free_nanos if free else None,
         notes=(*quote.notes, _WHOLE) if before else quote.notes,
+        deadline=local_time(deadline) if deadline else "",
     )
+
+
+def _done_by(cost: LaneCost) -> str:
+    """When a lane would be done: in half and in nine of ten cases, or at the latest."""
+    if cost.done_by is None:
+        return f"{local_time(cost.latest)} at the latest" if cost.latest else ""
+    half, most = map(local_time, cost.done_by)
+    return f"≈ {half}" if half == most else f"≈ {half} (p90 {most})"
+
+
+def local_time(at: float) -> str:
+    """A time near now by the clock on the wall; with its day where that is another one."""
+    then, today = (dt.datetime.fromtimestamp(seconds).astimezone() for seconds in (at, time.time()))
+    days = (then.date() - today.date()).days
+    if not days:
+        return f"{then:%H:%M}"
+    return f"{then:%a %H:%M}" if 0 < days < 7 else f"{then:%Y-%m-%d %H:%M}"
 
 
 def quote_object(prepared: Prepared) -> dict[str, Any]:
@@ -69,7 +91,14 @@ def quote_object(prepared: Prepared) -> dict[str, Any]:
         "estimated_usd": usd(quote.expected_nanos), "at_most_usd": usd(quote.at_most_nanos),
         "list_price_usd": usd(quote.list_price_nanos), "saved_usd": usd(quote.saved_nanos), "duration_s": 0.0,
         "out": [],
-    }  # fmt: skip
+    } | _hurry(prepared.spec["deadline"], 0, 0)  # fmt: skip
+
+
+def _hurry(deadline: float | None, rescued: int, rescued_nanos: int) -> dict[str, Any]:
+    """What ``--json`` says of a deadline, where there is one."""
+    if deadline is None:
+        return {}
+    return {"deadline": iso_time(deadline), "rescued": rescued, "rescued_usd": usd(rescued_nanos)}
 
 
 def duration_s(job: Job) -> float:
@@ -91,7 +120,7 @@ def job_object(job: Job, now: Standing, *, out: Sequence[str] = (), interrupted:
         "estimated_usd": usd(quote.expected_nanos) if quote else None,
         "at_most_usd": usd(quote.at_most_nanos) if quote else None, "list_price_usd": usd(now.list_nanos),
         "saved_usd": usd(now.saved_nanos), "duration_s": round(duration_s(job), 3), "out": list(out),
-    }  # fmt: skip
+    } | _hurry(job.deadline, now.rescued, now.rescued_nanos)  # fmt: skip
 
 
 def handed_object(there: Handed) -> dict[str, Any]:
@@ -100,7 +129,7 @@ def handed_object(there: Handed) -> dict[str, Any]:
         "detached": True, "batches": list(there.batches), "rows_at_provider": there.rows, "rows_left": there.rows_left,
         "rows_in_doubt": there.rows_in_doubt,
         "done_by": iso_time(there.done_by), "collect_by": iso_time(there.collect_by),
-    }  # fmt: skip
+    } | ({"back_by": iso_time(there.back_by)} if there.back_by is not None else {})  # fmt: skip
 
 
 def handed_lines(job: Job, there: Handed) -> list[str]:
@@ -108,6 +137,8 @@ def handed_lines(job: Job, there: Handed) -> list[str]:
     lines = [f"handed over: {some(there.rows, 'row')} in {batches} at {job.model.partition('/')[0]}"]
     if there.done_by is not None:
         lines.append(f"  done by {iso_time(there.done_by)} at the latest; collect before {iso_time(there.collect_by)}")
+    if there.back_by is not None:
+        lines.append(f"  be back by {local_time(there.back_by)}: from then on what is late has to run live")
     if there.rows_left:
         lines.append(f"  still to send: {some(there.rows_left, 'row')}, waiting for money or for the provider's limits")
     if there.rows_in_doubt:
@@ -163,8 +194,17 @@ def end_view(mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: b
         sent=now.sent, cached=now.cached, duplicates=now.duplicates, extra_answers=now.extra_answers,
         unknown_ids=now.unknown_ids, spent_nanos=now.spent_nanos, unproven_nanos=now.unproven_nanos,
         estimated_nanos=estimated, list_nanos=now.list_nanos, saved_nanos=now.saved_nanos, duration_s=duration_s(job),
-        failures=failures, next=tuple(after),
+        failures=failures, next=tuple(after), rescued=now.rescued, rescued_nanos=now.rescued_nanos,
+        deadline=local_time(job.deadline) if job.deadline else "", kept=_kept(job),
     )  # fmt: skip
+
+
+def _kept(job: Job) -> str:
+    """Whether a job that has ended was done by its deadline."""
+    if job.deadline is None or job.finished_at is None:
+        return ""
+    late_s = job.finished_at - job.deadline
+    return "in time" if late_s <= 0 else f"{present.duration(late_s)} late"
 
 
 def against_quote(job: Job, now: Standing) -> list[str]:
@@ -262,6 +302,8 @@ def progress_view(
         tokens_out=sum(s.tokens_out for s in now),
         spent_nanos=sum(s.spent_nanos for s in now),
         held_nanos=sum(s.held_nanos for s in now),
+        rescued=sum(s.rescued for s in now),
+        rescued_nanos=sum(s.rescued_nanos for s in now),
         list_nanos=sum(s.list_nanos for s in now),
         saved_nanos=sum(s.saved_nanos for s in now),
         elapsed_s=elapsed_s,

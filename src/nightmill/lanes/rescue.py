@@ -48,25 +48,26 @@ def pace_of(
     return Pace(rate, quantile(cancels, 0.95) if len(cancels) >= LEAST_SEEN else cancel_s, collect_s)
 
 
-async def pace(desk: Desk, work: Work) -> Pace:
+def pace(desk: Desk, work: Work) -> Pace:
+    """How fast the job goes, as far as is known. On the ledger's thread."""
     account, timing = work.provider.account.id, desk.timing
-    since = desk.wall() - LEARNED_S
-    return await desk.book(
-        pace_of, desk.ledger, account, work.provider.model, work.most_live, since=since,
-        cancel_s=timing.cancel_s, collect_s=timing.collect_s + timing.poll_s,
+    since, collect_s = desk.wall() - LEARNED_S, timing.collect_s + timing.poll_s  # an end is seen at the next poll
+    return pace_of(
+        desk.ledger, account, work.provider.model, work.most_live, since=since, cancel_s=timing.cancel_s,
+        collect_s=collect_s,
     )  # fmt: skip
 
 
-async def turn(desk: Desk, work: Work, *, but: str | None = None, left_here: int = 0) -> tuple[Decision, float]:
+def outlook(desk: Desk, work: Work, *, but: str | None = None, left_here: int = 0) -> tuple[Decision, float]:
     """Whether one more batch of the job may be waited for; and seconds until the answer is another, if nothing changes.
 
     ``but``: a shard of which more is known than the ledger says: ``left_here`` of its requests have no answer.
+    On the ledger's thread.
     """
     if work.deadline is None:
         return Decision.WAIT, math.inf
-    batch, live = await desk.book(desk.ledger.rows_left, work.job_id, but=but)
-    left, now = RowsLeft(batch + left_here, live), desk.wall()
-    known = await pace(desk, work)
+    batch, live = desk.ledger.rows_left(work.job_id, but=but)
+    left, now, known = RowsLeft(batch + left_here, live), desk.wall(), pace(desk, work)
     return decide(now, work.deadline, left, known), turns_at(now, work.deadline, left, known) - now
 
 
@@ -82,7 +83,7 @@ async def mind(
         return desk.timing.poll_s, await _tell_if_late(desk, work, shard, left)
     if not left:
         return math.inf, None
-    decision, in_s = await turn(desk, work, but=shard.tag, left_here=left)
+    decision, in_s = await desk.book(outlook, desk, work, but=shard.tag, left_here=left)
     if decision is Decision.WAIT:
         return max(in_s, _BREATH_S), None
     try:
@@ -98,7 +99,7 @@ async def mind(
 
 async def _tell_if_late(desk: Desk, work: Work, shard: Shard, left: int) -> str | None:
     """Say, once, that a cancel takes too long: what a batch may still answer is not sent live beside it."""
-    known = await pace(desk, work)
+    known = await desk.book(pace, desk, work)
     if work.deadline is None or not left or desk.wall() + known.collect_s + live_s(left, known) <= work.deadline:
         return None
     if not (shard.reason or "").startswith(_WAITS):
@@ -114,7 +115,7 @@ async def taken_live(desk: Desk, work: Work, shard: Shard) -> bool:
     """Whether a planned batch shard had to go live instead: then live shards have taken its place."""
     if work.deadline is None or shard.state is not ShardState.PLANNED or not can_be_cut(shard):
         return False
-    if (await turn(desk, work))[0] is Decision.WAIT:
+    if (await desk.book(outlook, desk, work))[0] is Decision.WAIT:
         return False
     new = await asyncio.to_thread(work.scissors.again, shard, Everything(), most=LIVE_ROWS, lane=Lane.LIVE)
     await desk.book(desk.ledger.recut, shard, new)
@@ -130,4 +131,4 @@ async def rest_goes_live(desk: Desk, work: Work, shard: Shard) -> bool:
     if sub.cancel_asked and not shard.cancel_requested:
         return True
     left = max(0, shard.count - (sub.completed or 0))
-    return (await turn(desk, work, but=shard.tag, left_here=left))[0] is Decision.CANCEL
+    return (await desk.book(outlook, desk, work, but=shard.tag, left_here=left))[0] is Decision.CANCEL

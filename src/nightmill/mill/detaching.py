@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nightmill.engine import Engine, Stop
+from nightmill.lanes import rescue
 from nightmill.lanes.batch import KEPT_S
 from nightmill.ledger import Job
 from nightmill.mill.home import Home
@@ -24,6 +26,7 @@ class Handed:
     rows_in_doubt: int  # handed over, and whether the provider has them is to be looked for
     done_by: float | None  # when the last of the batches has ended at the latest
     collect_by: float | None  # from when on results of the first may be gone
+    back_by: float | None = None  # for the deadline: from then on somebody has to be there to run the rest live
 
 
 async def hand_over(
@@ -65,5 +68,11 @@ def handed(home: Home, job: Job) -> Handed:
         tuple(shard.current.batch_id or "" for shard in there), sum(shard.count for shard in there),
         sum(shard.count for shard in shards if shard.state is ShardState.PLANNED),
         sum(shard.count for shard in shards if shard.state in (ShardState.SUBMITTING, ShardState.IN_DOUBT)),
-        max(began) + window_s if began else None, min(began) + KEPT_S if began else None,
+        max(began) + window_s if began else None, min(began) + KEPT_S if began else None, _back_by(home, job),
     )  # fmt: skip
+
+
+def _back_by(home: Home, job: Job) -> float | None:
+    """The last moment at which what batches have not done can be run live in time, by what is known now."""
+    in_s = rescue.outlook(home.desk, home.open_kit(job.id).work)[1] if job.deadline is not None else math.inf
+    return home.desk.wall() + in_s if math.isfinite(in_s) else None

@@ -157,10 +157,9 @@ class Batches(Gemini):
         reply = await self._call("upload", "POST", "/upload/v1beta/files", {"file": about}, headers=headers)
         if (fault := fault_in(reply.body)) and fault.word == "ALREADY_EXISTS":
             return await self._uploaded_before(file, name)
-        self._object("upload", reply)
-        to = reply.headers.get("x-goog-upload-url", "")
-        if not to:
-            raise Uncertain("upload: not begun", why="the answer does not say where to send the file")
+        to = reply.headers.get("x-goog-upload-url", "") if reply.status == 200 else ""
+        if not to:  # its body is empty
+            raise self._failure("upload", reply)
         reply = await self._http.send_file(
             "upload", self._ours(to), file, timeout_s=self._timing.upload_timeout_s,
             headers={**self._headers, "X-Goog-Upload-Offset": "0", "X-Goog-Upload-Command": "upload, finalize"},

@@ -24,6 +24,7 @@ from nightmill.wire import (
     ROWS,
     body_of,
     chosen,
+    is_mark,
     lines,
     lost_mark,
     named_as_ours,
@@ -97,6 +98,12 @@ def test_a_body_is_found_whatever_its_key() -> None:
     body = b'{"body":{"x":"{\\"y\\":1}"},"params":{},"custom_id":"{"}'
     for between in (b',"method":"POST","url":"/v1/chat/completions","body":', b',"params":', b',"request":'):
         assert body_of(b'{"custom_id":"t-1-5"' + between + body + b"}\n") == body
+
+
+def test_a_result_line_is_no_mark_however_early_it_names_its_request() -> None:
+    """In a journal marks are known by their first word, so that an answer that begins with its key is read as one."""
+    assert all(is_mark(mark("t-1-5")) for mark in (sent_mark, unsent_mark, lost_mark))
+    assert not is_mark(b'{"key":"t-1-5","response":{}}\n')
 
 
 def test_answers_to_foreign_names_get_ours_and_nothing_else_changes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from google import genai
 from openai_loopback import Api, serving
 
 from nightmill.errors import Limited, NeverSent, Refused, Uncertain
-from nightmill.providers import BatchProvider, KeyCheck, LiveProvider, RateHint
+from nightmill.providers import BatchProvider, KeyCheck, ListsBatches, LiveProvider, RateHint
 from nightmill.providers._gemini_talk import batch_view, file_name
 from nightmill.providers.resolve import resolve
 from nightmill.types import FailureKind
@@ -306,6 +306,19 @@ def test_a_batch_is_found_by_name_or_by_file_on_any_page():
     api.on(f"{LIST}&pageToken=c", page(batch("batches/b4", file="files/t")))
     found = [(view.id, view.submission, view.input_file) for view in find(api)]
     assert found == [("batches/b3", "t.1", None), ("batches/b4", None, "files/t")]
+
+
+def test_every_batch_is_listed_with_its_window():
+    """All pages, whoever made them."""
+    api = api_for(LIST, page(batch(), after="x"))
+    api.on(f"{LIST}&pageToken=x", page(batch("batches/b2")))
+
+    async def every(provider):
+        assert isinstance(provider, ListsBatches)
+        return [view async for view in provider.batches()]
+
+    first, second = with_api(api, every)
+    assert (first.id, second.id, first.expires_at) == ("batches/b1", "batches/b2", first.created_at + 48 * 3_600)
 
 
 def test_nothing_on_any_page_is_an_answer():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nightmill.errors import NightmillError, UsageError
 from nightmill.ledger import KnownBatch
 from nightmill.mill.home import Home
-from nightmill.providers import BatchView, OpenBatches
+from nightmill.providers import BatchView, ListsBatches
 from nightmill.providers.resolve import account_model, available, offers
 
 
@@ -58,7 +58,7 @@ async def _of_provider(home: Home, name: str) -> Listing:
     listing.account = provider.account.id
     views: list[BatchView] = []
     try:
-        if not isinstance(provider, OpenBatches):
+        if not isinstance(provider, ListsBatches):
             raise UsageError(f"{name} lists no batches", why="it has no such call", fix="ask for another provider")
         async for view in provider.batches():
             views.append(view)  # noqa: PERF401  what came before an error is kept

@@ -265,8 +265,8 @@ class BatchProvider(Provider, Protocol):
 
 
 @runtime_checkable
-class OpenBatches(BatchProvider, Protocol):
-    """A provider that shows every batch of an account, whoever made it, with what was sent in it."""
+class ListsBatches(BatchProvider, Protocol):
+    """A provider that shows every batch of an account, whoever made it."""
 
     def batches(self) -> AsyncIterator[BatchView]:
         """Every batch of this account, newest first, all pages.
@@ -274,6 +274,11 @@ class OpenBatches(BatchProvider, Protocol):
         Raises ProviderError (any kind): what came before was not all.
         """
         ...
+
+
+@runtime_checkable
+class OpenBatches(ListsBatches, Protocol):
+    """One that also gives back what was sent in a batch, so that one made elsewhere can be taken in."""
 
     def decode_request(self, line: bytes) -> SentRequest:
         """One line of a batch's input file. Raises ValueError: it is no request."""

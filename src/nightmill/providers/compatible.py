@@ -192,7 +192,7 @@ class Batches(Compatible):
         return found
 
     async def batches(self) -> AsyncIterator[BatchView]:
-        """See `OpenBatches.batches`."""
+        """See `ListsBatches.batches`."""
         async for page in self._pages("list", "/batches", {"limit": str(_PAGE)}):
             for item in page:
                 if not isinstance(item.get("status"), str):

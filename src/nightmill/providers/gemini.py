@@ -29,7 +29,6 @@ from nightmill.providers._gemini_talk import (
     file_name,
     is_gone,
     is_same_file,
-    moment,
     must_stop,
     rate_hint,
     unanswered,
@@ -205,18 +204,28 @@ class Batches(Gemini):
         """See `BatchProvider.find`. Pages end early only where the list was seen to go back in time."""
         found: list[BatchView] = []
         newest_first, newest, last = True, 0.0, float("inf")
-        async for page in self._pages("list", "batches", "operations", _PAGE):
-            for item in page:
-                if not isinstance(item.get("metadata"), dict):
-                    raise Uncertain("list: a batch in the list says nothing of itself", why=f"batch {item['name']}")
-                created = moment(item["metadata"].get("createTime")) or float("inf")
+        async for page in self._pages_of_batches():
+            for view in page:
+                created = view.created_at or float("inf")
                 newest_first, newest, last = newest_first and created <= last, max(newest, created), created
-                view = batch_view(item)
                 if view.submission in submissions or view.input_file in files:
                     found.append(view)
             if newest_first and last < min(newest, since - _LIST_MARGIN_S):
                 break
         return found
+
+    async def batches(self) -> AsyncIterator[BatchView]:
+        """See `ListsBatches.batches`."""
+        async for page in self._pages_of_batches():
+            for view in page:
+                yield view
+
+    async def _pages_of_batches(self) -> AsyncIterator[list[BatchView]]:
+        async for page in self._pages("list", "batches", "operations", _PAGE):
+            for item in page:
+                if not isinstance(item.get("metadata"), dict):
+                    raise Uncertain("list: a batch in the list says nothing of itself", why=f"batch {item['name']}")
+            yield [batch_view(item) for item in page]
 
     async def find_files(self, name: str) -> list[str]:
         """See `BatchProvider.find_files`. A submission's file lies under an id that follows from its name."""

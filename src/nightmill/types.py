@@ -58,7 +58,9 @@ SHARD_MOVES: dict[ShardState, frozenset[ShardState]] = {
     ShardState.IN_DOUBT: frozenset({ShardState.PLANNED, ShardState.WAITING, ShardState.SETTLED}),
     ShardState.WAITING: frozenset({ShardState.PLANNED, ShardState.COLLECTING, ShardState.SETTLED}),
     ShardState.SENDING: frozenset({ShardState.COLLECTING, ShardState.PLANNED}),
-    ShardState.COLLECTING: frozenset({ShardState.SETTLED, ShardState.WAITING}),
+    ShardState.COLLECTING: frozenset(
+        {ShardState.SETTLED, ShardState.WAITING, ShardState.IN_DOUBT}  # its batch proved to be another's
+    ),
     ShardState.SETTLED: frozenset(),  # by no step of its own: `LateVerbs.reopen` opens it when something came late
 }
 

@@ -34,6 +34,7 @@ MOVES: dict[str, tuple[ShardState, Callable[[Ledger, Shard], object]]] = {
         s, to=ShardState.SENDING, account="a", model="m", price="{}", hold_nanos=1, scopes=SCOPES, intent_at=0.0)),
     "doubt": (ShardState.IN_DOUBT, lambda to, s: to.note_doubt(s, due=0.0, reason="r")),
     "created": (ShardState.WAITING, lambda to, s: to.note_created(s, 1, "b", status="x", due_in_s=0.0)),
+    "disproven": (ShardState.IN_DOUBT, lambda to, s: to.back_to_doubt(s, due=0.0, reason="r", alert="a")),
     "back": (ShardState.WAITING, lambda to, s: to.back_to_waiting(s)),
     "planned": (ShardState.PLANNED, lambda to, s: to.note_not_sent(s, 1, due_in_s=0.0, reason="r")),
     "ended": (ShardState.COLLECTING, lambda to, s: to.note_polled(s, [], due_in_s=0.0, done=True)),

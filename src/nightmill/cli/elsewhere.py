@@ -57,6 +57,8 @@ def _state(batch: ListedBatch) -> str | None:
     """What became of it here; None: it is not recorded."""
     if batch.known is None:
         return None
+    if batch.known.unconfirmed:
+        return "not proven"
     return batch.known.state.value if batch.known.state else "deleted"
 
 

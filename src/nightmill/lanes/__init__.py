@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from zoneinfo import ZoneInfo
 
 from nightmill.config import Timing
-from nightmill.ledger import Denied, Ledger, Shard, SubmissionState
+from nightmill.ledger import CREATE_LOCK, SAME_SIZE, Denied, Ledger, Shard, SubmissionState
 from nightmill.plan import Scissors
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
@@ -134,11 +134,13 @@ async def price_rose(desk: Desk, work: Work, shard: Shard) -> bool:
 
 
 async def handle_denied(desk: Desk, work: Work, shard: Shard, denied: Denied) -> None:
-    """A planned shard that fits no limit: wait for money to come free, go out in halves, or pause."""
+    """A planned shard that may not go out now: wait for money or another create, go out in halves, or pause."""
     ledger = desk.ledger
-    if denied.scope == "enqueued tokens":
+    if denied.scope == SAME_SIZE and shard.count > 1 and can_be_cut(shard):
+        await halve(desk, work, shard)
+    elif denied.scope in ("enqueued tokens", SAME_SIZE):
         await desk.book(ledger.release, shard, due_in_s=desk.timing.limit_wait_s, reason=_waits_for(denied))
-    elif denied.beside > 0:
+    elif denied.scope == CREATE_LOCK or denied.beside > 0:
         wait = min(desk.timing.poll_s, 5.0)
         await desk.book(ledger.release, shard, due_in_s=wait, reason=_waits_for(denied))
     elif shard.count > 1 and can_be_cut(shard):
@@ -176,6 +178,14 @@ def over_budget(denied: Denied) -> str:
 
 
 def _waits_for(denied: Denied) -> str:
+    if denied.scope == CREATE_LOCK:
+        job = denied.by.rpartition("-")[0]
+        return (
+            f"waits until shard {denied.by} is submitted or was looked for: batches of this provider carry no name, so "
+            f"that they are made one by one (if nobody works on it: nightmill resume {job})"
+        )
+    if denied.scope == SAME_SIZE:
+        return f"waits for shard {denied.by}, which is in doubt and as large: no name tells their batches apart"
     whose = _BUDGETS.get(denied.scope.partition(":")[0])
     return f"waits for money that is held to come free in {whose}" if whose else f"waits for {denied.scope}"
 

@@ -16,7 +16,17 @@ from typing import Any
 
 from nightmill import wire
 from nightmill.errors import LeaseLost, Limited, NeverSent, ProviderError, Refused
-from nightmill.lanes import Desk, Work, can_be_cut, halve, handle_denied, hold_nanos, price_rose, rescue
+from nightmill.lanes import (
+    Desk,
+    Work,
+    can_be_cut,
+    halve,
+    handle_denied,
+    hold_nanos,
+    price_rose,
+    rescue,
+    untagged,
+)
 from nightmill.ledger import (
     CAME_LATE,
     Booking,
@@ -28,14 +38,13 @@ from nightmill.ledger import (
     Submission,
     SubmissionState,
 )
-from nightmill.providers import BatchProvider, BatchView, LiveReply
+from nightmill.providers import BatchProvider, BatchView, LiveReply, UntaggedBatches
 from nightmill.types import FailureKind, FileRef, ShardState
 
 log = logging.getLogger(__name__)
 
 UNEXPLAINED_TRIES = 3
 LINE_SPLITS = 3  # refusals that name a line, before the rest goes out in halves
-_SKEW_S = 300.0  # a list is read back to so long before the intent
 _LATE = 1.5  # windows after which a batch that has not ended is told of
 KEPT_S = 30 * 86_400.0  # a batch of which nothing is heard for so long is gone, and its results with it
 _UNRESOLVED = "in doubt"  # how the reasons begin of which a person was told
@@ -110,22 +119,25 @@ async def _submit(desk: Desk, work: Work, provider: BatchProvider, shard: Shard)
         hold_nanos=hold_nanos(work, shard),
         scopes=desk.scopes(work.job_id),
         intent_at=desk.wall() + provider.clock_skew_s(),
+        alone=isinstance(provider, UntaggedBatches),
     )
     if isinstance(ready, Denied):
         await handle_denied(desk, work, shard, ready)
         return
-    sub = ready.current
+    sub, before = ready.current, list[str]()
     try:
         async with asyncio.timeout(desk.timing.upload_timeout_s):
             if not shard.fenced:  # a person said so, and a stopped worker may still hold its create
                 for earlier in not_found(shard):
                     await _fence(provider, earlier)
+            if isinstance(provider, UntaggedBatches):
+                before = await untagged.there_before(desk, provider, shard)
             file_id = await provider.upload(desk.store.path(shard.file.path), name=sub.name)
     except (ProviderError, TimeoutError) as error:  # an upload alone runs nothing
         await _not_sent(desk, work, ready, sub, _as_provider_error(error))
         return
     seen_at = desk.wall() + provider.clock_skew_s()  # the upload's own Date: no jump of our clock is in it
-    await desk.book(desk.ledger.note_upload, ready, sub.n, file_id, at=seen_at)
+    await desk.book(desk.ledger.note_upload, ready, sub.n, file_id, at=seen_at, not_ours=before)
     if not await desk.book(desk.ledger.renew, [ready], desk.timing.lease_s):
         raise LeaseLost(f"shard {shard.tag} is another worker's now")
     await _create(desk, work, provider, ready, file_id)
@@ -145,7 +157,11 @@ async def _create(desk: Desk, work: Work, provider: BatchProvider, shard: Shard,
         await desk.book(desk.ledger.note_doubt, shard, due=due, reason=str(error) or "no answer to the create in time")
     else:
         due_in_s = desk.timing.poll_s
-        await desk.book(desk.ledger.note_created, shard, sub.n, view.id, status=view.status, due_in_s=due_in_s)
+        try:
+            await desk.book(desk.ledger.note_created, shard, sub.n, view.id, status=view.status, due_in_s=due_in_s)
+        except LeaseLost:  # whoever has it looks for what only this answer tells
+            await desk.book(desk.ledger.note_answered, shard.tag, sub.n, view.id, status=view.status)
+            raise
         log.info("shard %s: batch %s is created", shard.tag, view.id)
 
 
@@ -218,6 +234,15 @@ async def _doubt(desk: Desk, shard: Shard) -> None:
 async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
     """One complete look for the submission in doubt; adopt it, look again later, or fence and conclude."""
     sub, timing, fence = shard.current, desk.timing, True
+    if sub.batch_id is not None:  # the create was answered after its worker had lost the shard
+        await desk.book(
+            desk.ledger.note_created, shard, sub.n, sub.batch_id, status=sub.status or "", due_in_s=0.0,
+            looks=shard.looks,
+        )  # fmt: skip
+        return
+    if isinstance(provider, UntaggedBatches):
+        await _look_untagged(desk, work, provider, shard)
+        return
     ours = sub.account in ("", provider.account.id)
     try:
         found = await find_batches(provider, [sub])
@@ -247,6 +272,54 @@ async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
         await _look_again(desk, shard)
 
 
+async def _look_untagged(desk: Desk, work: Work, provider: UntaggedBatches, shard: Shard) -> None:
+    """One complete look where only results prove whose a batch is: adopt it, look again later, or leave it in doubt."""
+    sub, first = shard.current, shard.current.sought_until is None
+    try:
+        found = await untagged.candidates(desk, provider, shard, sub)
+    except (ProviderError, TimeoutError) as error:
+        failed = _as_provider_error(error)
+        if is_shut_out(failed):
+            raise
+        await _look_failed(desk, shard, failed, overdue=_is_overdue(desk, sub))
+        return
+    if found.ours:
+        if not sub.account:
+            await note_terms(desk, work, provider, shard)
+        await _adopt(desk, provider, shard, list(found.ours))
+    elif first and shard.looks + 1 < len(desk.timing.looks_s):
+        is_next_last = shard.looks + 2 == len(desk.timing.looks_s)
+        await _look_again(desk, shard, at_least_s=desk.timing.list_lag_s if is_next_last else 0.0)
+    elif first and len(found.likely) == 1 and sub.account in ("", provider.account.id):
+        await _adopt_likely(desk, work, provider, shard, found.likely[0])
+    else:
+        until = desk.wall() + provider.clock_skew_s() if first else None
+        what = untagged.what_is_known(shard, found.likely)
+        if sub.account not in ("", provider.account.id):
+            what = f"it was sent with another key, so that not finding it proves nothing; {what}"
+        seldom_s = 0.0 if first else _seldom_s(desk, provider, sub)
+        await _look_failed(desk, shard, ProviderError(what), overdue=True, sought_until=until, at_least_s=seldom_s)
+
+
+async def _adopt_likely(desk: Desk, work: Work, provider: BatchProvider, shard: Shard, view: BatchView) -> None:
+    """The one batch of the right time and size is taken for the shard's until its results prove whose it is."""
+    if not shard.current.account:
+        await note_terms(desk, work, provider, shard)
+    log.info("shard %s: batch %s may be it, it is adopted unconfirmed", shard.tag, view.id)
+    taken = await desk.book(
+        desk.ledger.note_created, shard, shard.submission, view.id, status=view.status, due_in_s=0.0,
+        looks=shard.looks + 1, likely=likely_since(view.id, "by its time and its size"),
+        sought_until=desk.wall() + provider.clock_skew_s(),
+    )  # fmt: skip
+    if not taken:  # it is known meanwhile whose it is
+        await desk.book(desk.ledger.release, shard, due_in_s=desk.timing.poll_s, reason=shard.reason)
+
+
+def likely_since(batch_id: str, why: str) -> str:
+    """What is said of a shard whose batch is not proven yet."""
+    return f"batch {batch_id} is taken for this shard's {why}: its results will prove it, until then nobody cancels it"
+
+
 async def note_terms(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
     """Price and hold of a submission that exists though its ledger was restored from before it."""
     await desk.book(
@@ -259,10 +332,10 @@ def _is_overdue(desk: Desk, sub: Submission) -> bool:
     return desk.wall() - sub.intent_at > desk.timing.doubt_alert_s
 
 
-async def _look_again(desk: Desk, shard: Shard) -> None:
+async def _look_again(desk: Desk, shard: Shard, *, at_least_s: float = 0.0) -> None:
     looks, timing, now = shard.looks + 1, desk.timing, desk.ledger.moment()
     if looks < len(timing.looks_s):
-        due = now + timing.looks_s[looks] - timing.looks_s[looks - 1]
+        due = now + max(at_least_s, timing.looks_s[looks] - timing.looks_s[looks - 1])
         await desk.book(desk.ledger.note_look, shard, looks=looks, fenced=False, due=due, reason=shard.reason)
     else:  # the fence is up; what was created just before it shows within the list's lag
         due = now + timing.list_lag_s
@@ -283,7 +356,7 @@ def is_of(view: BatchView, sub: Submission) -> bool:
 async def find_batches(provider: BatchProvider, subs: Sequence[Submission]) -> list[BatchView]:
     names = frozenset(s.name for s in subs)
     files = frozenset(s.file_id for s in subs if s.file_id)
-    since = min(s.intent_at for s in subs) - _SKEW_S
+    since = min(s.intent_at for s in subs) - untagged.SKEW_S
     found = await provider.find(names, files, since=since)
     return sorted(found, key=lambda view: (view.created_at, view.id))
 
@@ -301,16 +374,34 @@ async def _adopt(desk: Desk, provider: BatchProvider, shard: Shard, found: list[
     )  # fmt: skip
 
 
-async def _look_failed(desk: Desk, shard: Shard, error: ProviderError, *, overdue: bool) -> None:
-    """This was no answer: nothing is concluded. ``overdue``: a person should know, and can end it."""
-    ledger = desk.ledger
-    resolve = f"nightmill resolve {shard.tag} --adopt BATCH_ID | --resend | --write-off"
+async def _look_failed(
+    desk: Desk, shard: Shard, error: ProviderError, *, overdue: bool, sought_until: float | None = None,
+    at_least_s: float = 0.0,
+) -> None:  # fmt: skip
+    """This was no answer: nothing is concluded. ``overdue``: a person should know, and can end it.
+
+    ``sought_until``: it was the last look before which no other batch may be created. ``at_least_s``: until the next.
+    """
+    ledger, alert = desk.ledger, None
     if overdue and not (shard.reason or "").startswith(_UNRESOLVED):
-        text = f"shard {shard.tag} is in doubt and could not be looked for: {said(error)}; {resolve}"
-        await desk.book(ledger.alert, shard.job_id, shard.tag, "in_doubt", text)
-    reason = f"{_UNRESOLVED}; {resolve}: {said(error)}" if overdue else f"no complete look yet: {said(error)}"
-    due = ledger.moment() + max(desk.timing.limit_wait_s if overdue else 0.0, desk.backoff_s(shard.looks + 3))
-    await desk.book(ledger.note_look, shard, looks=shard.looks, fenced=shard.fenced, due=due, reason=reason)
+        alert = f"shard {shard.tag} is in doubt: {said(error)}; {_how_to_resolve(shard)}"
+    reason = _unresolved(shard, said(error)) if overdue else f"no complete look yet: {said(error)}"
+    due = ledger.moment() + max(
+        at_least_s, desk.timing.limit_wait_s if overdue else 0.0, desk.backoff_s(shard.looks + 3)
+    )
+    await desk.book(
+        ledger.note_look, shard, looks=shard.looks, fenced=shard.fenced, due=due, reason=reason,
+        sought_until=sought_until, alert=alert,
+    )  # fmt: skip
+
+
+def _how_to_resolve(shard: Shard) -> str:
+    return f"nightmill resolve {shard.tag} --adopt BATCH_ID | --resend | --write-off"
+
+
+def _unresolved(shard: Shard, why: str) -> str:
+    """The reason of a shard in doubt of which a person was told."""
+    return f"{_UNRESOLVED}; {_how_to_resolve(shard)}: {why}"
 
 
 # -- waiting ---------------------------------------------------------------------------------------
@@ -329,7 +420,7 @@ async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
             if view is None:  # its results are gone with it: what is held becomes unproven spend
                 seen.append((sub.n, {"ended": 1}))
                 continue
-            if view.phase == "failed" and not has_answers(view) and _is_alone(shard, sub):
+            if view.phase == "failed" and not has_answers(view) and _is_alone(shard, sub) and not sub.unconfirmed:
                 await _refused_whole(desk, work, shard, sub, view)
                 return
             over = view.phase in ("ended", "failed")
@@ -364,11 +455,11 @@ def _age_s(desk: Desk, provider: BatchProvider, sub: Submission) -> float:
 
 
 async def view_of(desk: Desk, provider: BatchProvider, sub: Submission, batch_id: str) -> BatchView | None:
-    """The batch as it is now; None when it is unknown, and older than anything the provider keeps."""
+    """The batch as it is now; None when it is unknown, and too old to be kept, or not proven to be ours."""
     try:
         return await provider.poll(batch_id)
     except Refused as error:
-        if error.status == 404 and _age_s(desk, provider, sub) > provider.limits.window_s + KEPT_S:
+        if error.status == 404 and (sub.unconfirmed or _age_s(desk, provider, sub) > provider.limits.window_s + KEPT_S):
             return None
         raise
 
@@ -394,11 +485,14 @@ def _is_alone(shard: Shard, sub: Submission) -> bool:
 
 
 async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
-    """A cancelled job's batches, and any batch beside the shard's own. What cannot be asked now is asked again."""
+    """A cancelled job's batches, and any batch beside the shard's own. What cannot be asked now is asked again.
+
+    A batch that may be somebody else's runs to its end.
+    """
     asked = []
     for sub in shard.submissions:
         unwanted = shard.cancel_requested or sub.n != shard.submission
-        if sub.batch_id and not sub.ended and unwanted and not sub.cancel_asked:
+        if sub.batch_id and not sub.ended and unwanted and not sub.cancel_asked and not sub.unconfirmed:
             try:
                 await provider.cancel(sub.batch_id)
             except ProviderError as error:
@@ -502,7 +596,7 @@ async def bring_back(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard
         if any(s.batch_id and not s.ended for s in shard.submissions):  # revived just before a crash
             await desk.book(desk.ledger.back_to_waiting, shard)
             return None
-        if shard.reads and not shard.reread:
+        if shard.reads and not shard.reread and not any(s.unconfirmed for s in shard.submissions):
             return shard
         return await _fetch(desk, provider, shard)
     except (ProviderError, TimeoutError) as error:
@@ -534,27 +628,57 @@ async def _let_go(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
 
 
 async def _revived(desk: Desk, provider: BatchProvider, shard: Shard, lost: list[Submission]) -> bool:
-    """The last look for submissions that were thought absent, before the shard settles."""
-    found = await find_batches(provider, lost)
+    """The last look for submissions that were thought absent; True: the shard is not to settle now."""
+    left = list(lost)
     known = {s.batch_id for s in shard.submissions}
-    strays = [view for view in found if view.id not in known]
-    if not strays:
+    strays, likely = await _turned_up(desk, provider, shard, lost)
+    strays = [view for view in strays if view.id not in known]
+    answered = [s for s in lost if s.batch_id]  # the answer to its create came after it was given up
+    for sub in answered:
+        left.remove(sub)
+        await desk.book(desk.ledger.revive, shard, sub.n, sub.batch_id or "", status=sub.status or "")
+    if not strays and not answered:
+        if likely:
+            reason = (
+                f"waits for batch {likely[0].id} to end: its results tell whether it is an earlier try of this shard"
+            )
+            await desk.book(desk.ledger.release, shard, due_in_s=_seldom_s(desk, provider, lost[0]), reason=reason)
+            return True
         await desk.book(desk.ledger.confirm_absent, shard, [s.n for s in lost])
         return False
-    left = list(lost)
+    tags = not isinstance(provider, UntaggedBatches)
     for view in strays:
-        sub = next((s for s in left if is_of(view, s)), None)
-        if sub is None:  # the second batch of one submission
+        found = next((s for s in left if not tags or is_of(view, s)), None)
+        if found is None:  # the second batch of one submission
             account = provider.account.id
             await desk.book(desk.ledger.note_stray, shard, view.id, status=view.status, account=account)
         else:
-            left.remove(sub)
-            await desk.book(desk.ledger.revive, shard, sub.n, view.id, status=view.status)
+            left.remove(found)
+            await desk.book(desk.ledger.revive, shard, found.n, view.id, status=view.status)
     await desk.book(desk.ledger.back_to_waiting, shard)
     return True
 
 
-async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard:
+async def _turned_up(
+    desk: Desk, provider: BatchProvider, shard: Shard, subs: Sequence[Submission]
+) -> tuple[list[BatchView], list[BatchView]]:
+    """Batches that are certainly those of ``subs``, and batches of which nobody can tell yet."""
+    if not isinstance(provider, UntaggedBatches):
+        return await find_batches(provider, subs), []
+    ours, likely = dict[str, BatchView](), dict[str, BatchView]()
+    for sub in subs:
+        found = await untagged.candidates(desk, provider, shard, sub)
+        ours |= {view.id: view for view in found.ours}
+        likely |= {view.id: view for view in found.likely}
+    return list(ours.values()), list(likely.values())
+
+
+def _seldom_s(desk: Desk, provider: BatchProvider, sub: Submission) -> float:
+    """How long to wait where only the end of somebody's batch brings news."""
+    return min(desk.timing.poll_max_s, max(desk.timing.poll_s, _age_s(desk, provider, sub) * 0.02))
+
+
+async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard | None:
     read = shard.reads + 1
     folder = f"{desk.store.job_folder(shard.job_id)}/wire"
     desk.store.path(folder).mkdir(parents=True, exist_ok=True)
@@ -570,12 +694,39 @@ async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard:
             if view is not None:
                 files = {wire.OUTPUT: view.output_file, wire.ERROR: view.error_file}
                 seen.append((sub.n, facts(view, sub, over=True)))
-        for kind, file_id in files.items():
-            path = f"{folder}/{sub.name}.{shard.epoch}.{read}.{kind}.jsonl"
-            if kind in wanted and file_id and await provider.fetch(file_id, desk.store.path(path)):
-                ref = await asyncio.to_thread(kept, desk, shard, path)
-                stored.append(StoredFile(ref, kind, shard.tag, sub.n, read_as))
+        came = {kind: f"{folder}/{sub.name}.{shard.epoch}.{read}.{kind}.jsonl" for kind in files if kind in wanted}
+        came = {k: p for k, p in came.items() if (file := files[k]) and await provider.fetch(file, desk.store.path(p))}
+        if sub.unconfirmed:
+            if not await _is_proven(desk, provider, shard, list(came.values())):
+                return None
+            seen.append((sub.n, {"unconfirmed": 0}))
+        for kind, path in came.items():
+            ref = await asyncio.to_thread(kept, desk, shard, path)
+            stored.append(StoredFile(ref, kind, shard.tag, sub.n, read_as))
     return await desk.book(desk.ledger.note_fetched, shard, read, stored, seen)
+
+
+async def _is_proven(desk: Desk, provider: BatchProvider, shard: Shard, came: Sequence[str]) -> bool:
+    """Whether these result files are of the shard. If not they go, and it is in doubt again, or read once more."""
+    files = [desk.store.path(path) for path in came]
+    said = await asyncio.to_thread(untagged.names_shard, provider, shard.tag, files)
+    if said:
+        log.info("shard %s: batch %s is proven to be its own", shard.tag, shard.current.batch_id)
+        return True
+    for file in files:  # somebody else's answers
+        file.unlink(missing_ok=True)
+    if said is None and not shard.reread:
+        await desk.book(desk.ledger.note_reread, shard, due_in_s=desk.timing.reread_s)
+        return False
+    batch_id = shard.current.batch_id
+    why = f"batch {batch_id} was taken for its, and has no results any more that could prove it"
+    if said is False:
+        why = f"batch {batch_id} was taken for its, and is another's: its results name no request of the shard"
+    log.warning("shard %s: batch %s is not proven, in doubt again", shard.tag, batch_id)
+    alert = f"shard {shard.tag} is in doubt again: {why}; {_how_to_resolve(shard)}"
+    due = desk.ledger.moment() + desk.timing.poll_s
+    await desk.book(desk.ledger.back_to_doubt, shard, due=due, reason=_unresolved(shard, why), alert=alert)
+    return False
 
 
 def kept(desk: Desk, shard: Shard, path: str) -> FileRef:

@@ -14,10 +14,10 @@ from typing import Any
 from nightmill import wire
 from nightmill.errors import ProviderError, Refused
 from nightmill.killpoints import reach
-from nightmill.lanes import Desk
+from nightmill.lanes import Desk, untagged
 from nightmill.lanes.batch import KEPT_S, facts, find_batches, has_answers, is_of, kept, view_of
 from nightmill.ledger import CAME_LATE, Job, Late, LateBatch, Shard, StoredFile, Submission, SubmissionState
-from nightmill.providers import BatchProvider, BatchView
+from nightmill.providers import BatchProvider, BatchView, UntaggedBatches
 from nightmill.types import Lane, ShardState
 
 
@@ -75,6 +75,8 @@ async def reopen(desk: Desk, provider: BatchProvider, job: Job, *, settled_for_s
 
 async def _listed(desk: Desk, provider: BatchProvider, shards: Sequence[Shard]) -> dict[str, list[LateBatch]]:
     """By shard, batches that the provider lists now and that the ledger does not know."""
+    if isinstance(provider, UntaggedBatches):
+        return await _proven(desk, provider, shards)
     subs = [sub for shard in shards for sub in _unseen(shard)]
     found: dict[str, list[LateBatch]] = {}
     taken: set[str] = set()
@@ -87,6 +89,23 @@ async def _listed(desk: Desk, provider: BatchProvider, shards: Sequence[Shard]) 
         taken.add(sub.name)
         late = LateBatch(view.id, view.status, provider.account.id, sub.n if own else None)
         found.setdefault(sub.tag, []).append(late)
+    return found
+
+
+async def _proven(desk: Desk, provider: UntaggedBatches, shards: Sequence[Shard]) -> dict[str, list[LateBatch]]:
+    """The same where only results tell whose a batch is: those that have ended since."""
+    found: dict[str, list[LateBatch]] = {}
+    for shard in shards:
+        there: dict[str, LateBatch] = {}
+        own: set[int] = set()
+        for sub in _unseen(shard):
+            for view in (await untagged.candidates(desk, provider, shard, sub)).ours:
+                if view.id not in there:
+                    is_its = _is_lost(sub) and sub.n not in own
+                    own |= {sub.n} if is_its else set()
+                    there[view.id] = LateBatch(view.id, view.status, provider.account.id, sub.n if is_its else None)
+        if there:
+            found[shard.tag] = list(there.values())
     return found
 
 

@@ -18,6 +18,8 @@ from nightmill.ledger.money import MoneyVerbs
 from nightmill.ledger.pace import PaceVerbs
 from nightmill.ledger.records import (
     CAME_LATE,
+    CREATE_LOCK,
+    SAME_SIZE,
     Booking,
     Counts,
     Denied,
@@ -41,13 +43,16 @@ from nightmill.ledger.records import (
 from nightmill.ledger.savings import Saved, SavingsVerbs
 from nightmill.ledger.sharing import SharingVerbs
 from nightmill.ledger.standing import OUTCOMES, Standing, standing_of, with_answers
+from nightmill.ledger.untagged import UntaggedVerbs
 
 LEDGER_NAME = "nightmill.db"  # in the home
 
 __all__ = [
     "CAME_LATE",
+    "CREATE_LOCK",
     "LEDGER_NAME",
     "OUTCOMES",
+    "SAME_SIZE",
     "Booking",
     "Counts",
     "Deletion",
@@ -83,6 +88,7 @@ class Ledger(
     ClaimVerbs,
     SharingVerbs,
     LateVerbs,
+    UntaggedVerbs,
     AccountVerbs,
     MoneyVerbs,
     PaceVerbs,

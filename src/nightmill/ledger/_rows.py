@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -71,6 +72,7 @@ _SHARD_PLAIN = (
 _SUBMISSION_PLAIN = (
     "tag", "n", "account", "hold_nanos", "spent_nanos", "unproven_nanos", "intent_at", "file_id", "batch_id",
     "batch_model", "status", "cancel_at", "ended_at", "total", "completed", "failed", "output_file", "error_file",
+    "sought_until",
 )  # fmt: skip
 
 
@@ -92,8 +94,10 @@ def _shard(row: Any, subs: Sequence[Submission], stored: Sequence[StoredFile]) -
 
 def _submission(row: Any) -> Submission:
     r = row._mapping
-    flags: dict[str, Any] = {name: bool(r[name]) for name in ("ended", "cancel_asked")}
-    return Submission(state=SubmissionState(r["state"]), **flags, **{name: r[name] for name in _SUBMISSION_PLAIN})
+    flags: dict[str, Any] = {name: bool(r[name]) for name in ("ended", "cancel_asked", "unconfirmed")}
+    others: tuple[str, ...] = tuple(json.loads(r["not_ours"])) if r["not_ours"] else ()
+    plain = {name: r[name] for name in _SUBMISSION_PLAIN}
+    return Submission(state=SubmissionState(r["state"]), not_ours=others, **flags, **plain)
 
 
 def stored_file(row: Any) -> StoredFile:

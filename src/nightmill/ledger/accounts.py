@@ -77,7 +77,7 @@ class AccountVerbs(ShardVerbs):
         sub, shard = submissions.c, shards.c
         columns = (sub.tag, sub.n, sub.job_id, sub.account, sub.batch_id, sub.status, sub.ended, sub.spent_nanos,
                    sub.unproven_nanos, sub.hold_nanos, sub.intent_at, shard.state, shard.price,
-                   sub.state.label("booked"))  # fmt: skip
+                   sub.unconfirmed, sub.state.label("booked"))  # fmt: skip
         which = and_(sub.batch_id.is_not(None), sub.account.startswith(f"{provider}|", autoescape=True))
         with self._read() as connection:
             whose = select(*columns).join(shards, shard.tag == sub.tag, isouter=True)
@@ -86,7 +86,7 @@ class AccountVerbs(ShardVerbs):
             row.batch_id: KnownBatch(
                 row.batch_id, row.account, row.job_id, row.tag, row.n, ShardState(row.state) if row.state else None,
                 row.booked == SubmissionState.BOOKED, row.status, row.spent_nanos, row.unproven_nanos,
-                row.hold_nanos, row.intent_at, row.price,
+                row.hold_nanos, row.intent_at, row.price, bool(row.unconfirmed),
             )
             for row in found
         }  # fmt: skip

@@ -18,6 +18,7 @@ class SubmissionState(StrEnum):
     BOOKED = "booked"  # collected, every cent booked
 
 
+CREATE_LOCK, SAME_SIZE = "create lock", "same size"  # what `Denied` names where a create has to wait for another
 CAME_LATE = -1  # instead of the number of a file's reading: not accounted for yet, and its shard had settled before
 EPOCHS_SINCE_A_BACKUP = 1_000_000  # more than any worker can have used up since
 
@@ -47,6 +48,9 @@ class Submission:
     failed: int | None = None
     output_file: str | None = None
     error_file: str | None = None
+    sought_until: float | None = None  # unix seconds, provider's clock: the last look for it; None: not made yet
+    unconfirmed: bool = False  # ``batch_id`` is known by its time and size alone; only the ids in its results prove it
+    not_ours: tuple[str, ...] = ()  # batches that are certainly not this submission's
 
     @property
     def name(self) -> str:
@@ -227,6 +231,7 @@ class KnownBatch:
     hold_nanos: int
     intent_at: float  # unix seconds, provider's clock
     price: str | None  # JSON of the price sheet pinned on its shard
+    unconfirmed: bool = False  # it is likely the shard's, and not proven
 
     @property
     def proven_nanos(self) -> int:
@@ -281,11 +286,12 @@ class LateSettlement:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """A hold that a limit refused; nothing was changed."""
+    """A hold that a limit refused, or a create that has to wait for another; nothing was changed."""
 
     scope: str
     needed_nanos: int
     free_nanos: int
+    by: str = ""  # the shard that is waited for, where it is one
     beside: int = field(default=0, compare=False)  # shards of the same job in flight at that moment: wait for them
 
 

@@ -167,6 +167,9 @@ submissions = Table(
     Column("failed", Integer),
     Column("output_file", String),
     Column("error_file", String),
+    Column("sought_until", Float),  # unix seconds, provider's clock: the last look; until then no other create
+    Column("unconfirmed", Integer, nullable=False, server_default=text("0")),  # 1: batch_id is likely, and not proven
+    Column("not_ours", Text),  # JSON list: batches that are certainly not this submission's
     CheckConstraint("hold_nanos >= 0 AND unproven_nanos >= 0 AND spent_nanos >= unproven_nanos"),
 )
 

@@ -16,6 +16,7 @@ from sqlalchemy import BigInteger, Connection, Float, and_, bindparam, case, del
 
 from nightmill.errors import LeaseLost
 from nightmill.ledger import money
+from nightmill.ledger._creating import create_denial
 from nightmill.ledger._database import Database, wall
 from nightmill.ledger._rows import (
     insert_files,
@@ -167,11 +168,13 @@ class ShardVerbs(Database):
         scopes: Sequence[str],
         intent_at: float,
         journal: StoredFile | None = None,
+        alone: bool = False,
     ) -> Shard | Denied:
         """Step 1 of handing over: state, submission number, account, price sheet and the hold, at once.
 
         ``to`` is SUBMITTING (batch) or SENDING (live). The lease is kept; the shard as it is now
-        comes back. A denial changes nothing.
+        comes back. A denial changes nothing. ``alone``: a batch carries nothing of ours there, so that no other
+        create of the account may be under way or in doubt before its last look, and none in doubt be as large.
 
         Raises:
             LeaseLost: another worker has it, or its job was paused or cancelled since it was claimed.
@@ -184,7 +187,9 @@ class ShardVerbs(Database):
             if not self._job_runs(connection, shard.job_id):
                 connection.rollback()
                 ready: Shard | Denied | None = None
-            elif denied := self._denied(connection, shard, account, model, scopes, hold_nanos):
+            elif denied := (create_denial(connection, shard, account) if alone else None) or self._denied(
+                connection, shard, account, model, scopes, hold_nanos
+            ):
                 ready = replace(denied, beside=_in_flight(connection, shard.job_id) - 1)
                 connection.rollback()
             else:
@@ -239,25 +244,38 @@ class ShardVerbs(Database):
         """The job is under way now; False when it was paused or cancelled, and nothing more may be sent."""
         return connection.execute(_RUN, {"job_id": job_id, "at": wall()}).first() is not None
 
-    def note_upload(self, shard: Shard, n: int, file_id: str, *, at: float) -> None:
+    def note_upload(self, shard: Shard, n: int, file_id: str, *, at: float, not_ours: Sequence[str] = ()) -> None:
         """Step 2a: the input file is there, since ``at`` (unix seconds, provider's clock).
 
-        Only after this commit may a create be sent: whatever it makes is younger than ``at``.
+        Only after this commit may a create be sent: whatever it makes is younger than ``at``, and none of the
+        batches ``not_ours``, which were there before.
         """
         with self._write("note_upload") as connection:
             self._step(connection, shard, keep_lease=True)
-            self._update_submission(connection, shard.tag, n, file_id=file_id, intent_at=at)
+            others = json.dumps(list(not_ours)) if not_ours else None
+            self._update_submission(connection, shard.tag, n, file_id=file_id, intent_at=at, not_ours=others)
 
     def note_created(
-        self, shard: Shard, n: int, batch_id: str, *, status: str, due_in_s: float, looks: int = 0
-    ) -> None:
-        """Step 3: the provider has it, and this is its id (created now, or adopted after ``looks`` looks)."""
+        self, shard: Shard, n: int, batch_id: str, *, status: str, due_in_s: float, looks: int = 0,
+        likely: str | None = None, sought_until: float | None = None,
+    ) -> bool:  # fmt: skip
+        """Step 3: the provider has it, and this is its id (created now, or adopted after ``looks`` looks).
+
+        ``likely`` says why it is taken for the shard's where nothing proves that yet: the submission stays
+        unconfirmed. False, and nothing is written: another submission has that batch.
+        """
         with self._write("note_created") as connection:
+            if likely and of_batch(connection, batch_id):
+                connection.rollback()
+                return False
             due = self.moment() + due_in_s
-            self._step(connection, shard, ShardState.WAITING, due=due, waits=0, looks=looks, reason=None)
+            self._step(connection, shard, ShardState.WAITING, due=due, waits=0, looks=looks, reason=likely)
+            more = {} if sought_until is None else {"sought_until": sought_until}
             self._update_submission(
-                connection, shard.tag, n, state=SubmissionState.CREATED, batch_id=batch_id, status=status
-            )
+                connection, shard.tag, n, state=SubmissionState.CREATED, batch_id=batch_id, status=status, ended=0,
+                unconfirmed=int(likely is not None), **more,
+            )  # fmt: skip
+        return True
 
     def note_not_sent(
         self, shard: Shard, n: int, *, due_in_s: float, reason: str, refused: bool = False,
@@ -295,10 +313,21 @@ class ShardVerbs(Database):
         with self._write("note_doubt") as connection:
             self._step(connection, shard, ShardState.IN_DOUBT, due=due, looks=0, fenced=0, reason=reason)
 
-    def note_look(self, shard: Shard, *, looks: int, fenced: bool, due: float, reason: str | None = None) -> None:
-        """A complete look found nothing, or a fence was put up; the next look is at ``due``."""
+    def note_look(
+        self, shard: Shard, *, looks: int, fenced: bool, due: float, reason: str | None = None,
+        sought_until: float | None = None, alert: str | None = None,
+    ) -> None:  # fmt: skip
+        """A complete look found nothing, or a fence was put up; the next look is at ``due``.
+
+        ``sought_until``: it was the last one before which no other batch may be created (unix seconds,
+        provider's clock). ``alert``: what a person should know of this doubt.
+        """
         with self._write("note_look") as connection:
             self._step(connection, shard, due=due, looks=looks, fenced=int(fenced), reason=reason)
+            if sought_until is not None:
+                self._update_submission(connection, shard.tag, shard.submission, sought_until=sought_until)
+            if alert:
+                raise_alerts(connection, shard.job_id, shard.tag, [("in_doubt", alert)])
 
     def note_terms(
         self, shard: Shard, *, account: str, model: str, price: str, hold_nanos: int, scopes: Sequence[str]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from nightmill.errors import Conflict, Refused, UsageError
-from nightmill.lanes.batch import is_shut_out, note_terms, said
+from nightmill.lanes.batch import is_shut_out, likely_since, note_terms, said
 from nightmill.ledger import Shard
 from nightmill.mill.home import Home
-from nightmill.providers import BatchProvider, BatchView
+from nightmill.providers import BatchProvider, BatchView, UntaggedBatches
 from nightmill.types import ShardState, usd
 
 
@@ -14,15 +14,18 @@ async def resolve(home: Home, shard: Shard, *, adopt: str | None = None, resend:
     """End a shard's doubt by a person's word: adopt a batch, send again, or write it off."""
     if shard.state is not ShardState.IN_DOUBT:
         raise Conflict(f"shard {shard.tag} is not in doubt", why=f"it is {shard.state}", fix="nightmill show JOB")
+    if shard.current.batch_id and adopt != shard.current.batch_id:  # its create was answered, late
+        fix = f"nightmill resume {shard.job_id}"
+        raise Conflict(
+            f"batch {shard.current.batch_id} is that of shard {shard.tag}", why="the provider said so", fix=fix
+        )
     provider = _batch_provider(home, shard) if adopt else None
     view = await _poll_once(provider, adopt) if provider and adopt else None
+    if view and isinstance(provider, UntaggedBatches):
+        _refuse_other(shard, view)
     claimed = _claim_doubtful(home, shard, adopt)
     if provider and adopt and view:
-        if not claimed.current.account:
-            await note_terms(home.desk, home.open_kit(shard.job_id).work, provider, claimed)
-        looks = claimed.looks + 1  # the person's counts: a second batch of it may still turn up
-        home.ledger.note_created(claimed, claimed.submission, adopt, status=view.status, due_in_s=0.0, looks=looks)
-        return f"{shard.tag} waits for {adopt} now"
+        return await _adopted(home, provider, claimed, view)
     if resend:
         reason = "sent again on the user's word"
         home.ledger.note_not_sent(claimed, claimed.submission, due_in_s=0.0, reason=reason, sure=False)
@@ -31,12 +34,43 @@ async def resolve(home: Home, shard: Shard, *, adopt: str | None = None, resend:
     return f"{shard.tag} is written off: ${usd(claimed.current.hold_nanos):.6f} counts as spent, its rows as missing"
 
 
+async def _adopted(home: Home, provider: BatchProvider, shard: Shard, view: BatchView) -> str:
+    """Take a batch for the shard's; where nothing of ours is attached to it, only until its results say otherwise."""
+    if not shard.current.account:
+        await note_terms(home.desk, home.open_kit(shard.job_id).work, provider, shard)
+    is_sure = view.id == shard.current.batch_id or not isinstance(provider, UntaggedBatches)
+    likely = None if is_sure else likely_since(view.id, "on a person's word")
+    if not home.ledger.note_created(
+        shard, shard.submission, view.id, status=view.status, due_in_s=0.0,
+        looks=shard.looks + 1,  # the person's counts: a second batch of it may still turn up
+        likely=likely,
+    ):  # fmt: skip
+        home.ledger.release(shard, reason=shard.reason)
+        raise Conflict(
+            f"batch {view.id} is another shard's since a moment ago", why="one batch answers one shard",
+            fix="give the id of another batch, or --resend or --write-off",
+        )  # fmt: skip
+    return f"{shard.tag} waits for {view.id} now" + ("; its results will prove that it is the shard's" * bool(likely))
+
+
+def _refuse_other(shard: Shard, view: BatchView) -> None:
+    """Raises UsageError: the batch is certainly not that of the shard."""
+    why = ""
+    if view.id in shard.current.not_ours:
+        why = "it was there before the shard was sent, or its results name none of the shard's requests"
+    elif view.total is not None and view.total != shard.count:
+        why = f"it has {view.total:,} requests, the shard {shard.count:,}"
+    if why:
+        fix = "give the id of another batch, or --resend or --write-off"
+        raise UsageError(f"batch {view.id} is not that of shard {shard.tag}", why=why, fix=fix)
+
+
 def _claim_doubtful(home: Home, shard: Shard, adopt: str | None) -> Shard:
     """The shard under a lease, still in doubt, and ``adopt`` nobody's batch yet; as it was before a Conflict."""
     ledger = home.ledger
     claimed = ledger.claim_one(shard.tag, home.settings.timing.lease_s)
     other = ledger.submission_of(adopt) if adopt else None
-    if claimed.state is ShardState.IN_DOUBT and other is None:
+    if claimed.state is ShardState.IN_DOUBT and other in (None, claimed.current.name):
         return claimed
     ledger.release(claimed, due_in_s=claimed.due - ledger.moment(), reason=claimed.reason)
     if claimed.state is ShardState.IN_DOUBT:

@@ -82,7 +82,7 @@ def test_two_alike_are_told_apart_by_their_results(rig: Rig) -> None:
 
 
 def test_a_strangers_batch_is_disproven_and_never_paid(rig: Rig) -> None:
-    """Ours was never made, and one of the same size was: taken for ours, disproven, in doubt again, excluded for ever."""
+    """Ours was never made, and one of the same size was: taken for ours, disproven, and excluded for ever."""
     rig.world.then.append("dropped")
     rig.submit(ROWS, ROWS)
     rig.work(10)

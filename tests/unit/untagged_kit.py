@@ -6,6 +6,7 @@ The provider knows whose every batch is, which nobody who asks it can see; tests
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import deque
@@ -76,9 +77,7 @@ class World:
         ids = [json.loads(line)["custom_id"] for line in file.read_bytes().splitlines()]
         return self._make(ids[0].rpartition("-")[0], ids, lag_s=self.lag_s.popleft() if self.lag_s else 0.0)
 
-    def _make(
-        self, tag: str, ids: list[str], *, ended: bool = False, age_s: float = 0.0, lag_s: float = 0.0
-    ) -> Made:
+    def _make(self, tag: str, ids: list[str], *, ended: bool = False, age_s: float = 0.0, lag_s: float = 0.0) -> Made:
         now = self.clock() + self.skew_s
         batch = Made(f"batch_{len(self.made)}", tag, ids, now - age_s, now + lag_s, ended)
         self.made[batch.id] = batch
@@ -166,8 +165,12 @@ class Untagged:
         batch = self._world.made[file_id.partition("/")[0]]
         if batch.gone:
             return False
-        to.write_bytes(b"".join(answer(name, f"said {name}", TOKENS) for name in batch.ids))
+        self._write(batch, to)
         return True
+
+    @staticmethod
+    def _write(batch: Made, to: Path) -> None:
+        to.write_bytes(b"".join(answer(name, f"said {name}", TOKENS) for name in batch.ids))
 
     async def delete_file(self, file_id: str) -> bool:
         return False
@@ -221,10 +224,8 @@ class Rig:
 
     def step(self, shard: Shard) -> None:
         """What is to be done for a shard that was claimed."""
-        try:
+        with contextlib.suppress(LeaseLost):
             asyncio.run(self.engine._try_step(self.engine._kit(shard.job_id), Lease(shard, shard.lease_until)))
-        except LeaseLost:
-            pass
 
     def turn(self, most: int = 8) -> int:
         """Claim what is due now and do it; how many shards that were."""
@@ -252,7 +253,8 @@ class Rig:
         for _ in range(20):
             self.world.end_all()
             self.work(2000)
-            if all([asyncio.run(self.engine._close_job(job)) for job in self.jobs]):
+            over = [asyncio.run(self.engine._close_job(job)) for job in self.jobs]
+            if all(over):
                 return
         raise AssertionError([(s.tag, s.state, s.reason) for s in self.shards()])
 

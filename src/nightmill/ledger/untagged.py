@@ -35,9 +35,9 @@ class UntaggedVerbs(ShardVerbs):
 
     def back_to_doubt(self, shard: Shard, *, due: float, reason: str, alert: str) -> None:
         """The batch that was taken for the shard's is not proven by its results, and never will be: its hold stays."""
-        sub = shard.current
         with self._write("back_to_doubt") as connection:
             self._step(connection, shard, ShardState.IN_DOUBT, due=due, reads=0, reread=0, reason=reason)
+            sub = shard.current
             _exclude(connection, shard.tag, sub.n, [sub.batch_id] if sub.batch_id else [])
             self._update_submission(
                 connection, shard.tag, sub.n, state=SubmissionState.OPEN, batch_id=None, unconfirmed=0, ended=0,

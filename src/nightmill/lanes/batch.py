@@ -308,16 +308,16 @@ async def _adopt_likely(desk: Desk, work: Work, provider: BatchProvider, shard: 
     log.info("shard %s: batch %s may be it, it is adopted unconfirmed", shard.tag, view.id)
     taken = await desk.book(
         desk.ledger.note_created, shard, shard.submission, view.id, status=view.status, due_in_s=0.0,
-        looks=shard.looks + 1, likely=likely_since(view.id, "by its time and its size"),
+        looks=shard.looks + 1, likely=unproven(view.id),
         sought_until=desk.wall() + provider.clock_skew_s(),
     )  # fmt: skip
     if not taken:  # it is known meanwhile whose it is
         await desk.book(desk.ledger.release, shard, due_in_s=desk.timing.poll_s, reason=shard.reason)
 
 
-def likely_since(batch_id: str, why: str) -> str:
+def unproven(batch_id: str) -> str:
     """What is said of a shard whose batch is not proven yet."""
-    return f"batch {batch_id} is taken for this shard's {why}: its results will prove it, until then nobody cancels it"
+    return f"batch {batch_id} is taken for this shard's: its results will prove it, and until then it is not cancelled"
 
 
 async def note_terms(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -> None:
@@ -435,7 +435,9 @@ async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
         await _come_back(desk, provider, shard, age_s, "")
         return
     wait, reason = min(desk.timing.poll_max_s, max(desk.timing.poll_s, age_s * 0.02)), None
-    if not ended and work.deadline is not None and not (shard.cancel_requested or shard.settled_before):
+    if shard.current.unconfirmed:  # nor for a deadline: nobody knows whose it is
+        reason = unproven(shard.current.batch_id or "")
+    elif not ended and work.deadline is not None and not (shard.cancel_requested or shard.settled_before):
         at_most, reason = await rescue.mind(desk, work, provider, shard, _answered(shard, seen))
         wait = min(wait, at_most)
     due_in_s = 0.0 if ended else wait

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nightmill.errors import Conflict, Refused, UsageError
-from nightmill.lanes.batch import is_shut_out, likely_since, note_terms, said
+from nightmill.lanes.batch import is_shut_out, note_terms, said, unproven
 from nightmill.ledger import Shard
 from nightmill.mill.home import Home
 from nightmill.providers import BatchProvider, BatchView, UntaggedBatches
@@ -39,7 +39,7 @@ async def _adopted(home: Home, provider: BatchProvider, shard: Shard, view: Batc
     if not shard.current.account:
         await note_terms(home.desk, home.open_kit(shard.job_id).work, provider, shard)
     is_sure = view.id == shard.current.batch_id or not isinstance(provider, UntaggedBatches)
-    likely = None if is_sure else likely_since(view.id, "on a person's word")
+    likely = None if is_sure else unproven(view.id)
     if not home.ledger.note_created(
         shard, shard.submission, view.id, status=view.status, due_in_s=0.0,
         looks=shard.looks + 1,  # the person's counts: a second batch of it may still turn up

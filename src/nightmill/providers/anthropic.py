@@ -147,7 +147,7 @@ class Batches(Anthropic):
         return sorted(found, key=lambda view: (view.created_at, view.id))
 
     async def batches(self) -> AsyncIterator[BatchView]:
-        """Every batch of this account, newest first, all pages. Raises ProviderError: what came before was not all."""
+        """See `ListsBatches.batches`."""
         async for page in self._pages():
             for view in page:
                 yield view

@@ -48,7 +48,7 @@ _MODEL = "openai/gpt-4o-mini"
 
 def options_of(folder: Path, asked: dict[str, Any]) -> RunOptions:
     """What the command line would be."""
-    said = {k: asked[k] for k in ("lane", "batch_size", "budget_nanos", "concurrency") if k in asked}
+    said = {k: asked[k] for k in ("lane", "by", "batch_size", "budget_nanos", "concurrency") if k in asked}
     prompt = asked.get("prompt", _PROMPT)
     return RunOptions((str(folder / "in.csv"),), prompt=prompt, model=_MODEL, max_output=400, **said)
 

@@ -393,3 +393,19 @@ def test_a_success_without_an_answer_is_booked(house: tuple[Order, Store, Any]) 
     first, second, *_ = batch.to_pylist()
     assert (first["cost_nanos"] > 0, first["cost_estimated"]) == (True, True)
     assert (second["cost_nanos"], second["cost_estimated"]) == (0, False)
+
+
+@pytest.mark.req("X3")
+def test_what_is_urgent_goes_out_live_in_small_shards(fixed: tuple[Order, Store, Any]) -> None:
+    """Of a batch taken back for a deadline every row that did not run goes live, however often it expired before."""
+    order, store, plan = fixed
+    (new,) = plan.shards
+    these = [answer(f"{new.tag}-0", "yes"), *(unrun(f"{new.tag}-{row}", "batch_cancelled") for row in range(1, ROWS))]
+    files = [store_lines(store, "wire/urgent", these, OUTPUT, new.tag)]
+    shard = shard_of(new, files=files, subs=[submission(new.tag, completed=1, failed=0)], expiries=2)
+    given_up = settle_shard(context_of(order, store), shard, stopping=False).settlement
+    assert given_up.leftovers == ()
+    done = settle_shard(context_of(order, store), shard, stopping=False, urgent=True).settlement
+    (left,) = done.leftovers
+    assert (left.lane, left.count, left.first, left.last) == (Lane.LIVE, ROWS - 1, 1, ROWS - 1)
+    assert (done.counts.succeeded, done.resent) == (1, Counts(expired=ROWS - 1))

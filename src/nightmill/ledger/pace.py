@@ -54,10 +54,13 @@ class PaceVerbs(Database):
             return [max(0.0, float(seconds)) for seconds in found]
 
     def cancel_times(self, account: str, *, since: float) -> list[float]:
-        """Seconds from asking for a cancel to the end of the newest batches of an account that we cancelled."""
+        """Seconds from asking for a cancel to the end of the newest batches of an account that we cancelled.
+
+        One that had ended before tells nothing.
+        """
         s = submissions.c
         took = select(s.ended_at - s.cancel_at).where(
-            s.account == account, s.ended_at.is_not(None), s.cancel_at.is_not(None), s.cancel_at >= since
+            s.account == account, s.ended_at > s.cancel_at, s.cancel_at >= since
         )
         with self._read() as connection:
             found = connection.execute(took.order_by(s.cancel_at.desc()).limit(_MOST)).scalars()

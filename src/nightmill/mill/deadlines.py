@@ -48,8 +48,8 @@ def done_by(
 ) -> tuple[tuple[float, float] | None, float | None]:
     """When the plan would be done in ``lane``, begun now, in unix seconds: in half and in nine of ten cases.
 
-    Where too few batches of the model were measured, when they have ended at the latest instead. Where live calls were
-    never measured nothing is said.
+    Where too few batches of the model were measured, when they have ended at the latest instead. Live calls that were
+    never measured are taken to be slow.
     """
     now = home.desk.wall()
     if lane is Lane.BATCH:

@@ -1,0 +1,102 @@
+"""A deadline, where the provider is slow to let go of a batch, or somebody changes their mind on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults_kit import House, house
+
+from nightmill.ledger import Job
+
+pytestmark = pytest.mark.req("X3")
+
+ROWS = 6
+STUCK = {"batch_s": 1e6}  # a quarter of an hour of ours
+QUICK = {"cancel_s": 0.5, "collect_s": 0.1}  # with 1.8 s for six live calls, a cancel 2.4 s before the deadline
+
+
+def asked(h: House, job: Job) -> bool:
+    """Whether a cancel is on its way."""
+    return any(sub.cancel_asked for shard in h.shards(job) for sub in shard.submissions)
+
+
+def answered_once(h: House, job: Job) -> None:
+    """Every row has its answer, none ran twice, and what was booked is what is billed."""
+    bill, tally = h.invoice(), h.tally(job)
+    assert [row["success"] for row in h.results(job)] == [True] * ROWS
+    assert (bill["executed_rows"], bill["executed_more_than_once"]) == (ROWS, 0)
+    assert (tally.spent_nanos, tally.unproven_nanos, tally.held_nanos) == (bill["total_nanos"], 0, 0)
+
+
+def test_a_batch_that_does_not_let_go_in_time_makes_rows_late_and_never_paid_twice(tmp_path: Path) -> None:
+    """Nothing of it runs live before it has ended; that is told, once, and every row is answered in the end."""
+    with house(tmp_path, sim=STUCK | {"cancel_s": 4000.0}, timing=QUICK) as h:
+        job = h.run(h.submit(ROWS, by="4s"))
+        answered_once(h, job)
+        assert h.alerts(job) == ["deadline"]
+        assert job.deadline is not None
+        assert job.finished_at is not None
+        assert job.finished_at > job.deadline
+        assert (h.tally(job).rescued, h.invoice()["live_calls"]) == (ROWS, ROWS)
+
+
+def test_a_cancel_for_the_deadline_that_is_not_heard_is_asked_again(tmp_path: Path) -> None:
+    """A provider that fails to cancel delays the rescue by a poll, not for good."""
+    silent = {"fault": "non_json_bodies", "on": ["cancel"], "status": 502, "times": 2}
+    with house(tmp_path, silent, sim=STUCK, timing=QUICK) as h:
+        job = h.run(h.submit(ROWS, by="4s"))
+        answered_once(h, job)
+        assert h.alerts(job) == []
+        assert job.deadline is not None
+        assert job.finished_at is not None
+        assert job.finished_at <= job.deadline
+
+
+@pytest.mark.parametrize(
+    "until", [asked, lambda h, job: bool(h.log("create"))], ids=["while it is taken back", "before"]
+)
+def test_a_job_cancelled_by_its_user_is_not_finished_live(tmp_path: Path, until: Callable[[House, Job], bool]) -> None:
+    """Whoever cancels wants no more answers, whatever the deadline was."""
+    with house(tmp_path, sim=STUCK, timing=QUICK) as h:
+        job = h.run(h.submit(ROWS, by="4s"), until=until)
+        h.cancel(job)
+        job = h.run(job)
+        assert (job.state, h.invoice()["live_calls"]) == ("cancelled", 0)
+        assert h.tally(job).spent_nanos == h.invoice()["total_nanos"]
+
+
+def test_whoever_comes_back_after_the_deadline_finishes_live_what_is_left(tmp_path: Path) -> None:
+    """Nobody was there in time: the batch is taken back at once, and the rest is answered as soon as can be."""
+    with house(tmp_path, sim=STUCK, timing=QUICK) as h:
+        job = h.run(h.submit(ROWS, by="4s"), until=lambda h, job: bool(h.batches()))
+        h.again()
+        h.sql("UPDATE jobs SET spec = json_set(spec, '$.deadline', 1.0)")
+        job = h.run(job)
+        answered_once(h, job)
+        assert h.tally(job).rescued == ROWS
+
+
+def test_the_hold_of_a_batch_is_what_running_it_live_may_cost(tmp_path: Path) -> None:
+    """The money for the rescue is there from the beginning: what the quote said is at most what is held."""
+    with house(tmp_path, sim=STUCK, timing=QUICK) as h:
+        plain = h.submit(ROWS)
+        job = h.submit(ROWS, by="1h", new=True)
+        assert plain.quote is not None
+        assert job.quote is not None
+        assert job.quote.expected_nanos == plain.quote.expected_nanos
+        h.run(job, until=lambda h, job: bool(h.batches()))
+        assert h.tally(job).held_nanos == job.quote.at_most_nanos
+        assert job.quote.at_most_nanos == pytest.approx(2 * plain.quote.at_most_nanos, rel=1e-3)
+
+
+def test_a_retry_has_no_deadline(tmp_path: Path) -> None:
+    """What is tried again later is in no hurry any more: it goes out at half price."""
+    refused = {"fault": "row_errors", "count": 1, "status": 400, "times": 1}
+    with house(tmp_path, refused, timing=QUICK) as h:
+        job = h.run(h.submit(ROWS, by="1h"))
+        again = h.mill.retry(job)
+        assert again
+        job = h.run(job)
+        assert (job.deadline, h.tally(job).counts.succeeded, h.invoice()["live_calls"]) == (None, ROWS, 0)

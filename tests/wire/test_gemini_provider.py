@@ -404,6 +404,7 @@ def test_every_documented_state_is_understood(state):
     assert view.phase == PHASES.get(job.state.value, "ended")
     assert (view.id, view.submission, view.created_at) == (job.name, job.display_name, job.create_time.timestamp())
     assert view.output_file == (job.dest.file_name if job.dest else None)
+    assert (view.ended_at is not None) == (view.phase == "ended")
     ran = state.startswith("succeeded")
     assert (view.total, view.completed, view.failed) == (2, int(ran), int(ran))
     assert (view.refusal is not None) == (view.phase == "failed")

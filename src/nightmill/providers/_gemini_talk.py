@@ -219,6 +219,7 @@ def batch_view(operation: Mapping[str, Any]) -> BatchView:
         refusal=_why_failed(fault) if phase == "failed" else None,
         model=(_text(about.get("model")) or "").removeprefix("models/") or None,
         expires_at=created_at + WINDOW_S if created_at else None,
+        ended_at=moment(about.get("endTime", about.get("updateTime"))) or None if phase == "ended" else None,
     )
 
 

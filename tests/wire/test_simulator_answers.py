@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator_kit import CHAT, DATA, MODEL, chat_body
 
-from nightmill.simulator.answering import Model, prompt_tokens
+from nightmill.simulator.answering import Model
 from nightmill.simulator.billing import Catalogue
 from nightmill.simulator.config import Clock, SimulatorConfig
-from nightmill.simulator.http_live import duration
 from nightmill.simulator.instances import Unsatisfiable, instance
+from nightmill.simulator.openai.answering import Answers, prompt_tokens
+from nightmill.simulator.openai.http_live import duration
 
 CATALOGUE = Catalogue(extra=("house-model",))
 
@@ -149,7 +150,7 @@ def test_a_schema_without_an_instance_is_said_so(schema: dict[str, Any]) -> None
     with pytest.raises(Unsatisfiable):
         instance(schema, 1)
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
-    reply = Model(SimulatorConfig(), CATALOGUE).answer(CHAT, _raw(response_format=form), created=1)
+    reply = Answers(Model(SimulatorConfig()), CATALOGUE).answer(CHAT, _raw(response_format=form), created=1)
     assert (reply.status, json.loads(reply.body)["error"]["code"]) == (400, "invalid_json_schema")
 
 
@@ -158,7 +159,7 @@ def _raw(text: str = "hello", **more: Any) -> bytes:
 
 
 def _choice(raw: bytes, config: SimulatorConfig | None = None, **how: Any) -> dict[str, Any]:
-    reply = Model(config or SimulatorConfig(), CATALOGUE).answer(CHAT, raw, created=1, **how)
+    reply = Answers(Model(config or SimulatorConfig()), CATALOGUE).answer(CHAT, raw, created=1, **how)
     return dict(json.loads(reply.body)["choices"][0])
 
 
@@ -167,7 +168,7 @@ def _choice(raw: bytes, config: SimulatorConfig | None = None, **how: Any) -> di
 def test_caps_and_counts_hold_for_any_text(text: str, cap: int) -> None:
     """Prompt tokens stay under the bytes plus framing, output under the cap, and `length` means cut."""
     raw = _raw(text, max_tokens=cap)
-    reply = Model(SimulatorConfig(answer_tokens=40), CATALOGUE).answer(CHAT, raw, created=1)
+    reply = Answers(Model(SimulatorConfig(answer_tokens=40)), CATALOGUE).answer(CHAT, raw, created=1)
     usage, choice = json.loads(reply.body)["usage"], json.loads(reply.body)["choices"][0]
     assert usage["prompt_tokens"] == prompt_tokens(CHAT, raw) <= len(text.encode()) + 3
     assert usage["completion_tokens"] == -(-len(choice["message"]["content"].encode()) // 4) <= cap
@@ -192,7 +193,7 @@ def test_answers_differ_by_body_and_not_by_time() -> None:
     """Texts depend on the body's bytes alone."""
     texts = {_choice(_raw(str(i)))["message"]["content"] for i in range(500)}
     assert len(texts) == 500
-    model = Model(SimulatorConfig(), CATALOGUE)
+    model = Answers(Model(SimulatorConfig()), CATALOGUE)
     one, two = (json.loads(model.answer(CHAT, _raw(), created=when).body) for when in (1, 2))
     assert one.pop("created") != two.pop("created")
     assert one == two
@@ -200,7 +201,7 @@ def test_answers_differ_by_body_and_not_by_time() -> None:
 
 def test_recorded_request_lines_are_answered() -> None:
     """The documented sample lines are requests the simulator accepts."""
-    model = Model(SimulatorConfig(), CATALOGUE)
+    model = Answers(Model(SimulatorConfig()), CATALOGUE)
     for name in ("openai_input_chat.jsonl", "openai_input_embeddings.jsonl"):
         for raw in Path(DATA / "wire" / name).read_bytes().splitlines():
             item = json.loads(raw)

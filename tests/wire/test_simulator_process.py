@@ -76,7 +76,7 @@ def test_contents_lie_in_the_folder_and_a_temporary_one_goes_away(tmp_path: Path
     with in_thread(fast(dir=tmp_path)) as url:
         batch = run(url, chat_lines(3))
         assert len(results(url, batch)) == 3
-    kept = {path.name for path in (tmp_path / "files").iterdir()}
+    kept = {path.name for path in (tmp_path / "files" / "openai").iterdir()}
     assert kept == {batch["input_file_id"], batch["output_file_id"]}
     with pytest.raises(ValueError, match="unknown fault"), in_thread(SimulatorConfig(faults=[{"fault": "x"}])):
         pass

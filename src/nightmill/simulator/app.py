@@ -1,53 +1,69 @@
-"""The simulator as one aiohttp application: routes, and the middleware every request passes."""
+"""The simulator as one aiohttp application: whose shape a request is in, and the middleware every request passes."""
 
 from __future__ import annotations
 
 import contextlib
 import email.utils
-import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from aiohttp import web
+from yarl import URL
 
-from nightmill.simulator import http_batches, http_files, http_live
+from nightmill.simulator.billing import summed
 from nightmill.simulator.config import SimulatorConfig
-from nightmill.simulator.http_common import (
-    PROVIDER,
-    Dropped,
-    api_key,
-    html_page,
-    json_reply,
-    send_short,
-    send_slowly,
-)
-from nightmill.simulator.provider import Provider
-from nightmill.simulator.wire import ApiError
+from nightmill.simulator.formats import Format, Handler, Operation, Refusal, Trouble, Why
+from nightmill.simulator.http import FORMAT, PROVIDER, Dropped, html_page, json_reply, send_short, send_slowly
+from nightmill.simulator.openai import shape as openai
+from nightmill.simulator.provider import Provider, Shared
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _MAX_JSON_BYTES = 64 * 1024 * 1024
-_ROUTES: tuple[tuple[str, str, str, Handler], ...] = (
-    ("upload", "POST", "/v1/files", http_files.upload),
-    ("files", "GET", "/v1/files", http_files.list_files),
-    ("file", "GET", "/v1/files/{file_id}", http_files.get_file),
-    ("file_delete", "DELETE", "/v1/files/{file_id}", http_files.delete_file),
-    ("content", "GET", "/v1/files/{file_id}/content", http_files.get_content),
-    ("create", "POST", "/v1/batches", http_batches.create_batch),
-    ("list", "GET", "/v1/batches", http_batches.list_batches),
-    ("poll", "GET", "/v1/batches/{batch_id}", http_batches.get_batch),
-    ("cancel", "POST", "/v1/batches/{batch_id}/cancel", http_batches.cancel_batch),
-    ("live", "POST", "/v1/chat/completions", http_live.chat),
-    ("live-embeddings", "POST", "/v1/embeddings", http_live.embeddings),
-    ("live-responses", "POST", "/v1/responses", http_live.responses),
-    ("models", "GET", "/v1/models", http_live.list_models),
-    ("model", "GET", "/v1/models/{model:.+}", http_live.get_model),
-)
+FORMATS: tuple[Format, ...] = (openai.SHAPE,)  # asked in this order whose a request is; the last takes the rest
+_SHARED = web.AppKey("shared", Shared)
+_PROVIDERS = web.AppKey("providers", dict[str, Provider])
 _STARTED = web.RequestKey("started", float)
-_SPEAKS_BEFORE = frozenset({"create"})  # handles its own non_json_bodies: it matters whether it was committed
+_SPEAKS_BEFORE = frozenset({Operation.CREATE})  # handles its own non_json_bodies: it matters whether it was committed
+
+
+class _Calls(web.AbstractResource):
+    """The routes of one format; they see no request of another."""
+
+    def __init__(self, wire: Format) -> None:
+        super().__init__()
+        self._wire, self._router = wire, web.UrlDispatcher()
+        for number, route in enumerate(wire.routes):
+            self._router.add_route(route.method, route.path, route.handler, name=f"{route.operation}-x{number}")
+
+    async def resolve(self, request: web.Request) -> tuple[web.UrlMappingMatchInfo | None, set[str]]:
+        if _format_of(request) is not self._wire:
+            return None, set()
+        return await self._router.resolve(request), set()
+
+    @property
+    def canonical(self) -> str:
+        return "/"
+
+    def url_for(self, **kwargs: str) -> URL:
+        return URL(self.canonical)
+
+    def add_prefix(self, prefix: str) -> None:
+        raise NotImplementedError("the simulator is an application of its own")
+
+    def get_info(self) -> Any:
+        return {"formatter": self._wire.name}
+
+    def raw_match(self, path: str) -> bool:
+        return False
+
+    def __len__(self) -> int:
+        return len(self._wire.routes)
+
+    def __iter__(self) -> Iterator[web.AbstractRoute]:
+        return iter(self._router.routes())
 
 
 def create_app(config: SimulatorConfig) -> web.Application:
@@ -57,77 +73,86 @@ def create_app(config: SimulatorConfig) -> web.Application:
         ValueError: a fault in the configuration is unknown, or speed is not above 0.
     """
     app = web.Application(middlewares=[_answer], client_max_size=_MAX_JSON_BYTES)
-    provider = Provider.of(config)
-    app[PROVIDER] = provider
+    shared = app[_SHARED] = Shared.of(config)
+    providers = app[_PROVIDERS] = {wire.name: Provider.of(wire, shared) for wire in FORMATS}
 
     async def life(_: web.Application) -> AsyncIterator[None]:
         with contextlib.ExitStack() as stack:
             folder = config.dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="simulator-")))
-            provider.files.open(folder / "files")
+            for name, provider in providers.items():
+                provider.files.open(folder / "files" / name)
             yield
-            await provider.batches.close()
+            for provider in providers.values():
+                await provider.batches.close()
 
     app.cleanup_ctx.append(life)
     app.on_response_prepare.append(_sign)
-    for name, method, path, handler in _ROUTES:
-        app.router.add_route(method, path, handler, name=name)
     app.router.add_get("/simulator/invoice", _invoice)
     app.router.add_get("/simulator/log", _log)
     app.router.add_get("/simulator/faults", _get_faults)
     app.router.add_put("/simulator/faults", _put_faults)
     app.router.add_delete("/simulator/faults", _delete_faults)
     app.router.add_post("/simulator/forward", _forward)
+    for wire in FORMATS:
+        app.router.register_resource(_Calls(wire))
     return app
 
 
+def _format_of(request: web.Request) -> Format:
+    """Whose shape a request is in."""
+    return next((wire for wire in FORMATS if wire.claims(request)), FORMATS[-1])
+
+
 def _operation(request: web.Request) -> str:
-    """The name faults know a request by."""
-    name = request.match_info.route.name or ""
-    return {"live-embeddings": "live", "live-responses": "live", "model": "models"}.get(name, name)
+    """The name faults know a request by; empty for what is no provider's."""
+    return (request.match_info.route.name or "").partition("-")[0]
 
 
 @web.middleware
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[_STARTED] = time.perf_counter()
+    wire = request[FORMAT] = _format_of(request)
+    request[PROVIDER] = request.app[_PROVIDERS][wire.name]
     try:
-        answer = await _answer_or_refuse(request, handler)
+        answer = await _answer_or_refuse(request, wire, handler)
         if isinstance(answer, web.Response):
-            return await _deliver(request, request.app[PROVIDER], answer)
+            return await _deliver(request, request[PROVIDER], answer)
     except (Dropped, ConnectionResetError):  # the latter: the caller left while it was being written to
         return web.Response(status=500)  # goes nowhere: the connection is closed
     return answer
 
 
-async def _answer_or_refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The handler's answer, or its refusal in OpenAI's error shape."""
-    operation = _operation(request)
-    provider = request.app[PROVIDER]
+async def _answer_or_refuse(request: web.Request, wire: Format, handler: Handler) -> web.StreamResponse:
+    """The handler's answer, or its refusal in the caller's error shape."""
+    operation, faults = _operation(request), request[PROVIDER].faults
     try:
-        if request.path.startswith("/v1/"):
-            api_key(request)
-        told = None if operation in _SPEAKS_BEFORE else provider.faults.take("non_json_bodies", operation)
+        if not request.path.startswith("/simulator/"):
+            wire.admit(request)
+        told = None if operation in _SPEAKS_BEFORE else faults.take("non_json_bodies", operation)
         if told is not None and not told.get("commit"):
             return html_page(told)
         answer = await handler(request)
         return answer if told is None else html_page(told)
-    except ApiError as refusal:
-        answer = json_reply(refusal.body(), refusal.status)
-        answer.headers.update(refusal.headers)
-        return answer
+    except Refusal as refusal:
+        return _refuse(refusal)
     except web.HTTPRequestEntityTooLarge:
-        return json_reply(ApiError(413, "The body of your request is too large.").body(), 413)
+        return _refuse(wire.refusal(Trouble(Why.TOO_LARGE)))
     except web.HTTPException as wrong:
-        message = f"Invalid URL ({request.method} {request.path})"
-        return json_reply(ApiError(wrong.status, message).body(), wrong.status)
+        facts = {"method": request.method, "path": request.path}
+        return _refuse(wire.refusal(Trouble(Why.NO_SUCH_CALL, wrong.status, facts)))
+
+
+def _refuse(refusal: Refusal) -> web.Response:
+    answer = json_reply(refusal.body(), refusal.status)
+    answer.headers.update(refusal.headers)
+    return answer
 
 
 async def _sign(request: web.Request, answer: web.StreamResponse) -> None:
-    """The headers OpenAI puts on every answer."""
+    """The headers every answer has."""
     took_s = time.perf_counter() - request.get(_STARTED, time.perf_counter())
-    answer.headers["x-request-id"] = f"req_{secrets.token_hex(16)}"
-    answer.headers["openai-processing-ms"] = str(round(took_s * 1000))
-    answer.headers["openai-version"] = "2020-10-01"
-    answer.headers["Date"] = email.utils.formatdate(request.app[PROVIDER].clock.unix(), usegmt=True)
+    _format_of(request).sign(answer.headers, took_s)
+    answer.headers["Date"] = email.utils.formatdate(request.app[_SHARED].clock.unix(), usegmt=True)
 
 
 async def _deliver(request: web.Request, provider: Provider, answer: web.Response) -> web.StreamResponse:
@@ -149,35 +174,35 @@ def _prettify(answer: web.Response) -> None:
 
 
 async def _invoice(request: web.Request) -> web.Response:
-    return json_reply(request.app[PROVIDER].invoice.view())
+    return json_reply(summed({name: each.invoice.view() for name, each in request.app[_PROVIDERS].items()}))
 
 
 async def _log(request: web.Request) -> web.Response:
-    return json_reply(list(request.app[PROVIDER].events))
+    return json_reply(list(request.app[_SHARED].events))
 
 
 async def _get_faults(request: web.Request) -> web.Response:
-    return json_reply(request.app[PROVIDER].faults.view())
+    return json_reply(request.app[_SHARED].faults.view())
 
 
 async def _put_faults(request: web.Request) -> web.Response:
     try:
         specs: Any = msgspec.json.decode(await request.read(), type=list[dict[str, Any]])
-        request.app[PROVIDER].faults.replace(specs)
+        request.app[_SHARED].faults.replace(specs)
     except (ValueError, TypeError) as wrong:  # msgspec's errors are ValueErrors too
-        raise ApiError(400, f"These are no faults: {wrong}") from None
-    return json_reply(request.app[PROVIDER].faults.view())
+        raise Refusal(400, f"These are no faults: {wrong}") from None
+    return json_reply(request.app[_SHARED].faults.view())
 
 
 async def _forward(request: web.Request) -> web.Response:
-    clock = request.app[PROVIDER].clock
+    clock = request.app[_SHARED].clock
     try:
         clock.forward(msgspec.json.decode(await request.read(), type=float))
     except (ValueError, TypeError) as wrong:
-        raise ApiError(400, f"This is no number of provider seconds: {wrong}") from None
+        raise Refusal(400, f"This is no number of provider seconds: {wrong}") from None
     return json_reply({"elapsed_s": clock.elapsed()})
 
 
 async def _delete_faults(request: web.Request) -> web.Response:
-    request.app[PROVIDER].faults.replace(())
+    request.app[_SHARED].faults.replace(())
     return json_reply([])

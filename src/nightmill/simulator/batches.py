@@ -1,144 +1,37 @@
-"""Batches: the record, how it looks on the wire, and its life from validating to its end."""
+"""The life of batches, from validating to their end: one task a batch, rows in a thread."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from nightmill.simulator.answering import Model
-from nightmill.simulator.billing import FREE, Catalogue, Invoice, Tally
+from nightmill.simulator.batch import TERMINAL, Batch, State, find_progress
+from nightmill.simulator.billing import Catalogue, Invoice
 from nightmill.simulator.config import Clock, SimulatorConfig
-from nightmill.simulator.faults import Params
-from nightmill.simulator.files import THIRTY_DAYS_S, FileStore
+from nightmill.simulator.files import FileStore
+from nightmill.simulator.formats import BatchRefused, Checked, Format, Rows, Rules, Trouble, Why
 from nightmill.simulator.rows import RowJob, run_rows
-from nightmill.simulator.validation import BatchRefused, Checked, Rules, check
-from nightmill.simulator.wire import ApiError, enqueued_limit_text, new_id
 
-TERMINAL = frozenset({"failed", "completed", "expired", "cancelled"})
-_DAY_S = 86_400
-_STAMPS = ("in_progress", "expires", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Batch:
-    """One batch and what became of it so far."""
-
-    endpoint: str
-    input_file_id: str
-    metadata: dict[str, str] | None
-    scope: str
-    created_at: int
-    created_elapsed: float  # provider seconds, for `late_listing`
-    faults: Mapping[str, Params]
-    keep_s: int = THIRTY_DAYS_S  # of the result files
-    input: Path | None = None  # our own link to the input, so that deleting the file does not stop the batch
-    id: str = field(default_factory=lambda: new_id("batch_"))
-    status: str = "validating"
-    model: str | None = None
-    total: int = 0
-    tokens: int = 0  # prompt tokens that count as enqueued
-    running_since: float | None = None  # provider seconds
-    stopped_at: int | None = None  # rows done when it was cancelled or expired
-    tally: Tally | None = None
-    error: dict[str, Any] | None = None
-    unexplained: bool = False
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    ended_elapsed: float | None = None
-    stamps: dict[str, int] = field(default_factory=dict)
-    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-def find_progress(batch: Batch, elapsed: float, batch_s: float) -> int:
-    """Rows done by now."""
-    if batch.stopped_at is not None:
-        return batch.stopped_at
-    if batch.running_since is None:
-        return 0
-    share = 1.0 if batch_s <= 0 else (elapsed - batch.running_since) / batch_s
-    return max(0, min(batch.total, int(batch.total * share)))
-
-
-def view(batch: Batch, elapsed: float, batch_s: float) -> dict[str, Any]:
-    """The batch object of the wire, as it looks at ``elapsed`` provider seconds."""
-    faults = batch.faults
-    shown = batch.status
-    if shown == "in_progress" and "status_unknown_word" in faults:
-        shown = str(faults["status_unknown_word"].get("word", "queued"))
-    made: dict[str, Any] = {
-        "id": batch.id,
-        "object": "batch",
-        "endpoint": batch.endpoint,
-        "model": batch.model,
-        "errors": {"object": "list", "data": [batch.error]} if batch.error else None,
-        "input_file_id": batch.input_file_id,
-        "completion_window": "24h",
-        "status": shown,
-        "output_file_id": _in_time(batch, "late_output_file", batch.output_file_id, elapsed),
-        "error_file_id": _in_time(batch, "late_error_file", batch.error_file_id, elapsed),
-        "created_at": batch.created_at,
-        **{f"{name}_at": batch.stamps.get(name) for name in _STAMPS},
-        "request_counts": _counts(batch, elapsed, batch_s),
-        "usage": _usage(batch.tally),
-        "metadata": batch.metadata,
-    }
-    for key in ("output_file_id", "error_file_id"):
-        if made[key] is None and "absent_file_ids" in faults:
-            del made[key]
-        elif made[key] is None and "empty_file_ids" in faults:
-            made[key] = ""
-    return made
-
-
-def _in_time(batch: Batch, fault: str, file_id: str | None, elapsed: float) -> str | None:
-    """The id of a result file, once the fault that holds it back lets it show."""
-    late = batch.faults.get(fault)
-    if late is None or batch.ended_elapsed is None:
-        return file_id
-    return file_id if elapsed >= batch.ended_elapsed + float(late.get("lag_s", 60)) else None
-
-
-def _counts(batch: Batch, elapsed: float, batch_s: float) -> dict[str, int | None]:
-    tally, total = batch.tally, batch.total
-    if batch.status == "cancelling" and "cancel_reverting_counts" in batch.faults:
-        return {"total": total, "completed": min(total, max(1, batch.stopped_at or 0)), "failed": 0}
-    if tally is None:
-        done, failed = find_progress(batch, elapsed, batch_s), 0
-    else:
-        done, failed = tally.completed, tally.failed
-    if batch.status == "expired":
-        failed = total - done
-    if "null_counts" in batch.faults:
-        return {"total": total, "completed": None, "failed": None}
-    return {"total": total, "completed": done, "failed": failed}
-
-
-def _usage(tally: Tally | None) -> dict[str, Any] | None:
-    if tally is None:
-        return None
-    return {
-        "input_tokens": tally.input_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": tally.output_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": tally.input_tokens + tally.output_tokens,
-    }
 
 
 class BatchRunner:
     """Takes each batch through its life, one task a batch, rows in a thread."""
 
     def __init__(
-        self, config: SimulatorConfig, clock: Clock, files: FileStore, catalogue: Catalogue, model: Model, bill: Invoice
+        self,
+        wire: Format,
+        rows: Rows,
+        config: SimulatorConfig,
+        clock: Clock,
+        files: FileStore,
+        catalogue: Catalogue,
+        bill: Invoice,
     ) -> None:
-        self._config, self._clock, self._files = config, clock, files
-        self._catalogue, self._model, self._invoice = catalogue, model, bill
+        self._wire, self._rows, self._config, self._clock = wire, rows, config, clock
+        self._files, self._catalogue, self._invoice = files, catalogue, bill
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="simulator-rows")
         self._batches: dict[str, Batch] = {}
         self._enqueued: dict[str, int] = {}
@@ -146,18 +39,22 @@ class BatchRunner:
 
     def start(self, batch: Batch) -> None:
         """Commit a new batch."""
-        batch.stamps["expires"] = batch.created_at + _DAY_S
         self._batches[batch.id] = batch
         task = asyncio.get_running_loop().create_task(self._live(batch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def get(self, batch_id: str, scope: str) -> Batch:
-        """The batch, or the 404 of the wire."""
+    def find(self, batch_id: str, scope: str) -> Batch | None:
+        """The batch, if it exists and is this account's."""
         batch = self._batches.get(batch_id)
-        if batch is None or batch.scope != scope:
-            raise ApiError(404, f"No batch found with id '{batch_id}'.")
-        return batch
+        return batch if batch is not None and batch.scope == scope else None
+
+    def forget(self, batch: Batch) -> None:
+        """Delete a batch that has ended, with its results."""
+        del self._batches[batch.id]
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            if file_id is not None:
+                self._files.drop(file_id)
 
     def listed(self, scope: str) -> list[Batch]:
         """This account's batches that the list shows by now, newest first."""
@@ -169,15 +66,16 @@ class BatchRunner:
 
         return [b for b in reversed(self._batches.values()) if b.scope == scope and visible(b)]
 
-    def cancel(self, batch: Batch) -> None:
-        """Ask for a cancel; a batch that has ended refuses with 409."""
-        if batch.status in TERMINAL:
-            raise ApiError(409, f"Cannot cancel a batch with status '{batch.status}'.")
-        if batch.status == "cancelling":
-            return
+    def cancel(self, batch: Batch) -> bool:
+        """Ask for a cancel; False for a batch that has ended."""
+        if batch.state in TERMINAL:
+            return False
+        if batch.state is State.CANCELLING:
+            return True
         batch.stopped_at = self._progress(batch)
-        self._move(batch, "cancelling")
+        self._move(batch, State.CANCELLING)
         batch.cancelled.set()
+        return True
 
     async def close(self) -> None:
         """Stop everything; batches stay as they are."""
@@ -187,14 +85,14 @@ class BatchRunner:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _progress(self, batch: Batch) -> int:
-        if batch.status == "finalizing":
+        if batch.state is State.FINISHING:
             return batch.total
         return find_progress(batch, self._clock.elapsed(), self._config.batch_s)
 
-    def _move(self, batch: Batch, status: str) -> None:
-        batch.status = status
-        batch.stamps[status] = self._clock.stamp()
-        if status in TERMINAL:
+    def _move(self, batch: Batch, state: State) -> None:
+        batch.state = state
+        batch.stamps[state] = self._clock.unix()
+        if state in TERMINAL:
             batch.ended_elapsed = self._clock.elapsed()
             if batch.model is not None and batch.tokens:
                 self._enqueued[batch.model] -= batch.tokens
@@ -204,13 +102,13 @@ class BatchRunner:
             await self._run(batch)
         except BatchRefused as refused:
             if not batch.unexplained:
-                batch.error = refused.error
-            self._move(batch, "failed")
+                batch.error = refused
+            self._move(batch, State.FAILED)
         except Exception:
             # The boundary of a background task: without this a defect here would look like a slow provider.
             _log.exception("batch %s broke the simulator", batch.id)
-            batch.error = BatchRefused("simulator_defect", "See the simulator's log.").error
-            self._move(batch, "failed")
+            batch.error = BatchRefused("simulator_defect", "See the simulator's log.")
+            self._move(batch, State.FAILED)
 
     async def _run(self, batch: Batch) -> None:
         await self._wait(batch, self._config.validating_s)
@@ -219,11 +117,11 @@ class BatchRunner:
         if not batch.cancelled.is_set():
             self._admit(batch, checked)
             batch.running_since = self._clock.elapsed()
-            self._move(batch, "in_progress")
+            self._move(batch, State.RUNNING)
             ending = await self._work(batch)
         else:
-            ending = "cancelled"
-        await self._finish(batch, checked.model, ending)
+            ending = State.CANCELLED
+        await self._finish(batch, ending)
 
     async def _validate(self, batch: Batch) -> Checked:
         faults = batch.faults
@@ -238,15 +136,16 @@ class BatchRunner:
                 param=told.get("param"),
                 line=int(told.get("line", 1)),
             )
-        source = self._files.find(batch.input_file_id, batch.scope)
-        if source is None or source.purpose != "batch":
-            why = "was not found" if source is None else f"has purpose '{source.purpose}', not 'batch'"
-            raise BatchRefused("invalid_request", f"The input file {batch.input_file_id} {why}.", param="input_file_id")
+        if batch.input is None:
+            batch.input = self._wire.take_input(batch, self._files)
         config = self._config
-        rules = Rules(config.max_rows, config.max_inputs, config.enqueued_tokens is not None)
+        rules = Rules(
+            self._wire.max_rows if config.max_rows is None else config.max_rows,
+            config.max_inputs,
+            config.enqueued_tokens is not None,
+        )
         loop = asyncio.get_running_loop()
-        batch.input = self._files.hold(source)
-        return await loop.run_in_executor(self._threads, check, batch.input, batch.endpoint, rules, self._catalogue)
+        return await loop.run_in_executor(self._threads, self._rows.check, batch.input, batch, rules)
 
     def _admit(self, batch: Batch, checked: Checked) -> None:
         """Let the batch into the model's queue, or fail it for the enqueued-token limit."""
@@ -256,29 +155,31 @@ class BatchRunner:
         if told is not None or (limit is not None and present + checked.tokens > limit):
             shown = int(told.get("limit", 2_000_000)) if told is not None else limit or 0
             batch.total = 0
-            raise BatchRefused("token_limit_exceeded", enqueued_limit_text(checked.model, shown))
+            trouble = Trouble(Why.QUEUE_FULL, facts={"model": checked.model, "limit": shown})
+            raise BatchRefused("token_limit_exceeded", self._wire.refusal(trouble).message)
         batch.model, batch.tokens = checked.model, checked.tokens
         self._enqueued[checked.model] = present + checked.tokens
 
-    async def _work(self, batch: Batch) -> str:
+    async def _work(self, batch: Batch) -> State:
         """Wait until the rows are done or something ends them; the status the batch is heading for."""
         config = self._config
         if "never_finishes" in batch.faults:
             await batch.cancelled.wait()
-            return "cancelled"
+            return State.CANCELLED
         limit_s, share = config.batch_s, 1.0
+        window_s = self._wire.window_s if config.window_s is None else config.window_s
         if "expire_at" in batch.faults:
             share = float(batch.faults["expire_at"].get("fraction", 0.8))
-        elif config.batch_s > config.window_s:
-            share = config.window_s / config.batch_s
+        elif config.batch_s > window_s:
+            share = window_s / config.batch_s
         await self._wait(batch, limit_s * share)
         if batch.cancelled.is_set():
-            return "cancelled"
+            return State.CANCELLED
         if share < 1.0:
             batch.stopped_at = int(batch.total * share)
-            return "expired"
-        self._move(batch, "finalizing")
-        return "completed"
+            return State.EXPIRED
+        self._move(batch, State.FINISHING)
+        return State.ENDED
 
     async def _wait(self, batch: Batch, provider_s: float) -> None:
         """Wait, but no longer than until the batch is cancelled."""
@@ -288,32 +189,32 @@ class BatchRunner:
         except TimeoutError:
             return
 
-    async def _finish(self, batch: Batch, model: str, ending: str) -> None:
+    async def _finish(self, batch: Batch, ending: State) -> None:
         done = batch.total if batch.stopped_at is None else batch.stopped_at
-        if ending == "cancelled" and "cancel_reverting_counts" in batch.faults:
+        if ending is not State.ENDED and not self._wire.keeps_partial:
+            done = 0
+        if ending is State.CANCELLED and "cancel_reverting_counts" in batch.faults:
             done = 0
         output, errors = self._files.scratch(), self._files.scratch()
         if batch.input is None:
-            raise BatchRefused("invalid_request", f"The input file {batch.input_file_id} was never read.")
+            raise BatchRefused("invalid_request", "The input was never read.")
         job = RowJob(
+            batch=batch,
             input=batch.input,
             output=output,
             errors=errors,
-            endpoint=batch.endpoint,
-            total=batch.total,
             done=done,
-            rest="batch_expired" if ending == "expired" else "batch_cancelled",
+            ending=ending,
             created=self._clock.stamp(),
-            card=self._catalogue.card(model, batch=True) or FREE,
-            faults=batch.faults,
+            catalogue=self._catalogue,
             keep_keys=self._invoice.counting,
         )
         loop = asyncio.get_running_loop()
-        tally = await loop.run_in_executor(self._threads, run_rows, job, self._model)
-        if ending == "completed":
+        tally = await loop.run_in_executor(self._threads, run_rows, job, self._rows)
+        if ending is State.ENDED:
             await self._wait(batch, self._config.finalizing_s)
-            ending = "cancelled" if batch.cancelled.is_set() else ending
-        if ending == "cancelled":
+            ending = State.CANCELLED if batch.cancelled.is_set() else ending
+        if ending is State.CANCELLED:
             await self._clock.sleep(self._config.cancel_s)
         batch.input.unlink()
         self._invoice.book_batch(batch.id, tally)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
+
+from nightmill.simulator.formats import Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +19,10 @@ class Rate:
     above: int
     input: int
     output: int
+    cached: int  # of the input, read from a cache
+    written: int  # of the input, written to a short-lived cache
+    written_long: int  # of the input, written to a long-lived one
     per: int
-
-    def nanos(self, input_tokens: int, output_tokens: int) -> int:
-        """The price of one request, rounded half up once."""
-        exact = input_tokens * self.input + output_tokens * self.output
-        return (2 * exact + self.per) // (2 * self.per)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +31,36 @@ class RateCard:
 
     rates: tuple[Rate, ...]
 
-    def nanos(self, input_tokens: int, output_tokens: int) -> int:
-        """The price of one request in nano-dollars. A tier holds for the whole request."""
+    def nanos(
+        self, input_tokens: int, output_tokens: int, *, cached: int = 0, written: int = 0, written_long: int = 0
+    ) -> int:
+        """The price of one request in nano-dollars, rounded half up once. A tier holds for the whole request.
+
+        Args:
+            input_tokens: the whole prompt; ``cached``, ``written`` and ``written_long`` are parts of it.
+        """
         rate = self.rates[0]
         for tier in self.rates[1:]:
             if input_tokens > tier.above:
                 rate = tier
-        return rate.nanos(input_tokens, output_tokens)
+        exact = (
+            (input_tokens - cached - written - written_long) * rate.input
+            + cached * rate.cached
+            + written * rate.written
+            + written_long * rate.written_long
+            + output_tokens * rate.output
+        )
+        return (2 * exact + rate.per) // (2 * rate.per)
 
 
-FREE = RateCard((Rate(0, 0, 0, 1),))
+FREE = RateCard((Rate(0, 0, 0, 0, 0, 0, 1),))
 
 
 class Catalogue:
-    """Which models exist and what they cost, straight from genai-prices."""
+    """Which models of a provider exist and what they cost, straight from genai-prices."""
 
-    def __init__(self, extra: tuple[str, ...] = ()) -> None:
-        self._extra = frozenset(extra)
+    def __init__(self, extra: tuple[str, ...] = (), provider: str = "openai") -> None:
+        self._extra, self._provider = frozenset(extra), provider
         self._cards: dict[tuple[str, bool], RateCard | None] = {}
 
     def knows(self, model: str) -> bool:
@@ -58,41 +73,59 @@ class Catalogue:
         if key not in self._cards:
             if len(self._cards) > 10_000:  # a client may ask for any name
                 self._cards.clear()
-            self._cards[key] = FREE if model in self._extra else _resolve(model, batch)
+            self._cards[key] = FREE if model in self._extra else _resolve(self._provider, model, batch)
         return self._cards[key]
+
+    def nanos(self, reply: Reply, *, batch: bool) -> int:
+        """What one answered request costs."""
+        card = self.card(reply.model, batch=batch) or FREE
+        return card.nanos(
+            reply.input_tokens,
+            reply.output_tokens,
+            cached=reply.cached_tokens,
+            written=reply.written_tokens,
+            written_long=reply.written_long_tokens,
+        )
 
     def names(self) -> list[str]:
         """Every model, sorted."""
         from genai_prices.data_snapshot import get_snapshot
 
-        known = {m.id for p in get_snapshot().providers if p.id == "openai" for m in p.models}
+        known = {m.id for p in get_snapshot().providers if p.id == self._provider for m in p.models}
         return sorted(known | self._extra)
 
 
-def _resolve(model: str, batch: bool) -> RateCard | None:
+def _resolve(provider: str, model: str, batch: bool) -> RateCard | None:
     from genai_prices import Usage, calc_price
-    from genai_prices.types import TieredPrices
 
     context = {"processing": "batch"} if batch else None
     try:
         price = calc_price(
-            Usage(input_tokens=1, output_tokens=1), model_ref=model, provider_id="openai", price_context=context
+            Usage(input_tokens=1, output_tokens=1), model_ref=model, provider_id=provider, price_context=context
         ).model_price
     except LookupError:
         return None
-    steps: list[dict[int, Decimal]] = []  # per column: {tokens above which it holds: dollars a million tokens}
-    for column in (price.input_mtok, price.output_mtok):
-        if isinstance(column, TieredPrices):
-            steps.append({0: column.base, **{tier.start: tier.price for tier in column.tiers}})
-        else:
-            steps.append({0: column or Decimal(0)})
+    steps = [_steps(column) for column in (price.input_mtok, price.output_mtok)]
+    steps.append(_steps(price.cache_read_mtok) if price.cache_read_mtok is not None else steps[0])
+    steps.append(_steps(price.cache_write_mtok) if price.cache_write_mtok is not None else steps[0])
+    steps.append(_steps(price.cache_write_1h_mtok) if price.cache_write_1h_mtok is not None else steps[3])
     rates = []
-    for above in sorted(steps[0].keys() | steps[1].keys()):
+    for above in sorted(set().union(*steps)):
         # 1 $ a million tokens = 1000 nano-dollars a token
-        cost_in, cost_out = (Fraction(step[max(s for s in step if s <= above)]) * 1000 for step in steps)
-        per = cost_in.denominator * cost_out.denominator
-        rates.append(Rate(above, int(cost_in * per), int(cost_out * per), per))
+        costs = [Fraction(step[max(s for s in step if s <= above)]) * 1000 for step in steps]
+        per = math.lcm(*(cost.denominator for cost in costs))
+        each, output, cached, written, written_long = (int(cost * per) for cost in costs)
+        rates.append(Rate(above, each, output, cached, written, written_long, per))
     return RateCard(tuple(rates))
+
+
+def _steps(column: Any) -> dict[int, Decimal]:
+    """Tokens above which a price holds, and the price in dollars a million tokens."""
+    from genai_prices.types import TieredPrices
+
+    if isinstance(column, TieredPrices):
+        return {0: column.base, **{tier.start: tier.price for tier in column.tiers}}
+    return {0: column or Decimal(0)}
 
 
 @dataclass(slots=True)
@@ -105,6 +138,7 @@ class Tally:
     output_tokens: int = 0
     completed: int = 0
     failed: int = 0
+    not_run: int = 0  # the batch was over before
     keys: list[bytes] = field(default_factory=list)  # who each executed row was; at most 32 bytes each
 
 
@@ -160,3 +194,16 @@ class Invoice:
             "distinct_rows": None if self._seen is None else len(self._seen),
             "executed_more_than_once": None if self._seen is None else len(self._again),
         }
+
+
+def summed(views: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """One invoice over those of several providers, with each of them under its name in ``providers``."""
+    bills = list(views.values())
+    made: dict[str, Any] = {}
+    for key in bills[0]:
+        values = [bill[key] for bill in bills]
+        if key == "batches":
+            made[key] = {batch_id: batch for value in values for batch_id, batch in value.items()}
+        else:
+            made[key] = None if None in values else sum(values)
+    return {**made, "providers": dict(views)}

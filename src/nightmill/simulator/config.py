@@ -26,7 +26,7 @@ class SimulatorConfig:
     validating_s: float = 2.0
     finalizing_s: float = 1.0
     cancel_s: float = 5.0  # from cancelling to cancelled
-    window_s: float = 86_400.0  # a batch that takes longer expires with what it has done
+    window_s: float | None = None  # a batch that takes longer expires; None = as long as its provider allows
     latency_s: float = 0.0  # of a live call
     skew_s: float = 0.0  # real seconds the provider's clock is ahead of ours
     answer_tokens: int = 40  # median length of an answer
@@ -36,8 +36,8 @@ class SimulatorConfig:
     enqueued_tokens: int | None = None  # most prompt tokens in unfinished batches of one model
     rpm: int = 0  # live requests a minute; 0 = no limit
     tpm: int = 0  # live tokens a minute; 0 = no limit
-    max_rows: int = 50_000
-    max_bytes: int = 209_715_200
+    max_rows: int | None = None  # of a batch; None = as many as its provider allows
+    max_bytes: int | None = None  # of a batch's input; None = as large as its provider allows
     max_inputs: int = 50_000  # embedding inputs in a batch
     count_rows: int = 200_000  # distinct rows are counted up to here, then no more (memory)
 

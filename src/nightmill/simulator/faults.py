@@ -60,7 +60,7 @@ CALL_FAULTS: dict[str, str] = {
     "create_accepted_then_500": "committed, answered with 500",
     "create_repeated": "something on the way repeats it: committed twice, answered with 500",
     "create_dropped_before": "connection closed, nothing committed",
-    "create_500_before": "answered with 500, nothing committed",
+    "create_500_before": "status (500): answered with that, nothing committed",
     "enqueued_limit_now": "limit: create answers 429 with the enqueued-token text",
     "live_429": "fraction or count, retry_after or retry_after_ms",
     "live_500": "fraction or count, status (500)",
@@ -81,7 +81,9 @@ CALL_FAULTS: dict[str, str] = {
 KNOWN = BATCH_FAULTS | ANSWER_FAULTS | CALL_FAULTS
 _ONCE = frozenset({"poll_404_once"})
 _ON = {"non_json_bodies": ("live",), "slow_bodies": ("content",), "short_body": ("content",)}
-_LIVE_COUNTED = frozenset({"live_429", "live_500", "live_timeout", "live_close_before"}) | ANSWER_FAULTS.keys()
+_LIVE_COUNTED = (
+    frozenset({"live_429", "live_500", "live_overloaded", "live_timeout", "live_close_before"}) | ANSWER_FAULTS.keys()
+)
 
 
 @dataclass(slots=True)

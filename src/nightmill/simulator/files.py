@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from nightmill.simulator.wire import ApiError, new_id
 
 THIRTY_DAYS_S = 30 * 86_400
 _FLUSH_BYTES = 1 << 20
-PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +24,6 @@ class FileRecord:
     expires_at: int | None
     path: Path
     scope: str
-
-    def view(self) -> dict[str, Any]:
-        """The file object of the wire."""
-        return {
-            "id": self.id,
-            "object": "file",
-            "bytes": self.size_bytes,
-            "created_at": self.created_at,
-            "expires_at": self.expires_at,
-            "filename": self.filename,
-            "purpose": self.purpose,
-            "status": "processed",
-            "status_details": None,
-        }
 
 
 class FileStore:
@@ -57,13 +40,21 @@ class FileStore:
 
     def scratch(self) -> Path:
         """A path for a file that `add` may take over; nothing is there yet."""
-        return self._folder / new_id("new-")
+        return self._folder / f"new-{secrets.token_hex(16)}"
 
     def add(
-        self, source: Path, *, filename: str, purpose: str, created_at: int, keep_s: int | None, scope: str
+        self,
+        source: Path,
+        *,
+        filename: str,
+        purpose: str,
+        created_at: int,
+        keep_s: int | None,
+        scope: str,
+        file_id: str | None = None,
     ) -> FileRecord:
-        """Make the file at ``source`` one of the store's; it is moved."""
-        file_id = new_id("file-")
+        """Make the file at ``source`` one of the store's; it is moved. ``file_id`` is one a caller chose."""
+        file_id = file_id or f"file-{secrets.token_hex(16)}"
         path = source.rename(self._folder / file_id)
         record = FileRecord(
             id=file_id,
@@ -89,18 +80,11 @@ class FileStore:
         record = self._records.get(file_id)
         return record if record is not None and record.scope == scope else None
 
-    def get(self, file_id: str, scope: str) -> FileRecord:
-        """Like `find`, but raises the 404 of the wire."""
-        record = self.find(file_id, scope)
-        if record is None:
-            raise ApiError(404, f"No such File object: {file_id}", param="id")
-        return record
-
-    def delete(self, file_id: str, scope: str) -> None:
-        """Forget a file and its content; 404 when it is not there."""
-        record = self.get(file_id, scope)
-        del self._records[file_id]
-        record.path.unlink(missing_ok=True)
+    def drop(self, file_id: str) -> None:
+        """Forget a file and its content, if they are there."""
+        record = self._records.pop(file_id, None)
+        if record is not None:
+            record.path.unlink(missing_ok=True)
 
     def all(self, scope: str, purpose: str | None) -> list[FileRecord]:
         """This account's files, oldest first."""

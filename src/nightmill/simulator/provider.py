@@ -1,4 +1,8 @@
-"""Everything one simulated provider holds, handed to the request handlers as a whole."""
+"""Everything one simulated provider holds, handed to the request handlers as a whole.
+
+Each format has a provider of its own, with its own files, batches, models and bill; the clock, the faults and the log
+are one for all.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from nightmill.simulator.billing import Catalogue, Invoice
 from nightmill.simulator.config import Clock, SimulatorConfig
 from nightmill.simulator.faults import FaultBook
 from nightmill.simulator.files import FileStore
+from nightmill.simulator.formats import Format
 
 _LOG_LENGTH = 100_000
 _UNLIMITED = 10_000_000  # what the headers claim where nothing is limited
@@ -50,8 +55,23 @@ class Quota:
 
 
 @dataclass(slots=True)
+class Shared:
+    """What all providers of one simulator have in common."""
+
+    config: SimulatorConfig
+    clock: Clock
+    faults: FaultBook
+    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LOG_LENGTH))
+
+    @classmethod
+    def of(cls, config: SimulatorConfig) -> Shared:
+        """Nothing has happened yet. Raises ValueError for a configuration that is wrong."""
+        return cls(config, Clock(config.speed, config.skew_s), FaultBook(config.faults))
+
+
+@dataclass(slots=True)
 class Provider:
-    """The state of one simulator."""
+    """The state of one provider."""
 
     config: SimulatorConfig
     clock: Clock
@@ -63,25 +83,28 @@ class Provider:
     batches: BatchRunner
     requests: Quota
     tokens: Quota
-    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_LOG_LENGTH))
+    max_bytes: int  # of a batch's input
+    events: deque[dict[str, Any]]
 
     @classmethod
-    def of(cls, config: SimulatorConfig) -> Provider:
+    def of(cls, wire: Format, shared: Shared) -> Provider:
         """A provider with nothing in it; `files` is to be opened before the first request."""
-        clock = Clock(config.speed, config.skew_s)
-        files, catalogue, invoice = FileStore(), Catalogue(config.models), Invoice(config.count_rows)
-        model = Model(config, catalogue)
+        config, clock = shared.config, shared.clock
+        files, catalogue, invoice = FileStore(), Catalogue(config.models, wire.prices), Invoice(config.count_rows)
+        model = Model(config)
         return cls(
             config=config,
             clock=clock,
-            faults=FaultBook(config.faults),
+            faults=shared.faults,
             files=files,
             catalogue=catalogue,
             model=model,
             invoice=invoice,
-            batches=BatchRunner(config, clock, files, catalogue, model, invoice),
+            batches=BatchRunner(wire, wire.rows(model, catalogue), config, clock, files, catalogue, invoice),
             requests=Quota(config.rpm, clock),
             tokens=Quota(config.tpm, clock),
+            max_bytes=wire.max_bytes if config.max_bytes is None else config.max_bytes,
+            events=shared.events,
         )
 
     def note(self, event: str, status: int | None, *, dropped: bool = False, **facts: Any) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from nightmill.simulator.answering import Reply
-from nightmill.simulator.billing import FREE
-from nightmill.simulator.http_common import PROVIDER, api_key, hang_up, hold_s, json_reply, refuse_without_quota
+from nightmill.simulator import live
+from nightmill.simulator.formats import Reply, encode
+from nightmill.simulator.http import PROVIDER, json_reply
+from nightmill.simulator.openai.answering import Answers
+from nightmill.simulator.openai.http_common import api_key, refuse_without_quota
+from nightmill.simulator.openai.wire import CHAT_URL, EMBEDDINGS_URL, RESPONSES_URL, unknown_model
 from nightmill.simulator.provider import Provider
-from nightmill.simulator.wire import CHAT_URL, EMBEDDINGS_URL, RESPONSES_URL, ApiError, encode, unknown_model
 
 _MODELS_CREATED = 1_750_000_000
 
@@ -37,67 +39,17 @@ async def responses(request: web.Request) -> web.StreamResponse:
 
 
 async def _live(request: web.Request, url: str) -> web.StreamResponse:
-    provider = request.app[PROVIDER]
+    provider = request[PROVIDER]
     refuse_without_quota(request)
     body = await request.read()
-    await _faults_before(request, provider)
-    _admit(provider)
-    held = provider.faults.take("live_timeout", "live")
-    reply = provider.model.answer(url, body, created=provider.clock.stamp(), twists=provider.faults.take_for_answer())
-    if reply.status == 200:
-        _bill(provider, reply)
-    if held is not None:
-        provider.note("live", None, dropped=True, digest=reply.digest.hex())
-        await hang_up(request, hold_s(held))
-    if provider.config.latency_s > 0:
-        await provider.clock.sleep(provider.config.latency_s)
+    answers = Answers(provider.model, provider.catalogue)
+    created = provider.clock.stamp()
+    reply = await live.run(request, lambda twists: answers.answer(url, body, created=created, twists=twists))
     if url == CHAT_URL and reply.status == 200 and b'"stream"' in body:
         wanted = msgspec.json.decode(body, type=_Stream)
         if wanted.stream:
             return await _stream(request, reply, bool((wanted.stream_options or {}).get("include_usage")))
-    answer = json_reply(reply.body, reply.status)
-    answer.headers.update(rate_headers(provider))
-    return answer
-
-
-async def _faults_before(request: web.Request, provider: Provider) -> None:
-    """What goes wrong before anything is run or billed."""
-    faults = provider.faults
-    if faults.take("live_close_before", "live") is not None:
-        await hang_up(request)
-    told = faults.take("live_429", "live")
-    if told is not None:
-        headers = {"retry-after": str(told["retry_after"])} if "retry_after" in told else {}
-        if "retry_after_ms" in told:
-            headers["retry-after-ms"] = str(told["retry_after_ms"])
-        raise _rate_limited(provider, headers)
-    told = faults.take("live_500", "live")
-    if told is not None:
-        message = "The server had an error processing your request. Sorry about that!"
-        raise ApiError(int(told.get("status", 500)), message, kind="server_error", headers=rate_headers(provider))
-
-
-def _admit(provider: Provider) -> None:
-    """Spend one request of the quota, or answer 429."""
-    wait_s = max(provider.requests.wait_s(1), provider.tokens.wait_s(1))
-    if wait_s > 0:
-        real_s = provider.clock.real_s(wait_s)
-        raise _rate_limited(
-            provider, {"retry-after": str(max(1, round(real_s))), "retry-after-ms": str(max(1, round(real_s * 1000)))}
-        )
-    provider.requests.spend(1)
-
-
-def _rate_limited(provider: Provider, headers: dict[str, str]) -> ApiError:
-    message = "Rate limit reached for requests. Please try again later."
-    headers = rate_headers(provider) | headers
-    return ApiError(429, message, kind="requests", code="rate_limit_exceeded", headers=headers)
-
-
-def _bill(provider: Provider, reply: Reply) -> None:
-    card = provider.catalogue.card(reply.model, batch=False) or FREE
-    provider.invoice.book_live(card.nanos(reply.input_tokens, reply.output_tokens), reply.digest)
-    provider.tokens.spend(reply.input_tokens + reply.output_tokens)
+    return live.show(request, reply)
 
 
 def rate_headers(provider: Provider) -> dict[str, str]:
@@ -126,7 +78,7 @@ async def _stream(request: web.Request, reply: Reply, with_usage: bool) -> web.S
     head = {k: whole[k] for k in ("id", "created", "model", "service_tier", "system_fingerprint")}
     head["object"] = "chat.completion.chunk"
     stream = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-    stream.headers.update(rate_headers(request.app[PROVIDER]))
+    stream.headers.update(rate_headers(request[PROVIDER]))
     await stream.prepare(request)
 
     async def send(choices: list[dict[str, Any]], **more: Any) -> None:
@@ -149,7 +101,7 @@ async def _stream(request: web.Request, reply: Reply, with_usage: bool) -> web.S
 
 async def list_models(request: web.Request) -> web.StreamResponse:
     """GET /v1/models"""
-    names = request.app[PROVIDER].catalogue.names()
+    names = request[PROVIDER].catalogue.names()
     return json_reply({"object": "list", "data": [_model(name) for name in names]})
 
 
@@ -157,7 +109,7 @@ async def get_model(request: web.Request) -> web.StreamResponse:
     """GET /v1/models/{id}"""
     api_key(request)
     name = request.match_info["model"]
-    if not request.app[PROVIDER].catalogue.knows(name):
+    if not request[PROVIDER].catalogue.knows(name):
         raise unknown_model(name)
     return json_reply(_model(name))
 

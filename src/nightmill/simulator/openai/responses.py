@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from nightmill.simulator.wire import ApiError, encode
+from nightmill.simulator.formats import encode
+from nightmill.simulator.openai.wire import ApiError
 
 _OWN_TOOLS = ("function", "custom")
 

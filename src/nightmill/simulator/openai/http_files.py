@@ -10,24 +10,41 @@ from typing import Any
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from nightmill.simulator.files import PURPOSES, THIRTY_DAYS_S, FileRecord, spool
-from nightmill.simulator.http_common import PROVIDER, json_reply, scope_of, whole_number
-from nightmill.simulator.wire import ApiError, page, server_error
+from nightmill.simulator.files import THIRTY_DAYS_S, FileRecord, spool
+from nightmill.simulator.http import PROVIDER, cut_last_line, json_reply
+from nightmill.simulator.openai.http_common import scope_of, whole_number
+from nightmill.simulator.openai.wire import ApiError, page, server_error
 
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 _CHUNK_BYTES = 1 << 18
 _GENERAL_BYTES = 512 * 1024 * 1024
 _SERVED_WHOLE = ("short_body", "slow_bodies", "truncated_last_line")
 
 
+def view(record: FileRecord) -> dict[str, Any]:
+    """The file object of the wire."""
+    return {
+        "id": record.id,
+        "object": "file",
+        "bytes": record.size_bytes,
+        "created_at": record.created_at,
+        "expires_at": record.expires_at,
+        "filename": record.filename,
+        "purpose": record.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+
+
 async def upload(request: web.Request) -> web.StreamResponse:
     """POST /v1/files"""
-    provider = request.app[PROVIDER]
+    provider = request[PROVIDER]
     if not request.content_type.startswith("multipart/"):
         raise ApiError(400, "Could not parse multipart form. Send the file as multipart/form-data.")
     scratch = provider.files.scratch()
     try:
-        fields, filename, size = await _read_form(request, scratch, provider.config.max_bytes)
-        _check_upload(fields, filename, size, provider.config.max_bytes)
+        fields, filename, size = await _read_form(request, scratch, provider.max_bytes)
+        _check_upload(fields, filename, size, provider.max_bytes)
         if provider.faults.take("upload_500", "upload") is not None:
             raise server_error()
         record = provider.files.add(
@@ -44,7 +61,7 @@ async def upload(request: web.Request) -> web.StreamResponse:
     finally:
         scratch.unlink(missing_ok=True)
     provider.note("upload", 200, file_id=record.id, filename=record.filename, size_bytes=record.size_bytes)
-    return json_reply(record.view())
+    return json_reply(view(record))
 
 
 async def _read_form(request: web.Request, scratch: Path, max_bytes: int) -> tuple[dict[str, str], str | None, int]:
@@ -100,7 +117,7 @@ def _keep_s(fields: dict[str, str]) -> int | None:
 
 async def list_files(request: web.Request) -> web.StreamResponse:
     """GET /v1/files"""
-    provider = request.app[PROVIDER]
+    provider = request[PROVIDER]
     limit = whole_number(request, "limit", 10_000, 10_000)
     order = request.query.get("order", "desc")
     if order not in ("asc", "desc"):
@@ -109,7 +126,7 @@ async def list_files(request: web.Request) -> web.StreamResponse:
     if order == "desc":
         records.reverse()
     after = request.query.get("after")
-    return json_reply(_page_after([record.view() for record in records], after, limit))
+    return json_reply(_page_after([view(record) for record in records], after, limit))
 
 
 def _page_after(items: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
@@ -123,21 +140,25 @@ def _page_after(items: list[dict[str, Any]], after: str | None, limit: int) -> d
 
 
 def _record(request: web.Request) -> FileRecord:
-    return request.app[PROVIDER].files.get(request.match_info["file_id"], scope_of(request))
+    file_id = request.match_info["file_id"]
+    record = request[PROVIDER].files.find(file_id, scope_of(request))
+    if record is None:
+        raise ApiError(404, f"No such File object: {file_id}", param="id")
+    return record
 
 
 async def get_file(request: web.Request) -> web.StreamResponse:
     """GET /v1/files/{id}"""
-    return json_reply(_record(request).view())
+    return json_reply(view(_record(request)))
 
 
 async def delete_file(request: web.Request) -> web.StreamResponse:
     """DELETE /v1/files/{id}"""
-    provider, file_id = request.app[PROVIDER], request.match_info["file_id"]
+    provider, file_id = request[PROVIDER], request.match_info["file_id"]
     if provider.faults.take("delete_405", "delete") is not None:
         raise ApiError(405, "Not allowed to DELETE on /v1/files/{file_id}")
     try:
-        provider.files.delete(file_id, scope_of(request))
+        provider.files.drop(_record(request).id)
     except ApiError as refusal:
         provider.note("delete", refusal.status, file_id=file_id)
         raise
@@ -147,7 +168,7 @@ async def delete_file(request: web.Request) -> web.StreamResponse:
 
 async def get_content(request: web.Request) -> web.StreamResponse:
     """GET /v1/files/{id}/content"""
-    provider = request.app[PROVIDER]
+    provider = request[PROVIDER]
     record = _record(request)
     if provider.faults.take("retention_404", "content") is not None:
         raise ApiError(404, f"No such File object: {record.id}", param="id")
@@ -159,11 +180,5 @@ async def get_content(request: web.Request) -> web.StreamResponse:
         return web.FileResponse(record.path, chunk_size=_CHUNK_BYTES, headers=headers)
     body = await asyncio.to_thread(record.path.read_bytes)
     if provider.faults.take("truncated_last_line", "content") is not None:
-        body = _cut_last_line(body)
+        body = cut_last_line(body)
     return web.Response(body=body, headers=headers)
-
-
-def _cut_last_line(body: bytes) -> bytes:
-    """``body`` without the second half of its last line."""
-    start = body.rstrip(b"\n").rfind(b"\n") + 1
-    return body[: start + (len(body) - start) // 2]

@@ -1,22 +1,19 @@
-"""The shapes of OpenAI's wire that every part of the simulator speaks: ids, errors, lists."""
+"""The shapes of OpenAI's wire that all its handlers speak: addresses, errors, lists."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
+from nightmill.simulator.formats import Refusal, encode
 
 CHAT_URL = "/v1/chat/completions"
 EMBEDDINGS_URL = "/v1/embeddings"
 RESPONSES_URL = "/v1/responses"
 SERVED = (CHAT_URL, RESPONSES_URL, EMBEDDINGS_URL)
 
-encode = msgspec.json.encode
 
-
-class ApiError(Exception):
+class ApiError(Refusal):
     """A refusal in OpenAI's error shape."""
 
     def __init__(
@@ -29,19 +26,13 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.kind = status, message, kind
-        self.param, self.code, self.headers = param, code, dict(headers or {})
+        super().__init__(status, message, headers=headers)
+        self.kind, self.param, self.code = kind, param, code
 
     def body(self) -> bytes:
         """``{"error": {message, type, param, code}}``"""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return encode({"error": error})
-
-
-def new_id(prefix: str) -> str:
-    """A fresh id such as ``batch_68f0...``."""
-    return prefix + secrets.token_hex(16)
 
 
 def server_error() -> ApiError:
@@ -57,6 +48,11 @@ def unknown_model(model: str) -> ApiError:
     """The 404 of a live call to a model that does not exist."""
     message = f"The model `{model}` does not exist or you do not have access to it."
     return ApiError(404, message, code="model_not_found")
+
+
+def no_batch(batch_id: str) -> ApiError:
+    """The 404 for a batch that is not there."""
+    return ApiError(404, f"No batch found with id '{batch_id}'.")
 
 
 def no_quota() -> ApiError:

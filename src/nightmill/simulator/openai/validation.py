@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import msgspec
 
-from nightmill.simulator.answering import count_inputs, prompt_tokens
 from nightmill.simulator.billing import Catalogue
-from nightmill.simulator.wire import EMBEDDINGS_URL, ApiError
+from nightmill.simulator.formats import BatchRefused, Checked, Rules
+from nightmill.simulator.openai.answering import count_inputs, prompt_tokens
+from nightmill.simulator.openai.wire import EMBEDDINGS_URL, ApiError
+from nightmill.simulator.rows import lines_of
 
 
 class _BodyHead(msgspec.Struct, frozen=True):
@@ -39,38 +38,6 @@ class RowLine(msgspec.Struct):
 _decode_line = msgspec.json.Decoder(_Line).decode
 decode_row = msgspec.json.Decoder(RowLine).decode
 _REQUIRED = ("custom_id", "method", "url")
-
-
-class BatchRefused(Exception):
-    """The batch fails validation; ``error`` is one item of its ``errors.data``."""
-
-    def __init__(self, code: str, message: str, *, param: str | None = None, line: int | None = None) -> None:
-        super().__init__(message)
-        self.error: dict[str, Any] = {"code": code, "message": message, "param": param, "line": line}
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What validation learned of a good batch."""
-
-    rows: int
-    model: str
-    tokens: int  # of all prompts; 0 unless asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The limits a batch is held to."""
-
-    max_rows: int
-    max_inputs: int
-    count_tokens: bool  # only worth its time where enqueued tokens are limited
-
-
-def lines_of(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file without their newline; a file's last newline ends a line, it starts none."""
-    for line in file:
-        yield line[:-1] if line.endswith(b"\n") else line
 
 
 def check(path: Path, endpoint: str, rules: Rules, catalogue: Catalogue) -> Checked:

@@ -7,81 +7,36 @@ from typing import Any
 
 from aiohttp import web
 
-from nightmill.simulator.batches import Batch, view
+from nightmill.simulator.batch import Batch, new_id
+from nightmill.simulator.creating import Intent, create
 from nightmill.simulator.files import THIRTY_DAYS_S
-from nightmill.simulator.http_common import (
-    PROVIDER,
-    Dropped,
-    hang_up,
-    hold_s,
-    html_page,
-    json_object,
-    json_reply,
-    refuse_without_quota,
-    scope_of,
-    send_short,
-    whole_number,
-)
+from nightmill.simulator.http import PROVIDER, json_reply, send_short
+from nightmill.simulator.openai.http_common import json_object, refuse_without_quota, scope_of, whole_number
+from nightmill.simulator.openai.shown import view, word_of
+from nightmill.simulator.openai.validation import model_of
+from nightmill.simulator.openai.wire import SERVED, ApiError, no_batch, page, server_error
 from nightmill.simulator.provider import Provider
-from nightmill.simulator.validation import model_of
-from nightmill.simulator.wire import SERVED, ApiError, enqueued_limit_text, page, server_error
 
 _MOST_PAIRS, _MOST_KEY, _MOST_VALUE = 16, 64, 512
 
 
 async def create_batch(request: web.Request) -> web.StreamResponse:
-    """POST /v1/batches; whatever happens goes into the log."""
-    provider = request.app[PROVIDER]
-    facts: dict[str, Any] = {"batch_id": None}
-    try:
-        answer = await _create(request, provider, facts)
-    except ApiError as refusal:
-        provider.note("create", refusal.status, **facts)
-        raise
-    except Dropped:
-        raise  # logged when it was decided: the caller may be gone before this runs
-    provider.note("create", answer.status, **facts)
-    return answer
+    """POST /v1/batches"""
+    return await create(request, _read)
 
 
-async def _create(request: web.Request, provider: Provider, facts: dict[str, Any]) -> web.StreamResponse:
-    faults = provider.faults
+async def _read(request: web.Request, facts: dict[str, Any]) -> Intent:
+    provider, scope = request[PROVIDER], scope_of(request)
     refuse_without_quota(request)
     asked = await json_object(request)
     facts.update(metadata=asked.get("metadata"), input_file_id=asked.get("input_file_id"))
-    source = provider.files.find(str(asked.get("input_file_id")), scope_of(request))
+    source = provider.files.find(str(asked.get("input_file_id")), scope)
     facts["filename"] = source.filename if source else None
-    if faults.take("create_dropped_before", "create") is not None:
-        provider.note("create", None, dropped=True, **facts)
-        await hang_up(request)
-    if faults.take("create_500_before", "create") is not None:
-        raise server_error()
-    told = faults.take("enqueued_limit_now", "create")
-    if told is not None:
-        model = model_of(source.path) if source else None
-        message = enqueued_limit_text(model or "this model", int(told.get("limit", 2_000_000)))
-        raise ApiError(429, message, code="token_limit_exceeded")
-    batch = _batch(asked, provider, scope_of(request))
-    page_fault = faults.take("non_json_bodies", "create")
-    if page_fault is not None and not page_fault.get("commit"):
-        return html_page(page_fault)
-    batch.faults = faults.take_for_batch()
-    provider.batches.start(batch)
-    facts["batch_id"] = batch.id
-    if page_fault is not None:
-        return html_page(page_fault)
-    held = faults.take("create_accepted_then_timeout", "create")
-    if held is not None:
-        provider.note("create", None, dropped=True, **facts)
-        await hang_up(request, hold_s(held))
-    if faults.take("create_repeated", "create") is not None:
-        again = _batch(asked, provider, scope_of(request))
-        provider.batches.start(again)
-        provider.note("create", 500, **{**facts, "batch_id": again.id})
-        raise server_error()
-    if faults.take("create_accepted_then_500", "create") is not None:
-        raise server_error()
-    return json_reply(_view(provider, batch))
+    return Intent(
+        make=lambda: _batch(asked, provider, scope),
+        show=lambda batch: _view(provider, batch),
+        model=lambda: model_of(source.path) if source else None,
+    )
 
 
 def _batch(asked: dict[str, Any], provider: Provider, scope: str) -> Batch:
@@ -96,14 +51,13 @@ def _batch(asked: dict[str, Any], provider: Provider, scope: str) -> Batch:
     if asked["completion_window"] != "24h":
         message = f"Invalid value: '{asked['completion_window']}'. Supported values are: '24h'."
         raise ApiError(400, message, param="completion_window", code="invalid_value")
+    facts = {name: asked[name] for name in ("endpoint", "input_file_id")}
     return Batch(
-        endpoint=asked["endpoint"],
-        input_file_id=asked["input_file_id"],
-        metadata=_metadata(asked.get("metadata")),
+        id=new_id("batch_"),
         scope=scope,
-        created_at=provider.clock.stamp(),
+        created_at=provider.clock.unix(),
         created_elapsed=provider.clock.elapsed(),
-        faults={},
+        facts={**facts, "metadata": _metadata(asked.get("metadata"))},
         keep_s=_keep_s(asked.get("output_expires_after")),
     )
 
@@ -148,7 +102,7 @@ def _view(provider: Provider, batch: Batch) -> dict[str, Any]:
 
 async def list_batches(request: web.Request) -> web.StreamResponse:
     """GET /v1/batches, newest first."""
-    provider = request.app[PROVIDER]
+    provider = request[PROVIDER]
     if provider.faults.take("list_page_500", "list") is not None:
         raise server_error()
     limit = whole_number(request, "limit", 20, 100)
@@ -156,9 +110,9 @@ async def list_batches(request: web.Request) -> web.StreamResponse:
     start = 0
     after = request.query.get("after")
     if after is not None:
-        anchor = provider.batches.get(after, scope_of(request))
-        if anchor not in batches:
-            raise ApiError(404, f"No batch found with id '{after}'.")
+        anchor = provider.batches.find(after, scope_of(request))
+        if anchor is None or anchor not in batches:
+            raise no_batch(after)
         start = batches.index(anchor) + 1
     shown = [_view(provider, batch) for batch in batches[start : start + limit]]
     answer = json_reply(page(shown, start + limit < len(batches)))
@@ -167,23 +121,31 @@ async def list_batches(request: web.Request) -> web.StreamResponse:
     return answer
 
 
+def _find(request: web.Request) -> Batch:
+    batch_id = request.match_info["batch_id"]
+    batch = request[PROVIDER].batches.find(batch_id, scope_of(request))
+    if batch is None:
+        raise no_batch(batch_id)
+    return batch
+
+
 async def get_batch(request: web.Request) -> web.StreamResponse:
     """GET /v1/batches/{id}"""
-    provider = request.app[PROVIDER]
-    batch = provider.batches.get(request.match_info["batch_id"], scope_of(request))
+    provider, batch = request[PROVIDER], _find(request)
     if provider.faults.take("poll_500", "poll") is not None:
         raise server_error()
     if provider.faults.take("poll_404_once", "poll") is not None:
-        raise ApiError(404, f"No batch found with id '{batch.id}'.")
+        raise no_batch(batch.id)
     return json_reply(_view(provider, batch))
 
 
 async def cancel_batch(request: web.Request) -> web.StreamResponse:
     """POST /v1/batches/{id}/cancel"""
-    provider, batch_id = request.app[PROVIDER], request.match_info["batch_id"]
+    provider, batch_id = request[PROVIDER], request.match_info["batch_id"]
     try:
-        batch = provider.batches.get(batch_id, scope_of(request))
-        provider.batches.cancel(batch)
+        batch = _find(request)
+        if not provider.batches.cancel(batch):
+            raise ApiError(409, f"Cannot cancel a batch with status '{word_of(batch)}'.")
     except ApiError as refusal:
         provider.note("cancel", refusal.status, batch_id=batch_id)
         raise

@@ -1,0 +1,1 @@
+"""OpenAI's wire format: files, batches, chat completions, responses and embeddings."""

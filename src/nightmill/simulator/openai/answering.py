@@ -1,0 +1,363 @@
+"""Answers in OpenAI's shapes: a chat, responses or embeddings body in, a response body out."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from nightmill.simulator.answering import (
+    MESSAGE_TOKENS,
+    NO_TWIST,
+    Ask,
+    Model,
+    Said,
+    digest_of,
+    number_of,
+    snapshot,
+    text_tokens,
+    unit_vector,
+)
+from nightmill.simulator.billing import Catalogue
+from nightmill.simulator.formats import Reply, encode
+from nightmill.simulator.instances import Unsatisfiable
+from nightmill.simulator.openai import responses
+from nightmill.simulator.openai.wire import CHAT_URL, RESPONSES_URL, ApiError, unknown_model
+
+_MAX_CHOICES = 128
+_MAX_INPUTS = 2048  # of one embeddings request
+_MAX_DIMENSIONS = 3072
+
+
+class _Part(msgspec.Struct):
+    type: str = "text"
+    text: str | None = None
+    refusal: str | None = None
+    image_url: dict[str, Any] | None = None
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str | list[_Part] | None = None
+
+
+_ABSENT = msgspec.Raw()
+
+
+class _Chat(msgspec.Struct):
+    model: str
+    messages: list[_Message]
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    response_format: msgspec.Raw = _ABSENT  # a union with None would take no objects
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+
+
+class _Embeddings(msgspec.Struct):
+    model: str
+    input: str | list[str | int | list[int]]
+    dimensions: int | None = None
+    encoding_format: str | None = None
+
+
+class _Format(msgspec.Struct):
+    type: str = "text"
+    json_schema: dict[str, Any] | None = None
+
+
+_decode_chat = msgspec.json.Decoder(_Chat).decode
+_decode_embeddings = msgspec.json.Decoder(_Embeddings).decode
+
+
+def prompt_tokens(url: str, body: bytes) -> int:
+    """Tokens the prompt of a request body counts for.
+
+    Raises:
+        ApiError: the body is no request for this endpoint.
+    """
+    if url == CHAT_URL:
+        return _chat_tokens(_parsed(_decode_chat, body))
+    if url == RESPONSES_URL:
+        return _response_tokens(_parsed(responses.decode_asked, body))
+    return sum(_input_tokens(item) for item in _inputs(_parsed(_decode_embeddings, body)))
+
+
+def count_inputs(body: bytes) -> int:
+    """How many inputs an embeddings body holds; 1 for one that cannot be read (it fails as a row)."""
+    try:
+        return len(_inputs(_parsed(_decode_embeddings, body)))
+    except ApiError:
+        return 1
+
+
+def _parsed(decode: Any, body: bytes) -> Any:
+    try:
+        return decode(body)
+    except msgspec.ValidationError as bad:
+        raise _invalid(str(bad)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ApiError(400, "We could not parse the JSON body of your request.") from None
+
+
+def _invalid(message: str) -> ApiError:
+    """msgspec's ``Object missing required field `x` - at `$.y` `` as OpenAI would put it."""
+    what, _, where = message.partition(" - at ")
+    param = where.strip("`").removeprefix("$").lstrip(".").replace("[...]", "[0]")
+    if what.startswith("Object missing required field"):
+        param = f"{param}.{what.split('`')[1]}" if param else what.split("`")[1]
+        return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    return ApiError(400, f"Invalid type for '{param}': {what}.", param=param or None, code="invalid_type")
+
+
+def _chat_tokens(chat: _Chat) -> int:
+    total = 0
+    for message in chat.messages:
+        content = message.content
+        if isinstance(content, str):
+            total += text_tokens(content)
+        elif content:
+            total += sum(text_tokens(_part_text(part)) for part in content)
+        total += MESSAGE_TOKENS
+    return total
+
+
+def _part_text(part: _Part) -> str:
+    if part.image_url is not None:
+        return str(part.image_url.get("url", ""))
+    return part.text or part.refusal or ""
+
+
+def _inputs(body: _Embeddings) -> list[str | list[int]]:
+    given = body.input
+    if isinstance(given, str):
+        return [given]
+    if given and all(isinstance(item, int) for item in given):
+        return [[item for item in given if isinstance(item, int)]]
+    if any(isinstance(item, int) for item in given):
+        raise ApiError(400, "'input' mixes tokens with texts.", param="input", code="invalid_type")
+    return [item for item in given if not isinstance(item, int)]
+
+
+def _input_tokens(item: str | list[int]) -> int:
+    return text_tokens(item) if isinstance(item, str) else len(item)
+
+
+class Answers:
+    """Answers requests. Thread-safe; remembers nothing of them."""
+
+    def __init__(self, model: Model, catalogue: Catalogue) -> None:
+        self._model, self._catalogue = model, catalogue
+
+    def answer(self, url: str, body: bytes, *, created: int, twists: frozenset[str] = NO_TWIST, salt: int = 0) -> Reply:
+        """The response to ``body`` at ``url``.
+
+        Args:
+            url: one of `wire.SERVED`.
+            created: unix seconds for the response.
+            twists: names from `faults.ANSWER_FAULTS` to apply.
+            salt: another answer to the same body for another salt.
+
+        Returns:
+            a 200, or a 4xx with an error body and no tokens; raises nothing.
+        """
+        digest = digest_of(body)
+        try:
+            if url == CHAT_URL:
+                return self._chat(_parsed(_decode_chat, body), digest, created, twists, salt)
+            if url == RESPONSES_URL:
+                return self._response(_parsed(responses.decode_asked, body), digest, created, twists, salt)
+            return self._embeddings(_parsed(_decode_embeddings, body), digest, twists)
+        except Unsatisfiable as why:
+            message = f"Invalid schema for response_format: {why}"
+            refusal = ApiError(400, message, param="response_format", code="invalid_json_schema")
+        except ApiError as wrong:
+            refusal = wrong
+        return Reply(refusal.status, refusal.body(), digest=digest)
+
+    def _chat(self, chat: _Chat, digest: bytes, created: int, twists: frozenset[str], salt: int) -> Reply:
+        self._check_chat(chat)
+        cap = chat.max_completion_tokens or chat.max_tokens
+        given = bytes(chat.response_format)
+        schema = _schema(given) if given else None
+        ask = Ask(cap, schema, _forced_tool(chat.tools, chat.tool_choice))
+        choices = [self._model.say(ask, number_of(digest, salt, turn), twists) for turn in range(chat.n or 1)]
+        input_tokens = _chat_tokens(chat)
+        output_tokens = sum(choice.tokens for choice in choices)
+        model = snapshot(chat.model, digest) if "model_snapshot_changes" in twists else chat.model
+        usage = _chat_usage(input_tokens, choices, output_tokens) if "usage_missing" not in twists else b""
+        body = b'{"id":"chatcmpl-%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b]%b,' % (
+            digest.hex().encode(),
+            created,
+            encode(model),
+            b",".join(_choice_json(i, choice) for i, choice in enumerate(choices)),
+            usage,
+        )
+        body += b'"service_tier":"default","system_fingerprint":"fp_simulator"}'
+        if "pretty_printed_bodies" in twists:
+            body = _pretty(body)
+        return Reply(200, body, chat.model, input_tokens, output_tokens, digest=digest)
+
+    def _response(
+        self, asked: responses.Asked, digest: bytes, created: int, twists: frozenset[str], salt: int
+    ) -> Reply:
+        if not self._catalogue.knows(asked.model):
+            raise unknown_model(asked.model)
+        responses.check(asked)
+        _within("max_output_tokens", asked.max_output_tokens, 1, None)
+        _within("temperature", asked.temperature, 0, 2)
+        _within("top_p", asked.top_p, 0, 1)
+        given = responses.schema_of(asked)
+        tool = _forced_tool(asked.tools, asked.tool_choice)
+        ask = Ask(asked.max_output_tokens, _schema(given) if given else None, tool)
+        choice = self._model.say(ask, number_of(digest, salt), twists)
+        if choice.call:
+            output = [responses.call(digest, *choice.call)]
+        else:
+            is_cut = choice.finish == "length"
+            output = [responses.message(digest, choice.content, choice.refusal, is_cut=is_cut)]
+        tokens = _response_tokens(asked)
+        model = snapshot(asked.model, digest) if "model_snapshot_changes" in twists else asked.model
+        made = responses.body_of(
+            asked, number=digest, created=created, model=model, output=output, is_cut=choice.finish == "length",
+            usage=None if "usage_missing" in twists else responses.usage(tokens, choice.tokens, choice.reasoning),
+        )  # fmt: skip
+        if "pretty_printed_bodies" in twists:
+            made = _pretty(made)
+        return Reply(200, made, asked.model, tokens, choice.tokens, digest=digest)
+
+    def _check_chat(self, chat: _Chat) -> None:
+        if not self._catalogue.knows(chat.model):
+            raise unknown_model(chat.model)
+        if not chat.messages:
+            message = "Invalid 'messages': empty array. Expected an array with minimum length 1."
+            raise ApiError(400, message, param="messages", code="empty_array")
+        if chat.max_tokens is not None and chat.max_completion_tokens is not None:
+            message = "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported."
+            raise ApiError(400, message, param="max_tokens", code="invalid_parameter_combination")
+        _within("max_completion_tokens", chat.max_completion_tokens, 1, None)
+        _within("max_tokens", chat.max_tokens, 1, None)
+        _within("n", chat.n, 1, _MAX_CHOICES)
+        _within("temperature", chat.temperature, 0, 2)
+        _within("top_p", chat.top_p, 0, 1)
+
+    def _embeddings(self, body: _Embeddings, digest: bytes, twists: frozenset[str]) -> Reply:
+        if not self._catalogue.knows(body.model):
+            raise unknown_model(body.model)
+        inputs = _inputs(body)
+        if not inputs or any(len(item) == 0 for item in inputs):
+            raise ApiError(400, "'input' must not be empty.", param="input", code="invalid_value")
+        if len(inputs) > _MAX_INPUTS:
+            message = f"'input' holds {len(inputs)} items; the most is {_MAX_INPUTS}."
+            raise ApiError(400, message, param="input", code="array_above_max_length")
+        _within("dimensions", body.dimensions, 1, _MAX_DIMENSIONS)
+        if body.encoding_format not in (None, "float", "base64"):
+            raise ApiError(400, "'encoding_format' is float or base64.", param="encoding_format", code="invalid_value")
+        size = body.dimensions or self._model.dimensions
+        packed = body.encoding_format == "base64"
+        items = (
+            b'{"object":"embedding","index":%d,"embedding":%b}' % (i, _vector(item, size, packed))
+            for i, item in enumerate(inputs)
+        )
+        tokens = sum(_input_tokens(item) for item in inputs)
+        usage = b',"usage":{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)
+        if "usage_missing" in twists:
+            usage = b""
+        made = b'{"object":"list","data":[%b],"model":%b%b}' % (b",".join(items), encode(body.model), usage)
+        if "pretty_printed_bodies" in twists:
+            made = _pretty(made)
+        return Reply(200, made, body.model, tokens, 0, digest=digest)
+
+
+def _response_tokens(asked: responses.Asked) -> int:
+    return sum(text_tokens(text) + MESSAGE_TOKENS for text in responses.texts_of(asked))
+
+
+def _forced_tool(
+    tools: list[dict[str, Any]] | None, choice: str | dict[str, Any] | None
+) -> tuple[str, dict[str, Any]] | None:
+    """Name and parameters of the tool that the caller insists on; left alone, this model calls none."""
+    functions = [tool.get("function", tool) for tool in tools or () if tool.get("type") == "function"]
+    if isinstance(choice, dict):
+        wanted = choice.get("function", choice).get("name")
+        functions = [each for each in functions if each.get("name") == wanted]
+    elif choice != "required":
+        return None
+    if not functions:
+        raise ApiError(400, "Invalid 'tool_choice': no such tool.", param="tool_choice", code="invalid_value")
+    return str(functions[0].get("name")), functions[0].get("parameters") or {"type": "object"}
+
+
+def _within(name: str, value: float | None, least: float, most: float | None) -> None:
+    if value is None or (value >= least and (most is None or value <= most)):
+        return
+    side, bound, word = ("below_min", least, "minimum") if value < least else ("above_max", most, "maximum")
+    kind = "integer" if isinstance(value, int) else "decimal"
+    message = (
+        f"Invalid '{name}': {kind} {side.replace('_', ' ')} value. "
+        f"Expected a value with {word} {bound}, but got {value} instead."
+    )
+    raise ApiError(400, message, param=name, code=f"{kind}_{side}_value")
+
+
+def _chat_usage(input_tokens: int, choices: list[Said], output_tokens: int) -> bytes:
+    reasoning = sum(choice.reasoning for choice in choices)
+    return (
+        b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
+        b'"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0},'
+        b'"completion_tokens_details":{"reasoning_tokens":%d,"audio_tokens":0,'
+        b'"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}}'
+    ) % (input_tokens, output_tokens, input_tokens + output_tokens, reasoning)
+
+
+_FINISH = {"stop": b"stop", "length": b"length", "tool": b"tool_calls"}
+
+
+def _choice_json(index: int, choice: Said) -> bytes:
+    calls = b""
+    if choice.call is not None:
+        name, arguments = choice.call
+        function = {"name": name, "arguments": arguments}
+        calls = b',"tool_calls":' + encode([{"id": f"call_{index}", "type": "function", "function": function}])
+    return (
+        b'{"index":%d,"message":{"role":"assistant","content":%b,"refusal":%b,"annotations":[]%b},'
+        b'"logprobs":null,"finish_reason":"%b"}'
+    ) % (index, encode(choice.content), encode(choice.refusal), calls, _FINISH[choice.finish])
+
+
+def _pretty(body: bytes) -> bytes:
+    """The same JSON over many lines."""
+    return msgspec.json.format(body, indent=2)
+
+
+@lru_cache(maxsize=64)
+def _schema(raw: bytes) -> dict[str, Any] | None:
+    """The schema a ``response_format`` asks for; None when plain text will do."""
+    form: _Format | None = _parsed(msgspec.json.Decoder(_Format | None).decode, raw)
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    if form.type != "json_schema":
+        raise ApiError(400, f"Invalid value: '{form.type}'.", param="response_format.type", code="invalid_value")
+    if form.json_schema is None or not form.json_schema.get("name"):
+        where = "response_format.json_schema" + ("" if form.json_schema is None else ".name")
+        raise ApiError(400, f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter")
+    schema = form.json_schema.get("schema")
+    return schema if isinstance(schema, dict) else {"type": "object"}
+
+
+def _vector(item: str | list[int], size: int, packed: bool) -> bytes:
+    """A unit vector of ``size`` dimensions, as a JSON array or as base64 of little-endian float32."""
+    source = item.encode() if isinstance(item, str) else struct.pack(f"<{len(item)}q", *item)
+    unit = unit_vector(source, size)
+    if packed:
+        return encode(base64.b64encode(struct.pack(f"<{size}f", *unit)).decode())
+    return encode([round(value, 8) for value in unit])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -325,3 +327,24 @@ def test_without_a_list_nothing_is_created(rig: Rig) -> None:
     assert (rig.world.made, rig.spent_and_held()) == ({}, (0, 0))
     rig.world.deaf = False
     settled(rig)
+
+
+def test_a_ledger_put_back_from_a_backup(rig: Rig) -> None:
+    """Sent after the backup: all is in doubt at once and of one size; nobody guesses, the results tell."""
+    rig.submit(2 * ROWS, ROWS)
+    database = rig.folder / "home" / "nightmill.db"
+    copy = rig.folder / "backup.db"
+    with contextlib.closing(sqlite3.connect(database)) as live, contextlib.closing(sqlite3.connect(copy)) as kept:
+        live.backup(kept)
+    rig.work(20)
+    assert len(rig.world.made) == 2
+    rig.close()
+    for name in ("nightmill.db-wal", "nightmill.db-shm"):
+        database.with_name(name).unlink(missing_ok=True)
+    copy.replace(database)
+    rig.open()
+    rig.work(LOOKED_S)
+    assert [s.state for s in rig.shards()] == [ShardState.IN_DOUBT] * 2
+    assert all("2 batches of 6 requests may be it" in (s.reason or "") for s in rig.shards())
+    settled(rig)
+    assert len(rig.world.made) == 2

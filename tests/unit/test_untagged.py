@@ -348,3 +348,18 @@ def test_a_ledger_put_back_from_a_backup(rig: Rig) -> None:
     assert all("2 batches of 6 requests may be it" in (s.reason or "") for s in rig.shards())
     settled(rig)
     assert len(rig.world.made) == 2
+
+
+def test_an_earlier_try_answers_a_later_doubt(rig: Rig) -> None:
+    """--resend of what was there, and nobody knows of the second create either: results that name the shard end it."""
+    rig.world.then.extend(["lost", "dropped"])
+    rig.world.lag_s.append(500.0)
+    rig.submit(ROWS, ROWS)
+    rig.work(LOOKED_S)
+    (shard,) = rig.shards()
+    rig.resolve(shard.tag, resend=True)
+    rig.work(1000)
+    (shard,) = rig.shards()
+    assert (shard.state, shard.submission) == (ShardState.IN_DOUBT, 2)
+    settled(rig)
+    assert len(rig.world.made) == 1

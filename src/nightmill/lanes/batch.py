@@ -277,16 +277,17 @@ async def _look_untagged(desk: Desk, work: Work, provider: UntaggedBatches, shar
     sub, first = shard.current, shard.current.sought_until is None
     try:
         found = await untagged.candidates(desk, provider, shard, sub)
+        earlier, _ = await _turned_up(desk, provider, shard, not_found(shard))
     except (ProviderError, TimeoutError) as error:
         failed = _as_provider_error(error)
         if is_shut_out(failed):
             raise
         await _look_failed(desk, shard, failed, overdue=_is_overdue(desk, sub))
         return
-    if found.ours:
+    if ours := [*found.ours, *(view for view in earlier if view not in found.ours)]:
         if not sub.account:
             await note_terms(desk, work, provider, shard)
-        await _adopt(desk, provider, shard, list(found.ours))
+        await _adopt(desk, provider, shard, ours)
     elif first and shard.looks + 1 < len(desk.timing.looks_s):
         is_next_last = shard.looks + 2 == len(desk.timing.looks_s)
         await _look_again(desk, shard, at_least_s=desk.timing.list_lag_s if is_next_last else 0.0)

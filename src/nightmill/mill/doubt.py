@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nightmill.errors import Conflict, Refused, UsageError
-from nightmill.lanes.batch import is_shut_out, note_terms, said, unproven
+from nightmill.lanes.batch import is_shut_out, not_found, note_terms, said, unproven
 from nightmill.ledger import Shard
 from nightmill.mill.home import Home
 from nightmill.providers import BatchProvider, BatchView, UntaggedBatches
@@ -56,7 +56,7 @@ async def _adopted(home: Home, provider: BatchProvider, shard: Shard, view: Batc
 def _refuse_other(shard: Shard, view: BatchView) -> None:
     """Raises UsageError: the batch is certainly not that of the shard."""
     why = ""
-    if view.id in shard.current.not_ours:
+    if all(view.id in sub.not_ours for sub in (shard.current, *not_found(shard))):
         why = "it was there before the shard was sent, or its results name none of the shard's requests"
     elif view.total is not None and view.total != shard.count:
         why = f"it has {view.total:,} requests, the shard {shard.count:,}"

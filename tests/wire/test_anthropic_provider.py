@@ -329,6 +329,7 @@ def test_every_documented_state_is_understood(state, phase, counts, output):
     view = batch_view(STATES[state])
     assert (view.phase, view.output_file, view.error_file) == (phase, output, None)
     assert (view.total, view.completed, view.failed) == counts
+    assert (view.ended_at is None) is (phase != "ended")
     assert view.expires_at is not None
     assert view.expires_at - view.created_at == pytest.approx(86_400)
 

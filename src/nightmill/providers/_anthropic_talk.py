@@ -163,4 +163,5 @@ def batch_view(batch: Mapping[str, Any]) -> BatchView:
         output_file=f"{batch['id']}{RESULTS}" if is_kept else None,
         url="/v1/messages",
         expires_at=moment_of(batch.get("expires_at")),
+        ended_at=moment_of(batch.get("ended_at")) if phase == "ended" else None,
     )

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightmill.lanes.deadline import Decision, Pace, RowsLeft, buffer_s, decide, turns_at
+from nightmill.lanes.rescue import quantile
 
 HOUR = 3600.0
 PACE = Pace(live_rate=10.0, cancel_p95_s=600.0, collect_s=60.0)
@@ -73,3 +74,12 @@ def test_more_rows_in_batches_are_never_decided_later(
     assert turns_at(now, deadline, RowsLeft(batch + more, live), pace) <= turns_at(
         now, deadline, RowsLeft(batch, live), pace
     )
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1))
+def test_a_quantile_is_a_value_that_was_seen_and_covers_its_share(values: list[float], share: float) -> None:
+    """No smaller value that was seen has as many at or below it."""
+    found = quantile(values, share)
+    covered = sum(value <= found for value in values)
+    assert covered >= share * len(values) - 1e-9
+    assert all(sum(v <= value for v in values) < share * len(values) for value in values if value < found)

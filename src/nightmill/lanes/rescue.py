@@ -32,7 +32,7 @@ _WAITS = "the cancel for the deadline has not come through"
 def quantile(values: Sequence[float], share: float) -> float:
     """The smallest of ``values`` that at least ``share`` of them do not exceed. There has to be one."""
     ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, max(0, -int(-share * len(ranked) // 1) - 1))]
+    return ranked[max(0, math.ceil(share * len(ranked)) - 1)]
 
 
 def pace_of(

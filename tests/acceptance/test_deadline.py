@@ -86,10 +86,12 @@ def test_where_there_is_no_time_for_a_batch_none_is_made(tmp_path: Path) -> None
         done = run(place, 12, "--by", "2s")
         assert (done.code, done.json["lane"], lanes(place)) == (0, "live", {"batch": 0, "live": 12}), done.err
         assert is_paid_once(place, done)
+        assert "too little time for batches" in done.err
+        assert "reckoned at 4 rows a second" in done.err
         assert "create" not in [event["event"] for event in place.log()]
         asked = run(place, 11, "--by", "2s", "--lane", "batch", "--new", "--no-cache")  # a lane that was named stays
         assert (asked.code, asked.json["lane"], asked.json["rescued"]) == (0, "batch", 11), asked.err
-        assert "11 of the requests run live at once" in asked.err
+        assert "11 requests run live at once" in asked.err
         assert "create" not in [event["event"] for event in place.log()]
 
 

@@ -81,7 +81,7 @@ BATCH = (
         for decision, failed in (("adopt", 0), ("resend", 0), ("write-off", 6))
     ),
     Scenario(
-        "batch-deadline", "batch", asked={"by": "7s", "concurrency": 2, **_TWO_SHARDS}, twice=2, unproven=True,
+        "batch-deadline", "batch", asked={"by": "7s", "concurrency": 4, **_TWO_SHARDS}, twice=4, unproven=True,
         # a second after it was begun what its batches have not done is taken back; two rows of each go live
         faults=(_fault("never_finishes"), _fault("null_counts"), _fault("row_errors", count=2)),
         toml="cancel_s = 2.0\ncollect_s = 0.1\n",

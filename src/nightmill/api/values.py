@@ -88,12 +88,15 @@ class Handed:
     rows_in_doubt: int  # handed over, and whether the provider has them is to be looked for
     done_by: dt.datetime | None  # when the last of the batches has ended at the latest
     collect_by: dt.datetime | None  # from when on results of the first may be gone
+    back_by: dt.datetime | None = (
+        None  # with a deadline: from then on what is late has to run live, by whoever is there
+    )
 
     @classmethod
     def of(cls, there: house.Handed) -> Self:
         return cls(
             there.batches, there.rows, there.rows_left, there.rows_in_doubt, _moment(there.done_by),
-            _moment(there.collect_by),
+            _moment(there.collect_by), _moment(there.back_by),
         )  # fmt: skip
 
 

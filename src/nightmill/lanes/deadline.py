@@ -25,6 +25,7 @@ class Pace:
     live_rate: float  # rows a second, of live calls of the whole job
     cancel_p95_s: float  # from asking for a cancel to a batch that has ended, in 95 of 100 cases
     collect_s: float  # from the end of a batch to its leftover rows being ready to go out
+    is_guess: bool = False  # the live rate: no live calls were measured yet
 
     @property
     def turn_s(self) -> float:

@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 LEARNED_S = 30 * 86_400.0  # what is older says nothing of today
 LEAST_SEEN = 5  # batches that were measured, before what was measured counts
 _LEAST_ROWS = 50  # of a job that live calls are measured by: with fewer they hardly begin
-_ASSUMED_RATE = 4.0  # live rows a second, where none were measured: sixteen at once, four seconds each
+_ASSUMED_RATE = (
+    4.0  # live rows a second, where none were measured and nothing is said: sixteen at once, four seconds each
+)
+_MOST_ASSUMED = 64.0  # ... where much is allowed: as many as go out at once, four seconds each
 _BREATH_S = 0.05  # between two looks at the least
 _WAITS = "the cancel for the deadline has not come through"
 
@@ -40,12 +43,13 @@ def pace_of(
 ) -> Pace:
     """How fast things go with a model, as far as this ledger has seen; ``cancel_s`` counts until cancels were seen.
 
-    ``most_live``: rows a second that limits of live calls allow.
+    ``most_live``: rows a second that limits of live calls allow; the limits alone, where none were measured.
     """
     rates = ledger.live_rates(account, model, since=since, least=_LEAST_ROWS)
     cancels = ledger.cancel_times(account, since=since)
-    rate = min(most_live, quantile(rates, 0.5) if rates else _ASSUMED_RATE)
-    return Pace(rate, quantile(cancels, 0.95) if len(cancels) >= LEAST_SEEN else cancel_s, collect_s)
+    usual = quantile(rates, 0.5) if rates else _MOST_ASSUMED if math.isfinite(most_live) else _ASSUMED_RATE
+    cancel_p95_s = quantile(cancels, 0.95) if len(cancels) >= LEAST_SEEN else cancel_s
+    return Pace(min(most_live, usual), cancel_p95_s, collect_s, is_guess=not rates)
 
 
 def pace(desk: Desk, work: Work) -> Pace:

@@ -43,6 +43,20 @@ def live_at_once(home: Home, prepared: Prepared) -> int:
     return live
 
 
+def notes(home: Home, prepared: Prepared) -> list[str]:
+    """What whoever looks at the price should know of the deadline."""
+    if prepared.spec["deadline"] is None:
+        return []
+    found = []
+    if at_once := live_at_once(home, prepared):
+        found.append(f"too little time for batches: {at_once:,} requests run live at once, at the regular price")
+    known = pace(home, prepared, home.provider(prepared.model, sends=False))
+    if known.is_guess:
+        rate = f"reckoned at {known.live_rate:.3g} rows a second"
+        found.append(f"live calls of {prepared.model} were not measured here yet: {rate} (--rpm says what is allowed)")
+    return found
+
+
 def done_by(
     home: Home, prepared: Prepared, provider: Provider, lane: Lane
 ) -> tuple[tuple[float, float] | None, float | None]:

@@ -44,9 +44,9 @@ def most_live(
 ) -> float:
     """Rows a second that limits of live calls allow, with ``tokens`` tokens a row at most; infinity: there are none.
 
-    Of calls in flight one a second is counted on, and no less: a model that is slower is measured soon.
+    A call is taken to be answered in two seconds.
     """
-    found = [float(concurrency)] if concurrency else []
+    found = [concurrency / 2] if concurrency else []
     found += [requests_per_minute / 60] if requests_per_minute else []
     found += [tokens_per_minute / 60 / max(1, tokens)] if tokens_per_minute else []
     return min(found, default=math.inf)

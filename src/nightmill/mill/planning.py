@@ -146,7 +146,8 @@ def prepare(home: Home, options: RunOptions) -> Prepared:
     if not _is_too_late_for_batches(home, prepared):
         return prepared
     drop(home, prepared.plan.job_id)
-    return _after_a_look(partial(_prepare, home, replace(options, lane=Lane.LIVE.value)))
+    live = _after_a_look(partial(_prepare, home, replace(options, lane=Lane.LIVE.value)))
+    return _noted(live, "too little time for batches")
 
 
 def _prepare(home: Home, options: RunOptions, whole: bool) -> Prepared:
@@ -172,10 +173,15 @@ def rehearse(home: Home, options: RunOptions, save_to: Path | None = None) -> Pr
     kept = save_to if options.by is None else None  # under a deadline the lane may yet be another
     prepared = _after_a_look(partial(_rehearse, home, options, kept))
     if _is_too_late_for_batches(home, prepared):
-        options = replace(options, lane=Lane.LIVE.value)
-    elif kept is save_to:
-        return prepared
-    return _after_a_look(partial(_rehearse, home, options, save_to))
+        live = replace(options, lane=Lane.LIVE.value)
+        return _noted(_after_a_look(partial(_rehearse, home, live, save_to)), "too little time for batches")
+    return prepared if kept is save_to else _after_a_look(partial(_rehearse, home, options, save_to))
+
+
+def _noted(prepared: Prepared, *notes: str) -> Prepared:
+    """With notes for whoever looks at the price."""
+    quote = replace(prepared.quote, notes=(*prepared.quote.notes, *notes))
+    return replace(prepared, plan=replace(prepared.plan, quote=quote))
 
 
 def _is_too_late_for_batches(home: Home, prepared: Prepared) -> bool:
@@ -216,10 +222,7 @@ def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_i
     unfinished = None if options.new else _unfinished_like(home, plan, draft.spec, options)
     digest = order.compiled.digest
     made = Prepared(plan, draft.spec, options, order.source, draft.model, order.lane, digest, free, unfinished)
-    if unfinished is None and (at_once := deadlines.live_at_once(home, made)):
-        hurry = f"too little time for batches: {at_once:,} of the requests run live at once, at the regular price"
-        made = replace(made, plan=replace(plan, quote=replace(plan.quote, notes=(*plan.quote.notes, hurry))))
-    return made
+    return made if unfinished is not None else _noted(made, *deadlines.notes(home, made))
 
 
 def lane_costs(home: Home, prepared: Prepared) -> list[LaneCost]:

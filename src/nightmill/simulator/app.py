@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 from yarl import URL
 
+from nightmill.simulator.anthropic import shape as anthropic
 from nightmill.simulator.billing import summed
 from nightmill.simulator.config import SimulatorConfig
 from nightmill.simulator.formats import Format, Handler, Operation, Refusal, Trouble, Why
@@ -22,7 +23,10 @@ from nightmill.simulator.openai import shape as openai
 from nightmill.simulator.provider import Provider, Shared
 
 _MAX_JSON_BYTES = 64 * 1024 * 1024
-FORMATS: tuple[Format, ...] = (openai.SHAPE,)  # asked in this order whose a request is; the last takes the rest
+FORMATS: tuple[Format, ...] = (
+    anthropic.SHAPE,
+    openai.SHAPE,
+)  # asked in this order; the last takes the rest
 _SHARED = web.AppKey("shared", Shared)
 _PROVIDERS = web.AppKey("providers", dict[str, Provider])
 _STARTED = web.RequestKey("started", float)

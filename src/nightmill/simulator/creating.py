@@ -70,7 +70,7 @@ async def _create(request: web.Request, intent: Intent, facts: dict[str, Any]) -
     page_fault = faults.take("non_json_bodies", Operation.CREATE)
     if page_fault is not None and not page_fault.get("commit"):
         return html_page(page_fault)
-    batch.faults = faults.take_for_batch()
+    batch.faults = {name: told for name, told in faults.take_for_batch().items() if name not in wire.impossible}
     provider.batches.start(batch)
     facts["batch_id"] = batch.id
     if page_fault is not None:

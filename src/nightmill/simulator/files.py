@@ -71,8 +71,12 @@ class FileStore:
 
     def hold(self, record: FileRecord) -> Path:
         """A second path to a file's content, which outlives its deletion; the caller unlinks it."""
+        return self.link(record.path)
+
+    def link(self, content: Path) -> Path:
+        """A second path to what lies at ``content``; the caller unlinks it."""
         path = self.scratch()
-        path.hardlink_to(record.path)
+        path.hardlink_to(content)
         return path
 
     def find(self, file_id: str, scope: str) -> FileRecord | None:

@@ -166,6 +166,7 @@ class Format(Protocol):
     window_s: float  # after which a batch expires
     keeps_partial: bool  # a batch that expired or was cancelled still has what it had done
     kept_headers: tuple[str, ...]  # prefixes, in small letters, of headers that bodies which go wrong keep
+    impossible: frozenset[str]  # faults of batches that cannot be in this shape
 
     def claims(self, request: web.Request) -> bool:
         """Whether a request is in this shape; asked in the order of ``app.FORMATS``, the last takes the rest."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from nightmill.simulator.files import THIRTY_DAYS_S, FileRecord, spool
-from nightmill.simulator.http import PROVIDER, cut_last_line, json_reply
+from nightmill.simulator.http import PROVIDER, json_reply, send_file
 from nightmill.simulator.openai.http_common import scope_of, whole_number
 from nightmill.simulator.openai.wire import ApiError, page, server_error
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 _CHUNK_BYTES = 1 << 18
 _GENERAL_BYTES = 512 * 1024 * 1024
-_SERVED_WHOLE = ("short_body", "slow_bodies", "truncated_last_line")
 
 
 def view(record: FileRecord) -> dict[str, Any]:
@@ -176,9 +174,4 @@ async def get_content(request: web.Request) -> web.StreamResponse:
         "Content-Type": "application/octet-stream",
         "Content-Disposition": f'attachment; filename="{record.id}.jsonl"',
     }
-    if not provider.faults.concerns(_SERVED_WHOLE, "content"):
-        return web.FileResponse(record.path, chunk_size=_CHUNK_BYTES, headers=headers)
-    body = await asyncio.to_thread(record.path.read_bytes)
-    if provider.faults.take("truncated_last_line", "content") is not None:
-        body = cut_last_line(body)
-    return web.Response(body=body, headers=headers)
+    return await send_file(request, record.path, headers)

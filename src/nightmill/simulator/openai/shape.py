@@ -47,6 +47,7 @@ class OpenAI:
     window_s = 86_400.0
     keeps_partial = True
     kept_headers: tuple[str, ...] = ("x-", "retry-")
+    impossible: frozenset[str] = frozenset()
 
     def claims(self, request: web.Request) -> bool:
         """Everything that is nobody else's."""

@@ -1,0 +1,303 @@
+"""Answers in Anthropic's shape: a Messages body in, a message out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from nightmill.simulator.answering import (
+    MESSAGE_TOKENS,
+    Ask,
+    Model,
+    Said,
+    digest_of,
+    number_of,
+    snapshot,
+    text_tokens,
+)
+from nightmill.simulator.anthropic.wire import ApiError, unknown_model
+from nightmill.simulator.billing import Catalogue
+from nightmill.simulator.formats import Reply, encode
+from nightmill.simulator.instances import Unsatisfiable
+
+_CACHEABLE_TOKENS = 1024  # a shorter prefix is not cached, whatever the request says
+_HOUR = "1h"
+_ONLY_LIVE = ("stream", "speed", "store", "previous_thread_event_id", "cache_hint", "context_hint")
+_THOUGHT = "Let me think about this for a moment."
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str | list[dict[str, Any]]
+
+
+class _Output(msgspec.Struct):
+    effort: str | None = None
+    format: dict[str, Any] | None = None
+
+
+class Asked(msgspec.Struct, forbid_unknown_fields=True):
+    """A Messages body. The real API, too, refuses fields it does not know."""
+
+    model: str
+    max_tokens: int
+    messages: list[_Message]
+    system: str | list[dict[str, Any]] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+    output_config: _Output | None = None
+    output_format: dict[str, Any] | None = None
+    cache_control: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    inference_geo: str | None = None
+    speed: str | None = None
+    store: bool | None = None
+    previous_thread_event_id: str | None = None
+    cache_hint: Any = None
+    context_hint: Any = None
+    context_management: dict[str, Any] | None = None
+    container: Any = None
+    diagnostics: Any = None
+    mcp_servers: list[dict[str, Any]] | None = None
+    user_profile_id: str | None = None
+    workspace_id: str | None = None
+
+
+class Counted(msgspec.Struct):
+    """A body to count tokens of."""
+
+    model: str
+    messages: list[_Message]
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+_decode_asked = msgspec.json.Decoder(Asked).decode
+_decode_counted = msgspec.json.Decoder(Counted).decode
+
+
+def _parsed(decode: Any, body: bytes) -> Any:
+    try:
+        return decode(body)
+    except msgspec.ValidationError as bad:
+        raise ApiError(400, _worded(str(bad))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ApiError(400, "The request body is not valid JSON") from None
+
+
+def _worded(message: str) -> str:
+    """msgspec's ``Object missing required field `x` - at `$.y` `` as Anthropic would put it."""
+    what, _, where = message.partition(" - at ")
+    at = where.strip("`").removeprefix("$").lstrip(".").replace("[...]", ".0")
+    if what.startswith("Object missing required field"):
+        return f"{at + '.' if at else ''}{what.split('`')[1]}: Field required"
+    if what.startswith("Object contains unknown field"):
+        return f"{at + '.' if at else ''}{what.split('`')[1]}: Extra inputs are not permitted"
+    return f"{at}: {what}"
+
+
+def count(body: bytes, catalogue: Catalogue) -> int:
+    """Tokens of a prompt that is only to be counted. Raises ApiError."""
+    asked: Counted = _parsed(_decode_counted, body)
+    if not catalogue.knows(asked.model):
+        raise unknown_model(asked.model)
+    return sum(tokens for tokens, _ in _blocks(asked))
+
+
+def _blocks(asked: Asked | Counted) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Tokens and cache mark of each piece of a prompt, in the order in which caches see them."""
+    for tool in asked.tools or ():
+        yield text_tokens(encode(tool).decode()), tool.get("cache_control")
+    if asked.system:
+        yield from _content(asked.system)
+        yield MESSAGE_TOKENS, None
+    for message in asked.messages:
+        yield from _content(message.content)
+        yield MESSAGE_TOKENS, None
+
+
+def _content(content: str | list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    if isinstance(content, str):
+        yield text_tokens(content), None
+        return
+    for block in content:
+        text = block.get("text") if block.get("type") == "text" else encode(block).decode()
+        yield text_tokens(str(text or "")), block.get("cache_control")
+
+
+class Answers:
+    """Answers requests. Thread-safe; remembers nothing of them."""
+
+    def __init__(self, model: Model, catalogue: Catalogue) -> None:
+        self._model, self._catalogue = model, catalogue
+
+    def answer(self, body: bytes, *, batch: bool, twists: frozenset[str], salt: int = 0) -> Reply:
+        """The message that answers ``body``.
+
+        Args:
+            batch: whether it runs in a batch, which allows less.
+            twists: names from `faults.ANSWER_FAULTS` to apply.
+            salt: another answer to the same body for another salt.
+
+        Raises:
+            ApiError: what is wrong with the body.
+        """
+        asked: Asked = _parsed(_decode_asked, body)
+        self._check(asked, batch)
+        digest = digest_of(body)
+        ask = Ask(asked.max_tokens, _schema(asked), _forced_tool(asked))
+        try:
+            said = self._model.say(ask, number_of(digest, salt), twists)
+        except Unsatisfiable as why:
+            raise ApiError(400, f"output_config.format.schema: {why}") from None
+        thought = _think(asked, said)
+        total, read, written, is_long = _weigh(asked, digest)
+        made: dict[str, Any] = {
+            "id": f"msg_{digest.hex()}",
+            "type": "message",
+            "role": "assistant",
+            "model": snapshot(asked.model, digest) if "model_snapshot_changes" in twists else asked.model,
+            "content": _content_of(said, thought, digest),
+            "stop_reason": _stop(said),
+            "stop_sequence": None,
+            "stop_details": _details(said),
+        }
+        if "usage_missing" not in twists:
+            made["usage"] = _usage(said, total - read - written, read, written, is_long=is_long, batch=batch)
+        raw = encode(made)
+        if "pretty_printed_bodies" in twists:
+            raw = msgspec.json.format(raw, indent=2)
+        return Reply(
+            200,
+            raw,
+            asked.model,
+            total,
+            said.tokens,
+            cached_tokens=read,
+            written_tokens=0 if is_long else written,
+            written_long_tokens=written if is_long else 0,
+            digest=digest,
+        )
+
+    def _check(self, asked: Asked, batch: bool) -> None:
+        if asked.max_tokens < 1:
+            raise ApiError(400, "max_tokens: Input should be greater than or equal to 1")
+        if not asked.messages:
+            raise ApiError(400, "messages: at least one message is required")
+        for number, message in enumerate(asked.messages):
+            if message.role not in ("user", "assistant"):
+                raise ApiError(400, f"messages.{number}.role: Input should be 'user' or 'assistant'")
+            if not message.content:
+                raise ApiError(400, f"messages.{number}: all messages must have non-empty content")
+        if asked.temperature is not None and not 0 <= asked.temperature <= 1:
+            raise ApiError(400, "temperature: Input should be between 0 and 1")
+        if asked.top_p is not None and not 0 <= asked.top_p <= 1:
+            raise ApiError(400, "top_p: Input should be between 0 and 1")
+        if batch:
+            wrong = next((name for name in _ONLY_LIVE if getattr(asked, name)), None)
+            if wrong is not None:
+                raise ApiError(400, f"{wrong}: not supported in message batches")
+        if asked.stream or asked.speed == "fast" or asked.inference_geo not in (None, "global"):
+            raise ApiError(400, "Streams, fast speed and places of inference are not simulated")
+        if not self._catalogue.knows(asked.model):
+            raise unknown_model(asked.model)
+
+
+def _schema(asked: Asked) -> dict[str, Any] | None:
+    """The schema the answer must fit; None when plain text will do."""
+    form = (asked.output_config.format if asked.output_config else None) or asked.output_format
+    if form is None:
+        return None
+    schema = form.get("schema")
+    if form.get("type") != "json_schema" or not isinstance(schema, dict):
+        raise ApiError(400, "output_config.format: Input should be of type 'json_schema' with a schema")
+    return schema
+
+
+def _forced_tool(asked: Asked) -> tuple[str, dict[str, Any]] | None:
+    """Name and input schema of the tool that the caller insists on; left alone, this model calls none."""
+    choice = asked.tool_choice or {}
+    if choice.get("type") not in ("any", "tool"):
+        return None
+    is_any, wanted = choice["type"] == "any", choice.get("name")
+    tools = [tool for tool in asked.tools or () if is_any or tool.get("name") == wanted]
+    if not tools:
+        raise ApiError(400, f"tool_choice: Tool '{wanted}' not found in provided tools")
+    return str(tools[0].get("name")), tools[0].get("input_schema") or {"type": "object"}
+
+
+def _think(asked: Asked, said: Said) -> str | None:
+    """What stands in the thinking block, where the caller wants one; its tokens go into the answer's."""
+    if (asked.thinking or {}).get("type") not in ("enabled", "adaptive"):
+        return None
+    said.reasoning += text_tokens(_THOUGHT)
+    said.tokens += text_tokens(_THOUGHT)
+    return _THOUGHT
+
+
+def _weigh(asked: Asked, digest: bytes) -> tuple[int, int, int, bool]:
+    """Tokens of the prompt; of them read from a cache, written to one; and whether that one lives long.
+
+    Nothing is remembered: three in four marked prefixes count as found, chosen by the body, the rest as written.
+    """
+    total = prefix = 0
+    ttl = None
+    for tokens, mark in _blocks(asked):
+        total += tokens
+        if mark is not None:
+            prefix, ttl = total, mark.get("ttl")
+    if asked.cache_control is not None:
+        prefix, ttl = total, asked.cache_control.get("ttl")
+    if prefix < _CACHEABLE_TOKENS:
+        return total, 0, 0, False
+    return (total, prefix, 0, False) if digest[1] % 4 else (total, 0, prefix, ttl == _HOUR)
+
+
+def _content_of(said: Said, thought: str | None, digest: bytes) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    if thought is not None:
+        made.append({"type": "thinking", "thinking": thought, "signature": digest.hex()})
+    if said.call is not None:
+        name, arguments = said.call
+        tool = {"id": f"toolu_{digest.hex()}", "name": name, "input": msgspec.json.decode(arguments)}
+        made.append({"type": "tool_use", **tool})
+    elif said.content:
+        made.append({"type": "text", "text": said.content, "citations": None})
+    return made
+
+
+def _stop(said: Said) -> str:
+    if said.refusal is not None:
+        return "refusal"
+    return {"stop": "end_turn", "length": "max_tokens", "tool": "tool_use"}[said.finish]
+
+
+def _details(said: Said) -> dict[str, Any] | None:
+    return None if said.refusal is None else {"type": "refusal", "category": None, "explanation": said.refusal}
+
+
+def _usage(said: Said, fresh: int, read: int, written: int, *, is_long: bool, batch: bool) -> dict[str, Any]:
+    """Here ``input_tokens`` leaves out what a cache had or got."""
+    return {
+        "input_tokens": fresh,
+        "cache_creation_input_tokens": written,
+        "cache_read_input_tokens": read,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": 0 if is_long else written,
+            "ephemeral_1h_input_tokens": written if is_long else 0,
+        },
+        "output_tokens": said.tokens,
+        "output_tokens_details": {"thinking_tokens": said.reasoning},
+        "server_tool_use": None,
+        "service_tier": "batch" if batch else "standard",
+        "inference_geo": "global",
+    }

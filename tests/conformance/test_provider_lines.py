@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nightmill.errors import CannotCarry
+from nightmill.plan import content_of
 from nightmill.providers import BatchProvider, LiveProvider, LiveReply, Provider
 from nightmill.types import Answer, Failed, FailureKind, Succeeded, Usage
 from nightmill.wire import body_of
@@ -60,6 +61,19 @@ def test_a_body_is_one_line_that_says_what_was_asked(provider: Provider, dialect
     assert b"\r" not in encoded.body
     assert dialect.asked(json.loads(encoded.body)) == (text, encoded.cap_tokens)
     assert provider.encode(chat(text)) == encoded
+
+
+@quick
+@given(system=texts, text=texts)
+def test_an_estimate_sees_all_that_is_asked(provider: Provider, system: str, text: str) -> None:
+    """Whatever the shape of a body, what it says and the schema it is bound to are counted before it is priced."""
+    schema = {"type": "object", "properties": {"a_long_name_of_a_property": {"type": "string"}}}
+    asked = {**chat(text), "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+    asked["messages"].insert(0, {"role": "system", "content": f"s{system}"})
+    said = content_of(provider.encode(asked).body)
+    assert text in said
+    assert f"s{system}" in said
+    assert "a_long_name_of_a_property" in said
 
 
 @pytest.mark.parametrize("request_", [{"model": "m"}, {"model": "m", "messages": []}])

@@ -51,6 +51,7 @@ __all__ = [
     "Scissors",
     "bad_rows",
     "bounds",
+    "content_of",
     "endpoint_at",
     "endpoint_of_body",
     "make_plan",
@@ -61,6 +62,9 @@ _SAMPLED_ROWS = 20  # of every 5,000, for the token estimate
 _SHOWN = 5  # bad rows named in an error
 _SNAPSHOT_BYTES = 4 << 20
 _TWIN = struct.Struct("<qq")
+# What the texts of a request are called, and what else of it the model reads, in every shape that requests have.
+_SAID = frozenset(("content", "text", "input", "system", "instructions"))
+_DECLARED = frozenset(("tools", "response_format", "format", "responseJsonSchema"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +232,7 @@ class _Planner:
     def _sample(self, bodies: Sequence[bytes]) -> None:
         """Learn how many tokens a byte of body has from a few rows of each batch."""
         for body in bodies[:: max(1, len(bodies) // _SAMPLED_ROWS)]:
-            self._sampled_tokens += estimate_tokens(_content(body))
+            self._sampled_tokens += estimate_tokens(content_of(body))
             self._sampled_bytes += len(body)
 
     def _tokens(self, body_bytes: int) -> int:
@@ -361,12 +365,26 @@ def _snapshot(out: Writer, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
             file.close()
 
 
-def _content(body: bytes) -> str:
-    """The texts inside a body, roughly: what a token estimate needs."""
-    said = msgspec.json.decode(body)
-    texts = said.get("input") or "\n".join(str(m.get("content", "")) for m in said.get("messages", ()))
-    more = [said[name] for name in ("system", "instructions", "tools", "response_format", "text") if said.get(name)]
-    return str(texts) + "".join(msgspec.json.encode(each).decode() for each in more)
+def content_of(body: bytes) -> str:
+    """The texts inside a body, whatever its shape, roughly: what a token estimate needs."""
+    texts: list[str] = []
+    declared: list[str] = []
+    _gather(msgspec.json.decode(body), "", texts, declared)
+    return "\n".join(texts) + "".join(declared)
+
+
+def _gather(value: Any, name: str, texts: list[str], declared: list[str]) -> None:
+    """What is said, and what is declared, in ``value``, which is called ``name``."""
+    if isinstance(value, str) and name in _SAID:
+        texts.append(value)
+    elif isinstance(value, dict | list) and name in _DECLARED:
+        declared.append(msgspec.json.encode(value).decode())
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            _gather(each, key, texts, declared)
+    elif isinstance(value, list):
+        for each in value:
+            _gather(each, name, texts, declared)
 
 
 def _chunks(lines: Iterator[tuple[int, bytes]], size: int = GROUP_ROWS) -> Iterator[list[tuple[int, bytes]]]:

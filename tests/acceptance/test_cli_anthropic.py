@@ -153,6 +153,13 @@ def test_a_batch_is_paid_at_half_price(tmp_path: Path) -> None:
         assert done.json["spent_usd"] == pytest.approx(server.invoice_usd("1/2"), abs=1e-12)
         assert done.json["unproven_usd"] == 0
         assert all(call.path != "/v1/files" for call in loopback.calls)
+        listed = place.run("batches", "anthropic", "--json").json["batches"]
+        assert {each["batch_id"] for each in listed if each["ours"]} == set(server.batches)
+        assert {each["shard_state"] for each in listed} == {"settled"}
+        refused = place.run("adopt", "anthropic/msgbatch_99", "--json")
+        assert refused.code == 2, refused.err
+        assert "does not keep what was sent" in refused.err
+        assert place.run("reconcile", "--json").code == 0
 
 
 def test_live_calls_are_paid_at_the_list_price(tmp_path: Path) -> None:

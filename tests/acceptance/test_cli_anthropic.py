@@ -52,6 +52,7 @@ class Messages:
         self.billed: list[dict[str, int]] = []
         self.batches: dict[str, list[bytes]] = {}
         self.expired: list[str] = []  # each once
+        self.loses = 0  # answers to creates that never arrive
         self.refusals: list[Said] = []  # of creates, before they are taken
 
     def __call__(self, call: Call) -> Said:
@@ -93,6 +94,9 @@ class Messages:
             json.dumps({"custom_id": r["custom_id"], "result": self.result(r["params"])}).encode() + b"\n"
             for r in asked["requests"]
         ]
+        if self.loses:
+            self.loses -= 1
+            return None
         return self.shown(batch_id, "in_progress")
 
     def result(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -213,6 +217,21 @@ def test_a_create_that_is_refused_holds_no_money(tmp_path: Path, refuse: Callabl
         again = run(place, "--lane", "batch")
         assert again.code == 0, again.err
         assert again.json["spent_usd"] == pytest.approx(server.invoice_usd("1/2") if code else 0, abs=1e-12)
+
+
+def test_a_batch_whose_answer_was_lost_is_found_by_the_names_in_its_results(tmp_path: Path) -> None:
+    """Nothing is sent twice: it is looked for by time and size, proven by its results, and paid once."""
+    server = Messages()
+    server.loses = 1
+    with serving(server) as loopback:
+        place = place_for(tmp_path, loopback.url)
+        (tmp_path / "in.txt").write_text("one\ntwo\n")
+        done = run(place, "--lane", "batch", "--batch-size", "2")
+        assert done.code == 0, done.err
+        assert [row["response"] for row in place.results("r.jsonl")] == ["ONE", "TWO"]
+        assert len(loopback.to(BATCHES)) > 1
+        assert len(server.billed) == 2
+        assert done.json["spent_usd"] == pytest.approx(server.invoice_usd("1/2"), abs=1e-12)
 
 
 def test_doctor_tries_the_key_and_models_tells_the_price(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import tempfile
 from collections import Counter
@@ -12,27 +11,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from untagged_kit import MODEL, TOKENS, Killed, Made, Rig
+from untagged_kit import MODEL, TOKENS, Deaths, Killed, Made, Rig
 
 from nightmill.errors import UsageError
 from nightmill.ledger import Shard, _database
-from nightmill.mill import late
 from nightmill.types import JobState, Lane, ShardState, Usage
 
 SIZES = [1, 2, 3, 4]
 AGAIN = st.sampled_from([0] * 4 + list(range(1, 9)))  # at which commit the process ends; 0: it lives on
-
-
-class Deaths:
-    """Stands in for the kill points of the ledger: the process ends at the ``at``-th."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def __call__(self, _: str) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
 
 
 class Untagged(RuleBasedStateMachine):
@@ -108,7 +94,7 @@ class Untagged(RuleBasedStateMachine):
     def decide(self, data: st.DataObject, how: str) -> None:
         shard = data.draw(st.sampled_from(self.in_doubt()))
         if how == "adopt":
-            some = [batch.id for batch in self.rig.world.made.values() if batch.id not in self.known()]
+            some = [batch.id for batch in self.rig.world.made.values() if batch.id not in self.rig.taken()]
             if some:
                 self._adopt(shard, data.draw(st.sampled_from(some)))
         else:
@@ -129,9 +115,6 @@ class Untagged(RuleBasedStateMachine):
         now = self.rig.now
         shards = self.rig.shards(ShardState.IN_DOUBT)
         return [s for s in shards if s.lease_until <= now and s.current.batch_id is None]
-
-    def known(self) -> set[str]:
-        return set(self.rig.ledger.taken(list(self.rig.world.made)))
 
     @rule(seldom=st.integers(0, 15), job=st.integers(0, 1))
     def cancel(self, seldom: int, job: int) -> None:
@@ -193,44 +176,8 @@ class Untagged(RuleBasedStateMachine):
         world.lag_s.clear()
         world.deaf = False
         rig.now += 5000.0
-        for _ in range(12):
-            world.end_all()
-            self._settle_down()
-            for shard in self.in_doubt():
-                true = [b.id for b in world.of(shard.tag) if b.id not in self.known()]
-                if true:
-                    self._adopt(shard, true[0])
-                else:
-                    self._decide(shard, resend=True)
-            if self._all_over() and not self._came_late():
-                break
-        else:
-            raise AssertionError([(s.tag, s.state, s.reason) for s in rig.shards()])
+        rig.end_well(world.end_all)
         self._books_are_right()
-
-    def _settle_down(self) -> None:
-        """Everything but doubts that only a person can end."""
-        for _ in range(400):
-            left = [s for s in self.rig.shards() if s.state not in (ShardState.SETTLED, ShardState.IN_DOUBT)]
-            fresh = [s for s in self.in_doubt() if s.current.sought_until is None]
-            late_answers = [s for s in self.rig.shards(ShardState.IN_DOUBT) if s.current.batch_id]
-            stuck = left and not fresh and all(s.state is ShardState.PLANNED for s in left) and self.in_doubt()
-            if stuck or not (left or fresh or late_answers):
-                return
-            self.rig.now = max(self.rig.now, self.rig.ledger.outlook(self.rig.jobs).get(Lane.BATCH, 0.0))
-            self.rig.world.end_all()
-            self.rig.turn()
-        raise AssertionError([(s.tag, s.state, s.reason) for s in self.rig.shards()])
-
-    def _all_over(self) -> bool:
-        over = [asyncio.run(self.rig.engine._close_job(job)) for job in self.rig.jobs]
-        return all(over)
-
-    def _came_late(self) -> bool:
-        """A person comes back, later."""
-        self.rig.now += 1000.0
-        found = [asyncio.run(late.look_again(self.rig.mill.home, self.rig.ledger.find_job(j))) for j in self.rig.jobs]
-        return any(found)
 
     def _books_are_right(self) -> None:
         rig = self.rig

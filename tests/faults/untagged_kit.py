@@ -15,14 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plan_kit import answer
-
 from nightmill.config import load_settings
 from nightmill.engine import Engine, Stop
-from nightmill.errors import LeaseLost, NeverSent, ProviderError, Refused, Uncertain
+from nightmill.errors import LeaseLost, NeverSent, Refused, Uncertain, UsageError
 from nightmill.lanes import Lease
-from nightmill.ledger import Job, Shard, SubmissionState
-from nightmill.mill import Mill, RunOptions
+from nightmill.ledger import Job, Shard
+from nightmill.mill import Mill, RunOptions, late
 from nightmill.providers import BatchView
 from nightmill.providers.resolve import resolve
 from nightmill.types import Lane, ShardState, Usage
@@ -92,6 +90,28 @@ class World:
     def end_all(self) -> None:
         for batch in self.made.values():
             batch.ended = True
+
+
+def _answer(name: str) -> bytes:
+    """A result line."""
+    message = {"role": "assistant", "content": f"said {name}"}
+    usage = {"prompt_tokens": TOKENS[0], "completion_tokens": TOKENS[1], "total_tokens": sum(TOKENS)}
+    body = {"id": "c", "object": "chat.completion", "model": "gpt-4o-mini-2024-07-18", "usage": usage,
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}  # fmt: skip
+    response = {"status_code": 200, "request_id": "r", "body": body}
+    return json.dumps({"id": "l", "custom_id": name, "response": response, "error": None}).encode() + b"\n"
+
+
+class Deaths:
+    """Stands in for the kill points of the ledger: the process ends at the ``at``-th, of ``passed``; 0: it lives on."""
+
+    def __init__(self, at: int = 0) -> None:
+        self.at, self.passed = at, 0
+
+    def __call__(self, _: str) -> None:
+        self.passed += 1
+        if self.passed == self.at:
+            raise Killed
 
 
 class Untagged:
@@ -170,7 +190,7 @@ class Untagged:
 
     @staticmethod
     def _write(batch: Made, to: Path) -> None:
-        to.write_bytes(b"".join(answer(name, f"said {name}", TOKENS) for name in batch.ids))
+        to.write_bytes(b"".join(_answer(name) for name in batch.ids))
 
     async def delete_file(self, file_id: str) -> bool:
         return False
@@ -258,6 +278,56 @@ class Rig:
                 return
         raise AssertionError([(s.tag, s.state, s.reason) for s in self.shards()])
 
+    # -- how it ends
+
+    def end_well(self, check: Callable[[], None] = lambda: None) -> None:
+        """Come to the end with a person who knows whose each batch is; ``check`` is called after every turn.
+
+        What is there is adopted, what is not is sent again.
+        """
+        for _ in range(12):
+            self._settle_down(check)
+            for shard in self.doubted():
+                true = [batch.id for batch in self.world.of(shard.tag) if batch.id not in self.taken()]
+                if true:
+                    with contextlib.suppress(UsageError):  # it was there before, or is disproven
+                        self.resolve(shard.tag, adopt=true[0])
+                else:
+                    self.resolve(shard.tag, resend=True)
+            over = [asyncio.run(self.engine._close_job(job)) for job in self.jobs]
+            if all(over) and not self._came_late():
+                return
+        raise AssertionError([(s.tag, s.state, s.reason) for s in self.shards()])
+
+    def _settle_down(self, check: Callable[[], None]) -> None:
+        """Everything but doubts that only a person can end."""
+        for _ in range(400):
+            left = [s for s in self.shards() if s.state not in (ShardState.SETTLED, ShardState.IN_DOUBT)]
+            fresh = [s for s in self.shards(ShardState.IN_DOUBT) if s not in self.doubted()]
+            stuck = not fresh and all(s.state is ShardState.PLANNED for s in left) and self.doubted()
+            if stuck or not (left or fresh):
+                return
+            self.now = max(self.now, self.ledger.outlook(self.jobs).get(Lane.BATCH, 0.0))
+            self.turn(1)
+            check()
+            self.world.end_all()
+        raise AssertionError([(s.tag, s.state, s.reason) for s in self.shards()])
+
+    def _came_late(self) -> bool:
+        """A person comes back, later."""
+        self.now += 1000.0
+        found = [asyncio.run(late.look_again(self.mill.home, self.ledger.find_job(job))) for job in self.jobs]
+        return any(found)
+
+    def doubted(self) -> list[Shard]:
+        """Shards of which a person was asked, and nobody knows more."""
+        doubtful = self.shards(ShardState.IN_DOUBT)
+        return [s for s in doubtful if s.current.sought_until is not None and s.current.batch_id is None]
+
+    def taken(self) -> set[str]:
+        """Batches that a shard has."""
+        return set(self.ledger.taken(list(self.world.made)))
+
     # -- looking
 
     def shards(self, *states: ShardState) -> list[Shard]:
@@ -291,4 +361,4 @@ class Rig:
         }
 
 
-__all__ = ["BEGIN", "Killed", "Made", "ProviderError", "Rig", "SubmissionState", "Untagged", "World"]
+__all__ = ["BEGIN", "MODEL", "TOKENS", "Deaths", "Killed", "Made", "Rig", "Untagged", "World"]

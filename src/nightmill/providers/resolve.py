@@ -11,7 +11,7 @@ from types import MappingProxyType
 from nightmill.config import Timing
 from nightmill.errors import UnknownModel, UsageError
 from nightmill.providers import Provider
-from nightmill.providers.servers import SERVERS, configured
+from nightmill.providers.servers import SERVERS, Server, configured
 
 Tables = Mapping[str, Mapping[str, object]]  # [providers.NAME] of the settings file
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -208,6 +208,11 @@ def resolve(
     server = configured(provider, tables.get(provider, {}))
     if not sends and server.lacks_key(env):
         env = {**env, server.keys[0]: "none"}
+    return _hosted(provider, model, server, env, timing)
+
+
+def _hosted(provider: str, model: str, server: Server, env: Mapping[str, str], timing: Timing) -> Provider:
+    """The adapter to the wire format of a server."""
     if server.wire == "anthropic":
         from nightmill.providers import anthropic
 

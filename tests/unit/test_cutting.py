@@ -47,6 +47,15 @@ def test_a_high_cap_never_makes_a_shard_hold_more_than_it_may(tmp_path: Path) ->
     assert all(sheet_of().worst(s.content_bytes, s.count, s.cap_tokens) <= room for s in shards)
 
 
+def test_a_batch_is_as_large_as_is_usual_unless_somebody_says_more() -> None:
+    """A provider whose batches are best kept small takes larger ones where they are asked for, up to the most."""
+    small = Limits(batch_requests=100, batch_usual=10)
+    for asked, most in ((None, 10), (5, 5), (50, 50), (500, 100)):
+        how = bounds(Lane.BATCH, small, batch_size=asked, hold_nanos=None, embeddings=False)
+        assert how.requests == most
+    assert bounds(Lane.BATCH, Limits(7), batch_size=None, hold_nanos=None, embeddings=False).requests == 7
+
+
 def test_texts_to_embed_are_counted_whatever_request_they_are_in(tmp_path: Path) -> None:
     """A batch with a limit on inputs holds fewer requests where each has several."""
     limits = bounds(Lane.BATCH, Limits(100, 0, 30), batch_size=None, hold_nanos=None, embeddings=True)

@@ -49,13 +49,13 @@ class Limits:
     """What one batch, and one live account, can take. Numbers, not flags."""
 
     batch_requests: int = 0  # most requests in a batch; 0 = no batch lane
-    batch_usual: int = 0  # requests in a batch where nobody says how many; 0 = as many as it takes
     batch_bytes: int = 0  # most bytes in a batch file, newlines included
     batch_inputs: int = 0  # most embedding inputs in a batch, summed over rows; 0 = no such limit
     request_bytes: int = 0  # most bytes in one request; 0 = unknown
     concurrency: int = 256  # most live requests in flight
     window_s: int = 86_400  # how long a batch may take
     context: int = 0  # most tokens of a prompt and its answer together; 0 = unknown
+    batch_usual: int = 0  # requests in a batch where nobody says how many; 0 = as many as it takes
 
 
 @dataclass(frozen=True, slots=True)

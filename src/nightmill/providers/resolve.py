@@ -18,6 +18,7 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 _NO_TABLES: Tables = MappingProxyType({})
 _USUAL = Timing()
 _KEYLESS = ("local", "python")  # run in this process
+_REHEARSED = ("openai", "anthropic")  # whose wire formats the simulator speaks
 _OWN_KEYS = frozenset({"limits", "price"})  # what [providers.NAME] may say of those
 
 
@@ -139,9 +140,12 @@ def check_tables(tables: Tables) -> None:
 
 
 def rehearsal_environment(url: str) -> dict[str, str]:
-    """Variables that point a program at the simulator listening at ``url``."""
-    server = SERVERS["openai"]  # the wire format it speaks
-    return {server.base_url_env: url, server.keys[0]: "sk-simulated", "BATCH_CHECK_INTERVAL": "1"}
+    """Variables that point a program at the simulator listening at ``url``, which ends in ``/v1``."""
+    made: dict[str, str] = {}
+    for server in (SERVERS[name] for name in _REHEARSED):
+        made[server.base_url_env] = url if server.base_url.endswith("/v1") else url.removesuffix("/v1")
+        made[server.keys[0]] = "sk-simulated"
+    return {**made, "BATCH_CHECK_INTERVAL": "1"}
 
 
 def parse_model(ref: str) -> tuple[str, str]:

@@ -13,6 +13,8 @@ import pytest
 from cli_kit import Done, Place, adds_up
 from servers_kit import Call, Said, serving
 
+from nightmill.simulator import SimulatorConfig, in_thread
+
 pytestmark = pytest.mark.req("D2")
 
 MODEL = "anthropic/claude-haiku-4-5"
@@ -246,3 +248,56 @@ def test_doctor_tries_the_key_and_models_tells_the_price(tmp_path: Path) -> None
         models = {each["model"]: each for each in place.run("models", "--json").json["models"]}
         assert models[MODEL]["lanes"] == ["batch", "live"]
         assert models[MODEL]["prices"]["batch"]["input_usd"] == 0.5
+
+
+# -- against the simulator, which bills for itself ---------------------------------------------
+
+
+@pytest.mark.parametrize("lane", ["batch", "live"])
+@pytest.mark.parametrize("model", [MODEL, "anthropic/claude-haiku-5-5"])
+@pytest.mark.parametrize("bound", [False, True])
+def test_what_is_spent_is_what_the_simulator_bills(tmp_path: Path, lane: str, model: str, bound: bool) -> None:
+    """To the nano, in each lane, for models that think and that do not, bound to a schema or not."""
+    with in_thread(SimulatorConfig(speed=1000.0, answer_sigma=0.2)) as url:
+        place = place_for(tmp_path, url.removesuffix("/v1"))
+        place.url = url
+        (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+        done = place.run(
+            "run", place.rows(7), "--prompt", "Say {{ text }}", "--model", model, "--lane", lane, "--out", "r.jsonl",
+            "--json", "--yes", *(["--schema", "schema.json"] if bound else []),
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        assert (done.json["succeeded"], done.json["unproven_usd"]) == (7, 0)
+        assert round(done.json["spent_usd"] * 1e9) == place.invoice()["total_nanos"] > 0
+        if bound:
+            assert all(isinstance(row["parsed"]["mood"], str) for row in place.results("r.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"fault": "create_accepted_then_500"},
+        {"fault": "create_accepted_then_timeout", "delay_s": 0.01},
+        {"fault": "expire_at", "fraction": 0.6, "times": 1},
+        {"fault": "row_errors", "count": 2, "times": 1},
+        {"fault": "missing_lines", "count": 2, "times": 1},
+        {"fault": "duplicate_lines", "count": 2},
+        {"fault": "unknown_lines", "count": 2},
+        {"fault": "truncated_last_line", "times": 1},
+        {"fault": "pretty_printed_bodies"},
+        {"fault": "shuffled_rows"},
+    ],
+    ids=lambda fault: fault["fault"],
+)
+def test_troubles_of_a_batch_cost_no_row_and_no_cent(tmp_path: Path, fault: dict[str, Any]) -> None:
+    """Each row is answered in the end, and what was paid is what was billed or held as unproven."""
+    with in_thread(SimulatorConfig(speed=1000.0, answer_sigma=0.0, faults=[fault])) as url:
+        place = place_for(tmp_path, url.removesuffix("/v1"))
+        place.url = url
+        done = place.run("run", place.rows(6), "--prompt", "Say {{ text }}", "--model", MODEL, "--lane", "batch",
+                         "--out", "r.jsonl", "--json", "--yes", "--batch-size", "6")  # fmt: skip
+        assert done.code == 0, done.err
+        assert done.json["succeeded"] == 6
+        proven = done.json["spent_usd"] - done.json["unproven_usd"]
+        billed = place.invoice()["total_nanos"]
+        assert round(proven * 1e9) <= billed <= round(done.json["spent_usd"] * 1e9)

@@ -275,6 +275,7 @@ def test_the_simulator_says_what_to_export(place: Place) -> None:
         exports = list(iter(process.stdout.readline, "export BATCH_CHECK_INTERVAL=1\n"))
         assert exports.pop(0).startswith("# simulator at http://127.0.0.1:")
         place.env.update(line.removeprefix("export ").strip().split("=", 1) for line in exports)
+        assert place.env["GEMINI_BASE_URL"] + "/v1" == place.env["OPENAI_BASE_URL"]
         doctor = place.run("doctor", "--json")
         assert (doctor.code, doctor.json["ok"]) == (0, True), doctor.out
         assert {"name": "clock", "state": "ok", "text": "agrees with the provider's", "fix": ""} in doctor.json[

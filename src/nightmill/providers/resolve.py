@@ -18,7 +18,7 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 _NO_TABLES: Tables = MappingProxyType({})
 _USUAL = Timing()
 _KEYLESS = ("local", "python")  # run in this process
-_REHEARSED = ("openai", "anthropic")  # whose wire formats the simulator speaks
+_REHEARSED = ("openai", "anthropic", "gemini")  # whose wire formats the simulator speaks
 _OWN_KEYS = frozenset({"limits", "price"})  # what [providers.NAME] may say of those
 
 

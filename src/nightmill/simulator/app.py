@@ -18,15 +18,14 @@ from nightmill.simulator.anthropic import shape as anthropic
 from nightmill.simulator.billing import summed
 from nightmill.simulator.config import SimulatorConfig
 from nightmill.simulator.formats import Format, Handler, Operation, Refusal, Trouble, Why
+from nightmill.simulator.gemini import shape as gemini
 from nightmill.simulator.http import FORMAT, PROVIDER, Dropped, html_page, json_reply, send_short, send_slowly
 from nightmill.simulator.openai import shape as openai
 from nightmill.simulator.provider import Provider, Shared
 
 _MAX_JSON_BYTES = 64 * 1024 * 1024
-FORMATS: tuple[Format, ...] = (
-    anthropic.SHAPE,
-    openai.SHAPE,
-)  # asked in this order; the last takes the rest
+# Asked in this order whose a request is; the last takes the rest.
+FORMATS: tuple[Format, ...] = (anthropic.SHAPE, gemini.SHAPE, openai.SHAPE)
 _SHARED = web.AppKey("shared", Shared)
 _PROVIDERS = web.AppKey("providers", dict[str, Provider])
 _STARTED = web.RequestKey("started", float)

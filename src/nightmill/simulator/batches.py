@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nightmill.simulator.batch import TERMINAL, Batch, State, find_progress
-from nightmill.simulator.billing import Catalogue, Invoice
+from nightmill.simulator.billing import Catalogue, Invoice, Tally
 from nightmill.simulator.config import Clock, SimulatorConfig
 from nightmill.simulator.files import FileStore
 from nightmill.simulator.formats import BatchRefused, Checked, Format, Rows, Rules, Trouble, Why
@@ -34,7 +34,6 @@ class BatchRunner:
         self._files, self._catalogue, self._invoice = files, catalogue, bill
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="simulator-rows")
         self._batches: dict[str, Batch] = {}
-        self._enqueued: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, batch: Batch) -> None:
@@ -66,6 +65,14 @@ class BatchRunner:
 
         return [b for b in reversed(self._batches.values()) if b.scope == scope and visible(b)]
 
+    def open(self) -> list[Batch]:
+        """Those of every account that have not ended."""
+        return [batch for batch in self._batches.values() if batch.state not in TERMINAL]
+
+    def enqueued(self, model: str, but: Batch | None = None) -> int:
+        """Prompt tokens of ``model`` in batches that have not ended, one of them left out."""
+        return sum(batch.tokens for batch in self.open() if batch.model == model and batch is not but)
+
     def cancel(self, batch: Batch) -> bool:
         """Ask for a cancel; False for a batch that has ended."""
         if batch.state in TERMINAL:
@@ -94,8 +101,6 @@ class BatchRunner:
         batch.stamps[state] = self._clock.unix()
         if state in TERMINAL:
             batch.ended_elapsed = self._clock.elapsed()
-            if batch.model is not None and batch.tokens:
-                self._enqueued[batch.model] -= batch.tokens
 
     async def _live(self, batch: Batch) -> None:
         try:
@@ -151,14 +156,13 @@ class BatchRunner:
         """Let the batch into the model's queue, or fail it for the enqueued-token limit."""
         told = batch.faults.get("enqueued_limit_later")
         limit = self._config.enqueued_tokens
-        present = self._enqueued.get(checked.model, 0)
+        present = self.enqueued(checked.model, but=batch)
         if told is not None or (limit is not None and present + checked.tokens > limit):
             shown = int(told.get("limit", 2_000_000)) if told is not None else limit or 0
             batch.total = 0
             trouble = Trouble(Why.QUEUE_FULL, facts={"model": checked.model, "limit": shown})
             raise BatchRefused("token_limit_exceeded", self._wire.refusal(trouble).message)
         batch.model, batch.tokens = checked.model, checked.tokens
-        self._enqueued[checked.model] = present + checked.tokens
 
     async def _work(self, batch: Batch) -> State:
         """Wait until the rows are done or something ends them; the status the batch is heading for."""
@@ -191,8 +195,6 @@ class BatchRunner:
 
     async def _finish(self, batch: Batch, ending: State) -> None:
         done = batch.total if batch.stopped_at is None else batch.stopped_at
-        if ending is not State.ENDED and not self._wire.keeps_partial:
-            done = 0
         if ending is State.CANCELLED and "cancel_reverting_counts" in batch.faults:
             done = 0
         output, errors = self._files.scratch(), self._files.scratch()
@@ -217,6 +219,10 @@ class BatchRunner:
         if ending is State.CANCELLED:
             await self._clock.sleep(self._config.cancel_s)
         batch.input.unlink()
+        if ending is not State.ENDED and not self._wire.keeps_partial:
+            tally = Tally(not_run=batch.total)
+            for path in (output, errors):
+                path.write_bytes(b"")
         self._invoice.book_batch(batch.id, tally)
         batch.output_file_id = self._keep(batch, output, "output")
         batch.error_file_id = self._keep(batch, errors, "error")
@@ -236,4 +242,5 @@ class BatchRunner:
             created_at=self._clock.stamp(),
             keep_s=batch.keep_s,
             scope=batch.scope,
+            file_id=self._wire.file_id(batch, word),
         ).id

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 THIRTY_DAYS_S = 30 * 86_400
 _FLUSH_BYTES = 1 << 20
@@ -24,6 +25,7 @@ class FileRecord:
     expires_at: int | None
     path: Path
     scope: str
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what its format remembers of it
 
 
 class FileStore:
@@ -52,6 +54,7 @@ class FileStore:
         keep_s: int | None,
         scope: str,
         file_id: str | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> FileRecord:
         """Make the file at ``source`` one of the store's; it is moved. ``file_id`` is one a caller chose."""
         file_id = file_id or f"file-{secrets.token_hex(16)}"
@@ -65,6 +68,7 @@ class FileStore:
             expires_at=None if keep_s is None else created_at + keep_s,
             path=path,
             scope=scope,
+            facts=facts or {},
         )
         self._records[file_id] = record
         return record

@@ -177,6 +177,9 @@ class Format(Protocol):
     def take_input(self, batch: Batch, files: FileStore) -> Path:
         """A path of its own to the input of a batch that was created without one. Raises BatchRefused."""
 
+    def file_id(self, batch: Batch, word: str) -> str | None:
+        """The id of the results of a batch (``word`` is output or error); None for one like any other's."""
+
     def rows(self, model: Model, catalogue: Catalogue) -> Rows:
         """How the lines of batches are read, run and written."""
 

@@ -70,6 +70,9 @@ class Anthropic:
         """There is nothing to take: requests travel in the create."""
         raise BatchRefused("invalid_request", "A batch came without its requests.")
 
+    def file_id(self, batch: Batch, word: str) -> None:
+        """Results are found by their batch alone."""
+
     def rows(self, model: Model, catalogue: Catalogue) -> AnthropicRows:
         """How the requests of its batches are read, run and written."""
         return AnthropicRows(model, catalogue)

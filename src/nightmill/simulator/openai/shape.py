@@ -67,6 +67,9 @@ class OpenAI:
             raise BatchRefused("invalid_request", f"The input file {file_id} {why}.", param="input_file_id")
         return files.hold(source)
 
+    def file_id(self, batch: Batch, word: str) -> None:
+        """Results are files like any other."""
+
     def rows(self, model: Model, catalogue: Catalogue) -> OpenAIRows:
         """How the lines of its batches are read, run and written."""
         return OpenAIRows(model, catalogue)

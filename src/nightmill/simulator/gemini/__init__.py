@@ -1,0 +1,1 @@
+"""Gemini's wire format: files, batches as long-running operations, live answers and embeddings."""

@@ -12,7 +12,7 @@ import pytest
 from untagged_kit import Killed, Rig
 
 from nightmill.errors import Conflict, UsageError
-from nightmill.types import JobState, ShardState
+from nightmill.types import JobState, Lane, ShardState
 
 ROWS = 6
 LOOKED_S = 200.0  # the last look is over
@@ -269,19 +269,24 @@ def test_an_earlier_try_that_ran_after_all_is_found_before_the_shard_settles(rig
     assert rig.alerts(shard.tag) == ["in_doubt", "second_batch"]
 
 
-def test_a_stopped_workers_answer_is_heard(rig: Rig) -> None:
-    """A create answered after another worker took over: its id ends the doubt, without any guess."""
-    rig.submit(ROWS, ROWS)
+def overtake(rig: Rig) -> None:
+    """During the next create another worker takes the shard over, and comes to doubt it."""
 
     def overtaken(_: str) -> None:
-        rig.now += 1000.0  # the lease is long over
-        (shard,) = rig.ledger.claim_due(lane=rig.shards()[0].lane, limit=1, lease_s=100.0)
         rig.world.on_create = lambda _: None
+        rig.now += 1000.0  # the lease is long over
+        (shard,) = rig.ledger.claim_due(lane=Lane.BATCH, limit=1, lease_s=100.0)
         other = Thread(target=rig.step, args=(shard,))
         other.start()
         other.join()
 
     rig.world.on_create = overtaken
+
+
+def test_a_stopped_workers_answer_is_heard(rig: Rig) -> None:
+    """A create answered after another worker took over: its id ends the doubt, without any guess."""
+    rig.submit(ROWS, ROWS)
+    overtake(rig)
     rig.turn()
     (shard,) = rig.shards()
     assert (shard.state, shard.current.batch_id) == (ShardState.IN_DOUBT, "batch_0")
@@ -289,6 +294,49 @@ def test_a_stopped_workers_answer_is_heard(rig: Rig) -> None:
         rig.resolve(shard.tag, resend=True)
     settled(rig)
     assert len(rig.world.made) == 1
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_an_answer_after_a_persons_word_is_booked(rig: Rig, is_over: bool) -> None:
+    """Sent again by a person, and then the first create is answered after all: both are collected and booked."""
+    rig.submit(ROWS, ROWS)
+    rig.world.then.append("dropped")
+    rig.work(LOOKED_S)
+    (shard,) = rig.shards()
+    rig.resolve(shard.tag, resend=True)
+    if is_over:
+        rig.end_well(rig.world.end_all)
+    first = rig.world.make(shard.tag, [f"{shard.tag}-{row}" for row in range(ROWS)])
+    assert rig.ledger.note_answered(shard.tag, 1, first.id, status="x")
+    rig.world.end_all()
+    rig.end_well(rig.world.end_all)
+    settled(rig)
+    assert len(rig.world.ours()) == 2
+
+
+def test_a_batch_that_is_not_to_be_seen_for_once_is_not_given_up(rig: Rig) -> None:
+    """An unproven batch that one poll does not know, and the next does: it is waited for."""
+    rig.world.then.append("lost")
+    rig.submit(ROWS, ROWS)
+    rig.work(LOOKED_S)
+    rig.world.unseen = 1
+    rig.work(1000)
+    (shard,) = rig.shards()
+    assert (shard.state, shard.current.unconfirmed, shard.current.ended) == (ShardState.WAITING, True, False)
+    settled(rig)
+
+
+@pytest.mark.parametrize("skew_s", [-7200.0, 7200.0])
+def test_a_wrong_clock_hides_no_batch_from_another_process(rig: Rig, skew_s: float) -> None:
+    """The provider's clock is not known yet when the next process makes the last look."""
+    rig.world.skew_s = skew_s
+    rig.world.then.append("lost")
+    rig.submit(ROWS, ROWS)
+    rig.work(50)
+    rig.again()
+    rig.work(LOOKED_S)
+    assert rig.shards()[0].current.unconfirmed
+    settled(rig)
 
 
 def test_killed_before_it_heard(rig: Rig) -> None:

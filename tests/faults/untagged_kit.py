@@ -66,16 +66,17 @@ class World:
     deaf: bool = False  # no page of the list can be read
     on_create: Callable[[str], None] = lambda _: None
     fetches: int = 0
+    unseen: int = 0  # so many of the next polls know of no such batch
 
     def foreign(self, count: int, *, ended: bool = False, age_s: float = 0.0) -> Made:
         """Somebody else's batch of so many requests."""
-        return self._make("", [f"theirs-{len(self.made)}-{i}" for i in range(count)], ended=ended, age_s=age_s)
+        return self.make("", [f"theirs-{len(self.made)}-{i}" for i in range(count)], ended=ended, age_s=age_s)
 
     def take(self, file: Path) -> Made:
         ids = [json.loads(line)["custom_id"] for line in file.read_bytes().splitlines()]
-        return self._make(ids[0].rpartition("-")[0], ids, lag_s=self.lag_s.popleft() if self.lag_s else 0.0)
+        return self.make(ids[0].rpartition("-")[0], ids, lag_s=self.lag_s.popleft() if self.lag_s else 0.0)
 
-    def _make(self, tag: str, ids: list[str], *, ended: bool = False, age_s: float = 0.0, lag_s: float = 0.0) -> Made:
+    def make(self, tag: str, ids: list[str], *, ended: bool = False, age_s: float = 0.0, lag_s: float = 0.0) -> Made:
         now = self.clock() + self.skew_s
         batch = Made(f"batch_{len(self.made)}", tag, ids, now - age_s, now + lag_s, ended)
         self.made[batch.id] = batch
@@ -171,7 +172,8 @@ class Untagged:
         return []
 
     async def poll(self, batch_id: str) -> BatchView:
-        if batch_id not in self._world.made:
+        if batch_id not in self._world.made or self._world.unseen:
+            self._world.unseen = max(0, self._world.unseen - 1)
             raise Refused("there is no such batch", status=404)
         return self._view(self._world.made[batch_id])
 

@@ -694,6 +694,11 @@ async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard | N
         files = {wire.OUTPUT: sub.output_file, wire.ERROR: sub.error_file}
         if shard.reread:  # an error file may come late
             view = await view_of(desk, provider, sub, sub.batch_id)
+            if view is not None and sub.unconfirmed and view.phase not in ("ended", "failed"):  # it was not to be seen
+                now = [(sub.n, facts(view, sub, over=False))]
+                due_in_s, reason = desk.timing.poll_s, unproven(view.id)
+                await desk.book(desk.ledger.note_polled, shard, now, due_in_s=due_in_s, done=False, reason=reason)
+                return None
             if view is not None:
                 files = {wire.OUTPUT: view.output_file, wire.ERROR: view.error_file}
                 seen.append((sub.n, facts(view, sub, over=True)))

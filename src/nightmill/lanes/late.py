@@ -75,6 +75,8 @@ async def reopen(desk: Desk, provider: BatchProvider, job: Job, *, settled_for_s
 
 async def _listed(desk: Desk, provider: BatchProvider, shards: Sequence[Shard]) -> dict[str, list[LateBatch]]:
     """By shard, batches that the provider lists now and that the ledger does not know."""
+    if answered := {shard.tag: batches for shard in shards if (batches := _answered(shard))}:
+        return answered  # what may be beside these is found by the next look
     if isinstance(provider, UntaggedBatches):
         return await _proven(desk, provider, shards)
     subs = [sub for shard in shards for sub in _unseen(shard)]
@@ -90,6 +92,12 @@ async def _listed(desk: Desk, provider: BatchProvider, shards: Sequence[Shard]) 
         late = LateBatch(view.id, view.status, provider.account.id, sub.n if own else None)
         found.setdefault(sub.tag, []).append(late)
     return found
+
+
+def _answered(shard: Shard) -> list[LateBatch]:
+    """Batches whose create was answered only after they had been given up."""
+    lost = [s for s in shard.submissions if s.state is SubmissionState.LOST and s.batch_id]
+    return [LateBatch(s.batch_id or "", s.status or "", s.account, s.n) for s in lost]
 
 
 async def _proven(desk: Desk, provider: UntaggedBatches, shards: Sequence[Shard]) -> dict[str, list[LateBatch]]:

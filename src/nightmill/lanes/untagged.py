@@ -7,6 +7,7 @@ named after its shard: that alone is proof, for and against.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ async def candidates(desk: Desk, provider: UntaggedBatches, shard: Shard, sub: S
     Raises:
         ProviderError, TimeoutError: this was no complete look.
     """
-    until = desk.wall() + provider.clock_skew_s() + SKEW_S
-    if sub.sought_until is not None:  # since then others may be as large
+    until = math.inf  # no other of ours is created meanwhile
+    if sub.sought_until is not None:
         until = sub.sought_until + desk.timing.list_lag_s
     listed = await provider.made_between(sub.intent_at - SKEW_S, until)
     alike = [view for view in listed if view.total == shard.count and view.id not in sub.not_ours]

@@ -13,7 +13,7 @@ from nightmill.ledger.schema import shards, submissions
 from nightmill.ledger.shards import ShardVerbs
 from nightmill.types import ShardState
 
-_SOUGHT = (SubmissionState.OPEN, SubmissionState.ABSENT)
+_SOUGHT = (SubmissionState.OPEN, SubmissionState.ABSENT, SubmissionState.LOST)
 # Whoever submits must not be disturbed; whoever looks for it, or is about to settle without it, begins anew.
 _TO_BE_TOLD = (ShardState.IN_DOUBT, ShardState.PLANNED, ShardState.WAITING, ShardState.COLLECTING)
 

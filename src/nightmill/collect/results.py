@@ -427,6 +427,7 @@ class _RangeReader:
         self._open_rows: set[int] = set()
         self._unanswered: set[int] = set()  # live: marked as sent, by the newest mark
         self._unsent: dict[int, int] | None = None  # row -> shard number, read when first needed
+        self._ends: dict[str, FailureKind] = {}  # by shard, what its rows without a line are; asked when first needed
         self._shards = results._files.shards
         spread = (min(others, default=first), max(others, default=end - 1))
         self._lowest, self._highest = min(first, spread[0]), max(end - 1, spread[1])
@@ -612,7 +613,9 @@ class _RangeReader:
             return _Row(index, Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), newest)
         if not any(s.batch_id for s in newest.submissions):
             return _Row(index, Failed(FailureKind.MISSING, "written off: nobody knows whether it ran"), newest)
-        kind = unanswered_in(newest, self._results._provider)
+        kind = self._ends.get(newest.tag)
+        if kind is None:
+            kind = self._ends[newest.tag] = unanswered_in(newest, self._results._provider)
         return _Row(index, Failed(kind, _UNANSWERED[kind]), newest)
 
 

@@ -19,9 +19,11 @@ HURRY = "cancel_s = 1.0\ncollect_s = 0.5\n"  # of ours; the provider's clock run
 ASKED = ("--prompt", "{{ text }}", "--model", MODEL, "--max-output", "100", "--out", "r.jsonl", "--yes", "--force")
 
 
-def server(batch_s: float) -> AbstractContextManager[str]:
+def server(batch_s: float, latency_s: float = 0.0) -> AbstractContextManager[str]:
     """A provider whose batches take so many of its seconds, and answer row by row."""
-    return in_thread(SimulatorConfig(speed=100.0, batch_s=batch_s, cancel_s=20.0, answer_sigma=0.0))
+    return in_thread(
+        SimulatorConfig(speed=100.0, batch_s=batch_s, cancel_s=20.0, latency_s=latency_s, answer_sigma=0.0)
+    )
 
 
 def place_at(folder: Path, url: str) -> Place:
@@ -133,6 +135,16 @@ def test_an_unfinished_job_keeps_the_deadline_it_was_begun_with(tmp_path: Path) 
         assert (again.code, again.json["deadline"]) == (0, handed.json["deadline"]), again.err
         plain = place.run("run", rows, *ASKED[:6], "--yes", "--json", "--detach")
         assert (plain.code, plain.json["deadline"]) == (0, handed.json["deadline"]), plain.err
+
+
+def test_who_hands_over_too_late_for_batches_stays_until_the_rows_are_answered_live(tmp_path: Path) -> None:
+    """There is nothing to come back for: live calls end with the process that makes them."""
+    with server(batch_s=50.0, latency_s=3.0) as url:
+        place = place_at(tmp_path, url)
+        done = place.run("run", place.rows(40), *ASKED[:6], "--yes", "--json", "--by", "3s", "--detach",
+                         "--concurrency", "2", "--batch-size", "30")  # fmt: skip
+        assert (done.code, done.json["succeeded"], done.json["rescued"]) == (0, 40, 40), done.err
+        assert is_paid_once(place, done)
 
 
 @pytest.mark.parametrize(

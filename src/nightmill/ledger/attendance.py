@@ -35,9 +35,13 @@ class AttendanceVerbs(Database):
         return owner is not None and owner != self.me and not self.is_dead(owner)
 
     def is_handed_over(self, job_id: str) -> bool:
-        """Whether all of the job that can go out now is out, and something of it is still to come back."""
+        """Whether all of the job that can go out now is out, and something of it is still to come back.
+
+        Rows that a deadline made go live are out when they are answered.
+        """
         runs = and_(jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)), jobs.c.cancel_requested == 0)
-        ready = and_(shards.c.state == ShardState.PLANNED, shards.c.due <= self.moment(), runs)
+        planned = and_(shards.c.state == ShardState.PLANNED, shards.c.due <= self.moment())
+        ready = and_(or_(planned, shards.c.state == ShardState.SENDING), runs)
         to_do = case((or_(ready, shards.c.state == ShardState.SUBMITTING), 1), else_=0)
         which = and_(shards.c.job_id == job_id, shards.c.state != ShardState.SETTLED)
         counts = select(func.count(), func.sum(to_do)).select_from(shards).join(jobs, jobs.c.id == shards.c.job_id)

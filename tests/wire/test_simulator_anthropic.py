@@ -7,6 +7,7 @@ import http.client
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -20,6 +21,7 @@ from nightmill.simulator.faults import ANSWER_FAULTS, BATCH_FAULTS, KNOWN
 
 MODEL = "claude-haiku-4-5"
 BATCHES = "/v1/messages/batches"
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to.md"
 DROPPED = (http.client.RemoteDisconnected, ConnectionResetError)
 SCHEMA = {
     "type": "object",
@@ -40,10 +42,16 @@ def base(shared: str) -> Iterator[str]:
     """A simulator with no fault in force, before and after."""
     yield shared
     call(shared, "DELETE", "/simulator/faults")
+    while _CLIENTS:
+        _CLIENTS.pop().close()
+
+
+_CLIENTS: list[anthropic.Anthropic] = []  # to be closed after each test
 
 
 def client(base: str, key: str = "sk-ant-test") -> anthropic.Anthropic:
-    return anthropic.Anthropic(api_key=key, base_url=base, max_retries=0)
+    _CLIENTS.append(anthropic.Anthropic(api_key=key, base_url=base, max_retries=0))
+    return _CLIENTS[-1]
 
 
 def params(text: str, **more: Any) -> dict[str, Any]:
@@ -221,8 +229,8 @@ def test_sizes_have_limits() -> None:
     """Too large a body is 413, too many requests are 400; requests over many lines are kept whole."""
     with in_thread(fast(max_bytes=3_000, max_rows=8)) as url:
         base = url.removesuffix("/v1")
-        with pytest.raises(anthropic.RequestTooLargeError):
-            client(base).messages.batches.create(requests=requests(8, system="x" * 1_000))
+        with client(base) as api, pytest.raises(anthropic.RequestTooLargeError):
+            api.messages.batches.create(requests=requests(8, system="x" * 1_000))
         assert raw(base, "POST", BATCHES, {"requests": requests(9)}).status == 400
         pretty = json.dumps({"requests": requests(3)}, indent=2).encode()
         assert (
@@ -289,6 +297,8 @@ def test_keys_that_do_not_open(base: str, key: str, kind: type[anthropic.APIStat
     """A wrong key, an account without credit and one at its limit are refused in the client's classes."""
     with pytest.raises(kind) as refused:
         client(base, key).messages.create(**params("a"))
+    with pytest.raises(kind):
+        client(base, key).messages.batches.create(requests=requests(1))
     body: Any = refused.value.body
     assert body["request_id"] == refused.value.response.headers["request-id"]
     if key == "sk-spent":
@@ -485,6 +495,8 @@ def test_faults_that_cannot_be_here_change_nothing(base: str) -> None:
     """A batch that carries a fault of another format runs as if there were none; every other fault is tested here."""
     wire = next(each for each in FORMATS if each.name == "anthropic")
     assert wire.impossible <= KNOWN.keys()
+    told = HOW_TO.read_text()
+    assert [name for name in sorted(wire.impossible) if f"`{name}`" not in told] == []
     set_faults(base, *({"fault": name} for name in sorted(wire.impossible)))
     batch, rows = run(base, 3)
     assert batch["request_counts"]["succeeded"] == len(rows) == 3

@@ -1,9 +1,9 @@
-"""A provider on this machine: OpenAI's files, batches, chat and embeddings, with faults on demand.
+"""Providers on this machine: batches and live calls in the formats of `app.FORMATS`, with faults on demand.
 
-It speaks the wire format over a real socket, so any client can be pointed at it; it answers with
-pretended text, keeps provider time that can run faster than ours, and writes its own invoice
+They speak over a real socket, so any client can be pointed at them; they answer with
+pretended text, keep provider time that can run faster than ours, and write an invoice each
 (``GET /simulator/invoice``), so that a client's sums can be checked against someone else's.
-Knows nothing of the clients in this package.
+They know nothing of the clients in this package.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 A fault is a JSON object ``{"fault": NAME, "times": n | null, "after": k, ...}``: it fires at most
 ``times`` times (null or absent: always), after letting the first ``after`` matching operations pass.
 `KNOWN` lists the names with their own parameters. ``"on": [...]`` narrows a fault to operations:
-``upload files file file_delete content create list poll cancel live models``, and for faults of answers
-``batch`` and ``live``. Waits named ``lag_s`` are provider seconds; ``delay_s`` are real ones, because they
+``upload files file file_delete content create list poll cancel delete live models count``, and for faults of
+answers ``batch`` and ``live``. A format's `Format.impossible` names those that cannot be in its shape.
+Waits named ``lag_s`` are provider seconds; ``delay_s`` are real ones, because they
 play against a client's real timeouts.
 
 Faults that shape a batch are taken when it is created, so ``after`` and ``times`` count creates.

@@ -25,6 +25,7 @@ from nightmill.simulator.instances import Unsatisfiable
 _CACHEABLE_TOKENS = 1024  # a shorter prefix is not cached, whatever the request says
 _HOUR = "1h"
 _ONLY_LIVE = ("stream", "speed", "store", "previous_thread_event_id", "cache_hint", "context_hint")
+_ROLES = ("user", "assistant", "system")  # the last since version 2026-10-21, in the official client's types
 _THOUGHT = "Let me think about this for a moment."
 
 
@@ -194,8 +195,8 @@ class Answers:
         if not asked.messages:
             raise ApiError(400, "messages: at least one message is required")
         for number, message in enumerate(asked.messages):
-            if message.role not in ("user", "assistant"):
-                raise ApiError(400, f"messages.{number}.role: Input should be 'user' or 'assistant'")
+            if message.role not in _ROLES:
+                raise ApiError(400, f"messages.{number}.role: Input should be one of {', '.join(_ROLES)}")
             if not message.content:
                 raise ApiError(400, f"messages.{number}: all messages must have non-empty content")
         if asked.temperature is not None and not 0 <= asked.temperature <= 1:

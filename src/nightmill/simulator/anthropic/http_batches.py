@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from nightmill.simulator.anthropic.http_common import scope_of, whole_number
+from nightmill.simulator.anthropic.http_common import refuse_poor, scope_of, whole_number
 from nightmill.simulator.anthropic.lines import keep_requests
 from nightmill.simulator.anthropic.shown import has_results, view
 from nightmill.simulator.anthropic.wire import ApiError, page
@@ -40,6 +40,7 @@ async def create_batch(request: web.Request) -> web.StreamResponse:
 
 async def _read(request: web.Request, body: Path, requests: Path, facts: dict[str, Any]) -> Intent:
     provider, wire, scope = request[PROVIDER], request[FORMAT], scope_of(request)
+    refuse_poor(request)
     size = await spool(request.content.iter_chunked(_CHUNK_BYTES), body, provider.max_bytes)
     if size > provider.max_bytes:
         raise wire.refusal(Trouble(Why.TOO_LARGE))

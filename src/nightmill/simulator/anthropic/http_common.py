@@ -14,16 +14,19 @@ def scope_of(request: web.Request) -> str:
     return request.headers.get("anthropic-workspace-id", "")
 
 
+def _key(request: web.Request) -> str:
+    """The key, in either of the headers that may carry it; empty for none."""
+    kind, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    return request.headers.get("x-api-key", "").strip() or (bearer.strip() if kind.lower() == "bearer" else "")
+
+
 def admit(request: web.Request) -> None:
-    """Look at key and version; either header may carry the key.
+    """Look at key and version.
 
     Raises:
         ApiError: 401 for no key or a wrong one, 400 for no version or an unknown one.
     """
-    key = request.headers.get("x-api-key", "").strip()
-    kind, _, bearer = request.headers.get("Authorization", "").partition(" ")
-    if not key and kind.lower() == "bearer":
-        key = bearer.strip()
+    key = _key(request)
     if not key:
         raise ApiError(401, "x-api-key header is required")
     if key == "sk-wrong":
@@ -33,12 +36,11 @@ def admit(request: web.Request) -> None:
         raise ApiError(400, "anthropic-version: header is required")
     if version not in VERSIONS:
         raise ApiError(400, f'anthropic-version: "{version}" is not a valid version')
-    if request.method == "POST":
-        _refuse_poor(key)
 
 
-def _refuse_poor(key: str) -> None:
-    """Refuse the keys of accounts that cannot pay: ``sk-noquota`` has no credit, ``sk-spent`` has met its limit."""
+def refuse_poor(request: web.Request) -> None:
+    """Refuse what costs money to accounts that cannot pay: ``sk-noquota`` has no credit, ``sk-spent`` met its limit."""
+    key = _key(request)
     if key == "sk-noquota":
         raise ApiError(402, "Your credit balance is too low to access the Anthropic API.")
     if key == "sk-spent":

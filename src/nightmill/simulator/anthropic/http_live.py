@@ -8,7 +8,7 @@ from aiohttp import web
 
 from nightmill.simulator import live
 from nightmill.simulator.anthropic.answering import Answers, count
-from nightmill.simulator.anthropic.http_common import whole_number
+from nightmill.simulator.anthropic.http_common import refuse_poor, whole_number
 from nightmill.simulator.anthropic.wire import ApiError, moment, page
 from nightmill.simulator.http import PROVIDER, json_reply
 from nightmill.simulator.provider import Provider, Quota
@@ -20,6 +20,7 @@ _ROUNDED_TO = 1000  # tokens in headers
 async def messages(request: web.Request) -> web.StreamResponse:
     """POST /v1/messages"""
     provider = request[PROVIDER]
+    refuse_poor(request)
     body = await request.read()
     answers = Answers(provider.model, provider.catalogue)
     reply = await live.run(request, lambda twists: answers.answer(body, batch=False, twists=twists))

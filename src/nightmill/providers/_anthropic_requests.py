@@ -184,7 +184,7 @@ def _add_sampling(
         if name not in user_set:
             notes.append(f"{name} {value} left out: it is sent to {model} only where it is asked for")
         elif not takes:
-            fix = f"leave {name} out, or choose a model that takes it"
+            fix = f"leave {name} out or say 1, which is what it uses, or choose a model that takes it"
             raise CannotCarry(f"{model} takes no {name}", why="its family has no sampling to set", fix=fix)
         elif type(value) not in (int, float) or not 0 <= value <= 1:
             raise CannotCarry(f"{name} is {value!r}", why="it is a number from 0 to 1 here", fix=f"correct {name}")

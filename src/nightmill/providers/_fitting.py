@@ -166,7 +166,7 @@ def _drop_sampling(model: str, body: dict[str, Any], notes: list[str], user_set:
             raise CannotCarry(
                 f"{model} takes no {name}",
                 why="it is a reasoning model",
-                fix=f"leave {name} out, or choose a model that takes it",
+                fix=f"leave {name} out or say 1, which is what it uses, or choose a model that takes it",
             )
         notes.append(f"{name} {body.pop(name)} left out: {model} takes none")
 

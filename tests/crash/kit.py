@@ -134,6 +134,7 @@ class Scenario:
     before: str = ""  # what happened before, a name of `BEFORE`
     toml: str = ""  # more settings
     deleted: bool = False  # the job is no more in the end
+    model: str = f"openai/{MODEL}"
 
     def __str__(self) -> str:
         return self.name
@@ -158,6 +159,7 @@ class Home:
         folder.mkdir(parents=True)
         self._workers: list[Worker] = []
         stamp = uuid.uuid4().hex  # other rows than any other case's, so that the simulator can tell them apart
+        self._own_key = f"sk-{stamp}"  # where batches carry no name, one case must not see another's
         lines = [f"k{i},{stamp} row {i}" for i in range(scenario.rows)]
         (folder / "in.csv").write_text("id,text\n" + "\n".join(lines) + "\n")
         longest = lease_s / 2  # of one call
@@ -182,12 +184,14 @@ class Home:
         return self.folder / "home/nightmill.db"
 
     def env(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("NIGHTMILL_", "OPENAI_"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("NIGHTMILL_", "OPENAI_", "ANTHROPIC_"))}
         return {
             **kept,
             "NIGHTMILL_HOME": str(self.folder / "home"),
             "OPENAI_API_KEY": "sk-crash",
             "OPENAI_BASE_URL": self.simulator.url,
+            "ANTHROPIC_API_KEY": self._own_key,
+            "ANTHROPIC_BASE_URL": self.simulator.url.removesuffix("/v1"),
         }
 
     def start(self, kill_at: str = "", *, how: str = "kill", log: Path | None = None, **more: Any) -> Worker:
@@ -196,7 +200,8 @@ class Home:
         if log is not None:
             env["NIGHTMILL_KILL_LOG"] = str(log)
         scenario = self.scenario
-        asked = {"lane": scenario.lane, "simulator": self.simulator.control, **scenario.asked, **more}
+        asked = {"lane": scenario.lane, "model": scenario.model, "simulator": self.simulator.control,
+                 "since": self._events, **scenario.asked, **more}  # fmt: skip
         errors = self.folder / f"stderr.{len(self._workers)}"
         self._workers.append(Worker(self._nest, self.folder, asked, env, errors))
         return self._workers[-1]

@@ -88,6 +88,23 @@ BATCH = (
     ),
 )  # fmt: skip
 
+# Where batches carry no name. A stopped worker's create may come through after a person had the shard sent again.
+_UNNAMED = {"command": "unnamed", "once": True, "batch_size": 3}
+UNNAMED = tuple(
+    Scenario(f"ant-{name}", "batch", model="anthropic/claude-haiku-4-5", asked={**_UNNAMED, **more}, faults=faults,
+             twice=3)
+    for name, more, faults in (
+        ("plain", {}, ()),
+        ("accepted", {}, (_ACCEPTED,)),
+        ("accepted-then-silence", {}, (_fault("create_accepted_then_timeout", delay_s=0.2, **_ONCE),)),
+        ("dropped", {}, (_fault("create_dropped_before", **_ONCE),)),
+        ("twin", {"twin": True}, (_ACCEPTED,)),
+        ("only-a-twin", {"twin": True}, (_fault("create_500_before", **_ONCE),)),
+        ("one-shard", {"batch_size": 6}, (_ACCEPTED,)),
+        ("listed-late", {}, (_ACCEPTED, _fault("late_listing", lag_s=600, times=1))),  # a second of ours
+    )
+)  # fmt: skip
+
 LIVE = (
     Scenario("live", "live", rows=8, asked={"command": "nightmill run", "concurrency": 3}),
     Scenario("live-again", "live", rows=8, asked={"concurrency": 3}, before="killed while sending"),
@@ -114,4 +131,4 @@ LIVE = (
     ),
 )  # fmt: skip
 
-ALL = BATCH + LIVE
+ALL = BATCH + UNNAMED + LIVE

@@ -8,14 +8,14 @@ import pytest
 from campaign import Campaign, Kill
 from kit import Scenario
 from points import known_points
-from scenarios import ALL, BATCH, LIVE
+from scenarios import ALL, BATCH, LIVE, UNNAMED
 
 pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.skipif(sys.platform == "win32", reason="there is neither SIGKILL nor SIGSTOP"),
 ]
 
-both_lanes = pytest.mark.parametrize("scenarios", [BATCH, LIVE], ids=["batch", "live"])
+both_lanes = pytest.mark.parametrize("scenarios", [BATCH + UNNAMED, LIVE], ids=["batch", "live"])
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ from nightmill import killpoints
 from nightmill.cli import main as cli
 from nightmill.config import load_settings
 from nightmill.engine import Stop
-from nightmill.errors import Conflict, LeaseLost, OverBudget, ProviderError, StoreError
+from nightmill.errors import Conflict, LeaseLost, OverBudget, ProviderError, StoreError, UsageError
 from nightmill.ledger import Job, Shard
 from nightmill.mill import Mill, RunOptions
 from nightmill.pricing import price_sheet
@@ -50,7 +50,7 @@ def options_of(folder: Path, asked: dict[str, Any]) -> RunOptions:
     """What the command line would be."""
     said = {k: asked[k] for k in ("lane", "by", "batch_size", "budget_nanos", "concurrency") if k in asked}
     prompt = asked.get("prompt", _PROMPT)
-    return RunOptions((str(folder / "in.csv"),), prompt=prompt, model=_MODEL, max_output=400, **said)
+    return RunOptions((str(folder / "in.csv"),), prompt=prompt, model=asked["model"], max_output=400, **said)
 
 
 def begin(mill: Mill, folder: Path, asked: dict[str, Any]) -> Job:
@@ -82,7 +82,7 @@ def in_state(mill: Mill, job: Job, *states: ShardState) -> bool:
 def nightmill_run(folder: Path, asked: dict[str, Any]) -> int:
     """The command itself, with an output to write."""
     os.chdir(folder)
-    flags = {"--prompt": _PROMPT, "--model": _MODEL, "--lane": asked["lane"], "--max-output": "400",
+    flags = {"--prompt": _PROMPT, "--model": asked["model"], "--lane": asked["lane"], "--max-output": "400",
              "--out": "out.jsonl", "--progress": "none"}  # fmt: skip
     flags |= {f"--{k.replace('_', '-')}": str(asked[k]) for k in ("batch_size", "concurrency") if k in asked}
     return cli(["run", "in.csv", "--yes", *(word for flag in flags.items() for word in flag)])
@@ -193,6 +193,53 @@ async def resolve(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
     await work(mill, job)
 
 
+async def unnamed(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
+    """run where batches carry no name: a person who knows which are whose ends what nobody else can, and looks again"""
+    while mill.job(job.id).state in UNFINISHED:
+        stop = Stop()
+        working = asyncio.create_task(mill.run([job.id], stop))
+        if asked.get("twin"):
+            await either(working, lambda: in_state(mill, job, ShardState.IN_DOUBT))
+            for shard in mill.ledger.shards_of(job.id, ShardState.IN_DOUBT)[:1]:
+                await asyncio.to_thread(_twin, mill, shard.count)
+        await either(working, lambda: bool(_asked_about(mill, job)))
+        stop.gently.set()
+        await working
+        for shard in _asked_about(mill, job):
+            try:
+                await mill.resolve(shard, **await asyncio.to_thread(_whose, mill, shard, asked))
+            except (LeaseLost, Conflict, UsageError):  # it was found out meanwhile
+                await asyncio.sleep(_LOOK_S)
+    if await mill.look_again(mill.job(job.id)):
+        await work(mill, job)
+
+
+def _twin(mill: Mill, count: int) -> None:
+    """Somebody else with the same key makes a batch as large, once, of requests that cost nothing."""
+    marker = mill.settings.home / "twin"
+    if marker.exists():
+        return
+    requests = [{"custom_id": f"theirs-{i}", "params": {"model": "no-such-model", "max_tokens": 1, "messages": []}}
+                for i in range(count)]  # fmt: skip
+    headers = {"x-api-key": os.environ["ANTHROPIC_API_KEY"], "anthropic-version": "2023-06-01",
+               "content-type": "application/json"}  # fmt: skip
+    url = os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages/batches"
+    body = json.dumps({"requests": requests}).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers)) as answer:
+        marker.write_text(json.load(answer)["id"])
+
+
+def _whose(mill: Mill, shard: Shard, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a person says who knows every batch that others made: what is left of that size is the shard's."""
+    marker = mill.settings.home / "twin"
+    theirs = marker.read_text() if marker.exists() else ""
+    events = _call(asked["simulator"] + "/log")[asked["since"] :]
+    made = {e["batch_id"] for e in events if e["event"] == "create" and e["batch_id"]
+            and e["requests"] == shard.count} - {theirs}  # fmt: skip
+    left = sorted(made - mill.ledger.taken(made).keys())
+    return {"adopt": left[0]} if left else {"resend": True}
+
+
 def _asked(mill: Mill, job: Job) -> list[str | None]:
     """The tags of all shards about which a person was ever asked."""
     return [tag for kind, tag, _ in mill.ledger.alerts_of(job.id) if kind == "in_doubt"]
@@ -220,6 +267,7 @@ def _call(url: str, method: str = "GET", body: bytes | None = None) -> Any:
 COMMANDS = {
     "run": plain, "resume": resume, "cancel": cancel, "retry": retry, "late": late, "poor": poor, "tight": tight,
     "resolve": resolve, "delete": delete, "sweep": sweep, "adopt": plain, "reconcile": reconcile,
+    "unnamed": unnamed,
 }  # fmt: skip
 
 

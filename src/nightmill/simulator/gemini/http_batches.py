@@ -13,7 +13,15 @@ from nightmill.simulator.batch import Batch
 from nightmill.simulator.creating import Intent, create
 from nightmill.simulator.formats import Trouble, Why
 from nightmill.simulator.gemini import lines, reading, showing
-from nightmill.simulator.gemini.errors import GeminiError, exhausted, internal, invalid, no_such_batch, unknown_model
+from nightmill.simulator.gemini.errors import (
+    ROOM_S,
+    GeminiError,
+    exhausted,
+    internal,
+    invalid,
+    no_such_batch,
+    unknown_model,
+)
 from nightmill.simulator.gemini.http_files import find as find_file
 from nightmill.simulator.gemini.keys import SCOPE, refuse_without_quota, version_of
 from nightmill.simulator.gemini.shown import view
@@ -23,7 +31,6 @@ from nightmill.simulator.provider import Provider
 _MOST_INLINE_BYTES = 20 * 1024 * 1024
 _MOST_OPEN = 100  # batches of one project that have not ended
 _KEEP_S = 42 * 86_400  # results, six weeks
-_RETRY_S = 60.0
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -97,7 +104,7 @@ def _refuse_without_room(request: web.Request, model: str, tokens: int) -> None:
         raise request[FORMAT].refusal(Trouble(Why.QUEUE_FULL, facts={"model": model, "limit": limit}))
     if len(provider.batches.open()) >= _MOST_OPEN:
         message = f"Resource has been exhausted: {_MOST_OPEN} batches have not ended."
-        raise exhausted(message, retry_s=_RETRY_S, quota="ConcurrentBatchesPerProject")
+        raise exhausted(message, retry_s=ROOM_S, quota="ConcurrentBatchesPerProject")
 
 
 def _batch(provider: Provider, facts: dict[str, Any], source: Path) -> Batch:

@@ -42,7 +42,6 @@ _CALLS: tuple[tuple[Operation, str, str, Handler], ...] = (
     (Operation.MODELS, "GET", "/{v}/models", http_live.list_models),
     (Operation.MODELS, "GET", "/{v}/models/{model}", http_live.get_model),
 )
-_RETRY_S = 60.0
 
 
 def _path(path: str, version: str) -> str:
@@ -94,7 +93,7 @@ class Gemini:
                 quota = "GenerateRequestsPerMinutePerProjectPerModel"
                 return exhausted(message, retry_s=_wait_s(trouble), quota=quota)
             case Why.QUEUE_FULL:
-                return enqueued(facts["model"], facts["limit"], _RETRY_S)
+                return enqueued(facts["model"], facts["limit"])
             case Why.TOO_LARGE:
                 return GeminiError(413, "Request payload size exceeds the limit.")
             case Why.NO_SUCH_CALL:

@@ -15,6 +15,7 @@ start costs a tenth of a second of CPU then instead of a whole one, and there ar
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import faulthandler
 import importlib
@@ -25,6 +26,7 @@ import signal
 import sys
 import time
 import traceback
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +43,7 @@ from nightmill.pricing import price_sheet
 from nightmill.types import UNFINISHED, JobState, Lane, ShardState
 
 _LOOK_S = 0.02
+_BATCH_S = 0.5  # more than a batch of the simulator takes
 _MONTH_S = 30 * 86_400.0
 _PROMPT = "Say something of {{ text }}"
 _MODEL = "openai/gpt-4o-mini"
@@ -201,7 +204,7 @@ async def unnamed(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
         if asked.get("twin"):
             await either(working, lambda: in_state(mill, job, ShardState.IN_DOUBT))
             for shard in mill.ledger.shards_of(job.id, ShardState.IN_DOUBT)[:1]:
-                await asyncio.to_thread(_twin, mill, shard.count)
+                await asyncio.to_thread(_twin, mill, shard.count, asked)
         await either(working, lambda: bool(_asked_about(mill, job)))
         stop.gently.set()
         await working
@@ -210,11 +213,12 @@ async def unnamed(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
                 await mill.resolve(shard, **await asyncio.to_thread(_whose, mill, shard, asked))
             except (LeaseLost, Conflict, UsageError):  # it was found out meanwhile
                 await asyncio.sleep(_LOOK_S)
+    await asyncio.sleep(_BATCH_S)  # what a stopped worker made at last has ended then
     if await mill.look_again(mill.job(job.id)):
         await work(mill, job)
 
 
-def _twin(mill: Mill, count: int) -> None:
+def _twin(mill: Mill, count: int, asked: dict[str, Any]) -> None:
     """Somebody else with the same key makes a batch as large, once, of requests that cost nothing."""
     marker = mill.settings.home / "twin"
     if marker.exists():
@@ -225,8 +229,10 @@ def _twin(mill: Mill, count: int) -> None:
                "content-type": "application/json"}  # fmt: skip
     url = os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages/batches"
     body = json.dumps({"requests": requests}).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers)) as answer:
-        marker.write_text(json.load(answer)["id"])
+    with contextlib.suppress(urllib.error.HTTPError):  # the fault that was meant for ours
+        urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers)).close()
+    made = [e["batch_id"] for e in _call(asked["simulator"] + "/log")[asked["since"] :] if e["event"] == "create"]
+    marker.write_text(made[-1] or "")
 
 
 def _whose(mill: Mill, shard: Shard, asked: dict[str, Any]) -> dict[str, Any]:

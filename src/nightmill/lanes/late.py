@@ -107,7 +107,7 @@ async def _proven(desk: Desk, provider: UntaggedBatches, shards: Sequence[Shard]
         there: dict[str, LateBatch] = {}
         own: set[int] = set()
         for sub in _unseen(shard):
-            for view in (await untagged.candidates(desk, provider, shard, sub)).ours:
+            for view in (await untagged.candidates(desk, provider, shard, sub, late=_is_lost(sub))).ours:
                 if view.id not in there:
                     is_its = _is_lost(sub) and sub.n not in own
                     own |= {sub.n} if is_its else set()

@@ -45,14 +45,18 @@ async def _made_lately(desk: Desk, provider: UntaggedBatches) -> list[BatchView]
     return await provider.made_between(now - SKEW_S, now + SKEW_S)
 
 
-async def candidates(desk: Desk, provider: UntaggedBatches, shard: Shard, sub: Submission) -> Candidates:
+async def candidates(
+    desk: Desk, provider: UntaggedBatches, shard: Shard, sub: Submission, *, late: bool = False
+) -> Candidates:
     """One complete look for the batch of ``sub``. What proves to be another's is never looked at again.
+
+    ``late``: it was given up, and what a stopped worker made of it long after counts, too.
 
     Raises:
         ProviderError, TimeoutError: this was no complete look.
     """
     until = math.inf  # no other of ours is created meanwhile
-    if sub.sought_until is not None:
+    if sub.sought_until is not None and not late:
         until = sub.sought_until + desk.timing.list_lag_s
     listed = await provider.made_between(sub.intent_at - SKEW_S, until)
     alike = [view for view in listed if view.total == shard.count and view.id not in sub.not_ours]

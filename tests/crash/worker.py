@@ -248,7 +248,7 @@ def _whose(mill: Mill, shard: Shard, asked: dict[str, Any]) -> dict[str, Any]:
 
 def _asked(mill: Mill, job: Job) -> list[str | None]:
     """The tags of all shards about which a person was ever asked."""
-    return [tag for kind, tag, _ in mill.ledger.alerts_of(job.id) if kind == "in_doubt"]
+    return [tag for kind, tag, _ in mill.ledger.alerts_of(job.id) if kind in ("in_doubt", "not_ours")]
 
 
 def _asked_about(mill: Mill, job: Job) -> list[Shard]:

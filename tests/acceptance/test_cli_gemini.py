@@ -13,6 +13,8 @@ import pytest
 from cli_kit import Done, Place, adds_up
 from servers_kit import Call, Said, serving
 
+from nightmill.simulator import SimulatorConfig, in_thread
+
 pytestmark = pytest.mark.req("D2")
 
 MODEL = "gemini/gemini-2.5-flash"
@@ -177,3 +179,50 @@ def test_a_create_without_an_answer_is_found_again(tmp_path: Path) -> None:
         listed = place.run("batches", "gemini", "--json")
         assert listed.code == 0, listed.err
         assert "batches/b0" in listed.out
+
+
+# -- against the simulated provider, which writes a bill of its own ---------------------------------
+
+
+def rehearse(folder: Path, lane: str, *faults: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a job of twelve rows says of itself, and the provider's bill."""
+    with in_thread(SimulatorConfig(speed=1000.0, faults=list(faults))) as url:
+        place = Place(folder, url)
+        place.env |= {"GEMINI_API_KEY": "k-simulated", "GEMINI_BASE_URL": url.removesuffix("/v1")}
+        done = run(place, 12, "--lane", lane, "--batch-size", "5", "--max-output", "2000")
+        assert (done.code, done.json["succeeded"], adds_up(done.json)) == (0, 12, True), done.err
+        return done.json, place.invoice()
+
+
+@pytest.mark.parametrize("lane", ["batch", "live"])
+def test_spend_is_the_invoice(tmp_path: Path, lane: str) -> None:
+    """Every row succeeds, runs once, and costs what the provider's bill says."""
+    found, bill = rehearse(tmp_path, lane)
+    assert bill["providers"]["gemini"]["executed_rows"] == 12 == bill["executed_rows"]
+    assert bill["executed_more_than_once"] == 0
+    assert (round(found["spent_usd"] * 1e9), found["unproven_usd"]) == (bill["total_nanos"], 0)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [{"fault": "create_accepted_then_timeout", "times": 1, "delay_s": 0}],
+        [{"fault": "create_accepted_then_500", "times": 1}],
+        [{"fault": "shuffled_rows"}, {"fault": "unknown_lines"}, {"fault": "duplicate_lines", "differ": True}],
+        [{"fault": "truncated_last_line", "times": 1}, {"fault": "short_body", "after": 1, "times": 1}],
+        [{"fault": "status_unknown_word"}, {"fault": "poll_500", "times": 2}, {"fault": "absent_file_ids"}],
+    ],
+    ids=lambda faults: faults[0]["fault"],
+)
+def test_batches_come_through_trouble(tmp_path: Path, faults: list[dict[str, Any]]) -> None:
+    """Lost answers are looked for, what is transient is done again, and not a cent is lost sight of."""
+    found, bill = rehearse(tmp_path, "batch", *faults)
+    assert round(found["spent_usd"] * 1e9) == bill["total_nanos"]
+
+
+def test_a_batch_that_expires_is_sent_again(tmp_path: Path) -> None:
+    """It hands nothing back, so that its rows go out anew; the books hold no less than the bill."""
+    found, bill = rehearse(tmp_path, "batch", {"fault": "expire_at", "fraction": 0.5, "times": 1})
+    spent_nanos, unproven = (round(found[name] * 1e9) for name in ("spent_usd", "unproven_usd"))
+    assert spent_nanos >= bill["total_nanos"] >= spent_nanos - unproven
+    assert len(bill["batches"]) == 4

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BufferedReader, FileIO
-from itertools import chain
+from itertools import chain, takewhile
 
 import msgspec
 
@@ -104,10 +104,15 @@ def bunches(store: Store, file: StoredFile) -> Iterator[list[bytes]]:
         while left > 0 and (some := stream.readlines(min(_BUNCH_BYTES, left))):
             if file.kind == JOURNAL:
                 left -= sum(map(len, some))
-                if left < 0 or not some[-1].endswith(b"\n"):
+                whole = list(takewhile(_is_whole, some if left >= 0 else some[:-1]))
+                if len(whole) < len(some):  # its rest may be written meanwhile, and is no line either
                     left = 0
-                    some.pop()
+                some = whole
             yield some
+
+
+def _is_whole(line: bytes) -> bool:
+    return line.endswith(b"\n")
 
 
 def end_of(file: StoredFile) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from cli_kit import MODEL, Place
 
+from nightmill.cli import logs
 from nightmill.simulator import SimulatorConfig, in_thread
 
 PROMPT, ANSWER, KEY = "zebra secret prompt", "ZEBRA SECRET PROMPT", "sk-very-secret-key-0815"
@@ -163,6 +165,22 @@ log = logging.getLogger("nightmill.test")
 for n in range(300):
     log.info("%s-%d %s", sys.argv[2], n, "x" * 20)
 """
+
+
+@pytest.mark.req("B9")
+def test_who_came_too_late_to_move_a_log_aside_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that found the file full just after another moved it goes on, and even if idle stops no later move."""
+    monkeypatch.setattr(logs, "_FILE_BYTES", 1_000)
+    late, other = logs._Shared(tmp_path / "x.log"), logs._Shared(tmp_path / "x.log")
+    late._move_aside(10)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.log"]
+    for n in range(100):
+        other.emit(logging.LogRecord("x", logging.INFO, "", 0, f"{n} {'x' * 40}", None, None))
+    late.close()
+    other.close()
+    assert max(file.stat().st_size for file in tmp_path.iterdir()) <= 1_000
 
 
 @pytest.mark.req("B9")

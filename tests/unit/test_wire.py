@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_kit import store_lines
 
+from nightmill import wire
 from nightmill.ledger import StoredFile
 from nightmill.store import Store
 from nightmill.types import FileRef
@@ -79,6 +81,24 @@ def test_a_journal_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
     assert [*lines(store, store_lines(store, "j", torn, JOURNAL, "t"))] == torn[:2]
     missing = StoredFile(FileRef("never", 0, ""), JOURNAL, "t", 1)
     assert list(lines(store, missing)) == []
+
+
+def test_a_line_that_is_written_while_it_is_read_ends_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its first half nor its second is a line, and nothing after it is read."""
+
+    class Growing(io.BytesIO):
+        """Its end is met in the middle of a mark, the rest of which comes a moment later."""
+
+        came = iter(([b"one\n", b'{"lost":"ta', b'g-1"}\n'], [b"more\n"], []))
+
+        def readlines(self, _: int | None = -1, /) -> list[bytes]:
+            return next(self.came)
+
+    monkeypatch.setattr(wire, "open_wire", lambda *_: Growing())
+    journal = StoredFile(FileRef("j", 0, ""), JOURNAL, "t", 1)
+    assert list(lines(Store(tmp_path), journal)) == [b"one\n"]
 
 
 def test_rows_are_found_whatever_stands_before_them() -> None:

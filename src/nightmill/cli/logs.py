@@ -132,6 +132,8 @@ class _Shared(logging.Handler):
                 for young, old in reversed(list(pairwise(names))):
                     if young.exists():
                         os.replace(young, old)
+            elif fcntl is not None:  # another process just did: the next one that finds this file full can
+                fcntl.flock(fd, fcntl.LOCK_UN)
         except OSError:  # somebody else is at it: this line may still go into the full file
             return
 

@@ -257,14 +257,14 @@ class _Reader:
             acc.spent[n] = acc.spent.get(n, 0) + self._sheet.sum_of_costs(*tokens)
         return True
 
-    def read_journal(self, bunches: Iterator[list[bytes]], pending: set[str], lost: list[str]) -> None:
+    def read_journal(self, lists: Iterator[list[bytes]], pending: set[str], lost: list[str]) -> None:
         """Add the answers of a live journal and note its marks: all at once if it is short, and each row plain."""
         every, size = list[bytes](), 0
-        while size <= _AT_ONCE_BYTES and (some := next(bunches, None)) is not None:
+        while size <= _AT_ONCE_BYTES and (some := next(lists, None)) is not None:
             every += some
             size += sum(map(len, some))
         if size > _AT_ONCE_BYTES or self._check is not None or not self._take_journal(every, pending):
-            stream = chain(every, chain.from_iterable(bunches))
+            stream = chain(every, chain.from_iterable(lists))
             self.read_each((line for line in stream if not read_mark(line, pending, lost)), pending)
 
     def _take_journal(self, every: list[bytes], pending: set[str]) -> bool:

@@ -259,7 +259,7 @@ def _asked_about(mill: Mill, job: Job) -> list[Shard]:
 def _decision(shard: Shard, asked: dict[str, Any]) -> dict[str, Any]:
     """What a person says who sees the provider's own page; what is not there is sent again."""
     creates = [e for e in _call(asked["simulator"] + "/log") if e["event"] == "create" and e["batch_id"]]
-    there = [e["batch_id"] for e in creates if shard.current.name in e["metadata"].values()]
+    there = [e["batch_id"] for e in creates if shard.current.name in (e.get("metadata") or {}).values()]
     if not there or asked["decision"] == "resend":
         return {"resend": True}
     return {"adopt": there[0]} if asked["decision"] == "adopt" else {}

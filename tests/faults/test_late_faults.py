@@ -145,9 +145,9 @@ def test_a_second_batch_of_an_adopted_submission_is_booked(tmp_path: Path, monke
     """A create that something on the way repeated: the first is adopted, the second lists late, both are booked."""
     once = OpenAI.create
 
-    async def twice(self: OpenAI, file_id: str, *, url: str, submission: str) -> BatchView:
-        await once(self, file_id, url=url, submission=submission)
-        await once(self, file_id, url=url, submission=submission)
+    async def twice(self: OpenAI, file_id: str, file: Path, *, url: str, submission: str) -> BatchView:
+        await once(self, file_id, file, url=url, submission=submission)
+        await once(self, file_id, file, url=url, submission=submission)
         raise Uncertain("the answer to the second try was lost")
 
     monkeypatch.setattr(OpenAI, "create", twice)

@@ -393,7 +393,8 @@ def test_a_ledger_put_back_from_a_backup(rig: Rig) -> None:
     rig.open()
     rig.work(LOOKED_S)
     assert [s.state for s in rig.shards()] == [ShardState.IN_DOUBT] * 2
-    assert all("2 batches of 6 requests may be it" in (s.reason or "") for s in rig.shards())
+    reasons = [s.reason or "" for s in rig.shards()]
+    assert all("2 batches of 6 requests may be it" in reason for reason in reasons), reasons
     settled(rig)
     assert len(rig.world.made) == 2
 

@@ -9,8 +9,8 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[2] / "src/nightmill"
 
 # The one provider that the simulator plays; the others go through the same client under the same names.
-CLIENT = SOURCE / "providers/compatible.py"
-_OPERATIONS = frozenset({"request", "upload", "download", "_call", "_pages"})
+CLIENT = (SOURCE / "providers/compatible.py", SOURCE / "providers/_api.py")
+_OPERATIONS = frozenset({"request", "upload", "download", "call", "ask", "pages"})
 
 # Verbs and calls that running a small job does not reach, and why nobody needs to be killed there.
 ELSEWHERE: dict[str, str] = {
@@ -34,7 +34,7 @@ def known_points() -> set[str]:
                 points |= {f"ledger.{word}.committing", f"ledger.{word}.committed"}
             elif name == "reach":
                 points.add(word)
-    for name, word in _calls(CLIENT):
+    for name, word in (call for module in CLIENT for call in _calls(module)):
         if name in _OPERATIONS and word not in ELSEWHERE:
             points |= {f"http.{word}.sending", f"http.{word}.answered"}
     return points

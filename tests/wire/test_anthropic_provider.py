@@ -508,5 +508,5 @@ def test_a_gateway_takes_the_key_and_headers_of_the_settings():
     tables = {"gate": {"like": "anthropic", "base_url": "http://127.0.0.1:9", "headers": {"anthropic-beta": "x"}}}
     made = resolve("gate/claude-haiku-4-5", env={"ANTHROPIC_API_KEY": KEY}, tables=tables)
     assert (made.name, made.account.base_url) == ("gate", "http://127.0.0.1:9")
-    assert made._headers == {"anthropic-version": "2023-06-01", "anthropic-beta": "x", "x-api-key": KEY}
+    assert made._api.headers == {"anthropic-version": "2023-06-01", "anthropic-beta": "x", "x-api-key": KEY}
     assert made.is_own(LiveReply(200, json.dumps(ANSWER).encode()))

@@ -66,4 +66,4 @@ def test_a_mill_gives_its_own_waits_to_its_provider(tmp_path: Path) -> None:
     finally:
         mill.close()
     assert isinstance(provider, OpenAI)
-    assert provider._timing.request_timeout_s == 1234
+    assert provider._api.timing.request_timeout_s == 1234

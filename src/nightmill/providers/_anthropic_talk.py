@@ -10,10 +10,11 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
-from nightmill.errors import Limited, ProviderError, Refused, Uncertain
+from nightmill.errors import Limited, ProviderError
 from nightmill.providers import BatchView, RateHint
 from nightmill.providers._anthropic_shape import facts, own_error
-from nightmill.providers._http import Reply, retry_after_s, shorten
+from nightmill.providers._api import REFUSALS, refused, untrusted
+from nightmill.providers._http import Reply, retry_after_s
 from nightmill.providers._openai_shape import count, is_count
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ _ABOUT_ACCOUNT = frozenset({"authentication_error", "billing_error", "permission
 # Spend limits come as several types, in a limit's place too; the code in the details is not always there.
 _OUT_OF_MONEY = re.compile("spend_limit|billing|on_hold")
 _SAYS_SO = re.compile("your credit balance|you have reached your [^.]{0,40}(usage|spend) limit", re.IGNORECASE)
-_REFUSALS = (400, 401, 402, 403, 404, 413, 422)
 
 # -- refusals and limits -----------------------------------------------------------------------
 
@@ -38,14 +38,14 @@ def failure(op: str, reply: Reply, now: float) -> ProviderError:
     error, status = own_error(reply.body), reply.status
     kind, message, code = facts(error)
     if error is not None and is_out_of_money(status, error):
-        return _refused(op, status, code or kind, message, "account")
+        return refused(op, status, code or kind, message, "account", _FIXES)
     if status == 429:
         after = retry_after_s(reply.headers, now)
         return Limited(f"{op}: asked to wait", why=message or "status 429", after_s=after)
-    if status == 413 or (error is not None and status in _REFUSALS):
-        return _refused(op, status, code or kind, message or "status 413: the request is too large", _scope(op, kind))
-    seen = message or shorten(reply.body[:1000].decode("utf-8", "replace"), 200) or "an empty body"
-    return Uncertain(f"{op}: an answer that cannot be trusted", why=f"status {status}: {seen}")
+    if status == 413 or (error is not None and status in REFUSALS):
+        why = message or "status 413: the request is too large"
+        return refused(op, status, code or kind, why, _scope(op, kind), _FIXES)
+    return untrusted(op, reply, message)
 
 
 def is_out_of_money(status: int, error: Mapping[str, Any]) -> bool:
@@ -65,11 +65,6 @@ _FIXES = {
     "account": "check the key, its workspace and its billing",
     "job": "check the base URL; it has no version in it",
 }
-
-
-def _refused(op: str, status: int, code: str, message: str, scope: str) -> Refused:
-    what = f"{op}: refused" + (f" ({code})" if code else "")
-    return Refused(what, why=message, fix=_FIXES.get(scope, ""), status=status, provider_code=code, scope=scope)
 
 
 def must_stop(status: int, body: bytes) -> bool:

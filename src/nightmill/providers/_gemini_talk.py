@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nightmill.errors import Limited, ProviderError, Refused, Uncertain
+from nightmill.errors import Limited, ProviderError, Refused
 from nightmill.providers import BatchView, RateHint
+from nightmill.providers._api import REFUSALS, refused, untrusted
 from nightmill.providers._gemini_shape import own_error, word_of
 from nightmill.providers._http import Reply, retry_after_s, shorten
 from nightmill.providers._openai_talk import duration_s
@@ -92,10 +93,9 @@ def failure(op: str, reply: Reply, now: float) -> ProviderError:
         after = retry_after_s(reply.headers, now) if told.retry_s is None else told.retry_s
         why = told.message or "status 429"
         return Limited(f"{op}: asked to wait", why=why, after_s=after, enqueued_tokens_cap=told.enqueued_cap)
-    if fault is not None and status in (400, 401, 402, 403, 404, 413, 422):
+    if fault is not None and status in REFUSALS:
         return _refused(op, status, fault, _scope(status, fault))
-    seen = (fault and fault.message) or shorten(reply.body[:1000].decode("utf-8", "replace"), 200) or "an empty body"
-    return Uncertain(f"{op}: an answer that cannot be trusted", why=f"status {status}: {seen}")
+    return untrusted(op, reply, fault.message if fault else "")
 
 
 def _scope(status: int, fault: Fault) -> str:
@@ -107,11 +107,7 @@ def _scope(status: int, fault: Fault) -> str:
 
 
 def _refused(op: str, status: int, fault: Fault, scope: str) -> Refused:
-    code = (fault.reason or fault.word).lower()
-    return Refused(
-        f"{op}: refused" + (f" ({code})" if code else ""), why=fault.message, fix=_FIXES.get(scope, ""),
-        status=status, provider_code=code, scope=scope,
-    )  # fmt: skip
+    return refused(op, status, (fault.reason or fault.word).lower(), fault.message, scope, _FIXES)
 
 
 def is_gone(problem: ProviderError) -> bool:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from nightmill.errors import Limited, ProviderError, Refused, Uncertain
+from nightmill.errors import Limited, ProviderError, Refused
 from nightmill.providers import BatchView, RateHint
-from nightmill.providers._http import Reply, retry_after_s, shorten
+from nightmill.providers._api import REFUSALS, refused, said, untrusted
+from nightmill.providers._http import Reply, retry_after_s
 from nightmill.providers._openai_shape import (
     ABOUT_JOB,
     FILTERED,
@@ -53,19 +54,18 @@ def failure(op: str, reply: Reply, now: float) -> ProviderError:
     code, message = facts(error)
     status = reply.status
     if code in OUT_OF_MONEY:
-        return _refused(op, status, code, message, scope="account")
+        return refused(op, status, code, message, "account", _FIXES)
     if code == "token_limit_exceeded" or "nqueued token limit" in message:
         return _enqueued_limit(code, message)
     if status == 429:
         after = retry_after_s(reply.headers, now)
         return Limited(f"{op}: asked to wait", why=message or "status 429", after_s=after)
-    if error is not None and status in (400, 401, 402, 403, 404, 413, 422):
-        return _refused(op, status, code, message, scope=_scope(status, error))
-    seen = message or shorten(reply.body[:1000].decode("utf-8", "replace"), 200) or "an empty body"
+    if error is not None and status in REFUSALS:
+        return refused(op, status, code, message, _scope(status, error), _FIXES)
     if op == "upload" and status in (404, 405, 501):  # whoever says so: an upload runs nothing
-        why = f"there is no such call (status {status}: {seen})"
+        why = f"there is no such call (status {status}: {said(reply, message)})"
         return Refused(f"{op}: refused", why=why, fix=_NO_BATCHES, status=status, provider_code=code)
-    return Uncertain(f"{op}: an answer that cannot be trusted", why=f"status {status}: {seen}")
+    return untrusted(op, reply, message)
 
 
 def _scope(status: int, error: Mapping[str, Any]) -> str:
@@ -85,18 +85,6 @@ _FIXES = {
     "job": "check the model's name and the base URL",
 }
 _NO_BATCHES = "check the base URL; a server without batches takes --lane live"
-
-
-def _refused(op: str, status: int, code: str, message: str, *, scope: str, line: int | None = None) -> Refused:
-    return Refused(
-        f"{op}: refused" + (f" ({code})" if code else ""),
-        why=message,
-        fix=_FIXES.get(scope, ""),
-        status=status,
-        provider_code=code,
-        scope=scope,
-        line=line,
-    )
 
 
 def _enqueued_limit(code: str, message: str) -> Limited:
@@ -232,7 +220,7 @@ def _why_failed(errors: Any) -> Limited | Refused:
     scope = _scope(0, {**first, "message": message})
     if scope == "shard" and line is not None:
         scope = "line"
-    return _refused("validation", 0, code, message or "no reason given", scope=scope, line=line)
+    return refused("validation", 0, code, message or "no reason given", scope, _FIXES, line=line)
 
 
 def _text(value: Any) -> str | None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from nightmill.config import Timing
 from nightmill.providers._env import sendable
-from nightmill.providers.compatible import Batches, Compatible, address, key_of
-from nightmill.providers.servers import SERVERS, Server
+from nightmill.providers.compatible import Batches, Compatible
+from nightmill.providers.servers import SERVERS, Server, address, key_of
 
 NAME = "openai"
 _OWN = SERVERS[NAME]

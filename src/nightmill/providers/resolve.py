@@ -11,7 +11,7 @@ from types import MappingProxyType
 from nightmill.config import Timing
 from nightmill.errors import UnknownModel, UsageError
 from nightmill.providers import Provider
-from nightmill.providers.servers import SERVERS, Server, configured
+from nightmill.providers.servers import SERVERS, Server, address, configured
 
 Tables = Mapping[str, Mapping[str, object]]  # [providers.NAME] of the settings file
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -68,7 +68,6 @@ def account_model(name: str, env: Mapping[str, str], tables: Tables = _NO_TABLES
 
 def _offer(name: str, env: Mapping[str, str], tables: Tables) -> Offer:
     from nightmill.providers._env import without_login
-    from nightmill.providers.compatible import address
 
     server = configured(name, tables.get(name, {}))
     key = server.key_variable(env)
@@ -250,8 +249,6 @@ def runs_here(ref: str, env: Mapping[str, str], tables: Tables = _NO_TABLES) -> 
         return True
     if provider not in SERVERS and provider not in tables:
         return False
-    from nightmill.providers.compatible import address
-
     server = configured(provider, tables.get(provider, {}))
     try:
         return server.runs_here(model, address(provider, server, env))

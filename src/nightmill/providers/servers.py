@@ -14,7 +14,7 @@ from typing import Any
 
 from nightmill.errors import UsageError
 from nightmill.providers import Limits
-from nightmill.providers._env import is_nearby
+from nightmill.providers._env import is_nearby, no_key, sendable
 
 _MB = 1024 * 1024
 _USUAL_BATCH = {"batch_requests": 50_000, "batch_bytes": 100 * _MB}  # where nobody says what a batch may hold
@@ -162,6 +162,30 @@ def configured(name: str, table: Mapping[str, Any]) -> Server:
     if "window" in table:
         limits = replace(limits, window_s=int(table["window"][:-1]) * (3_600 if table["window"][-1] == "h" else 86_400))
     return replace(server, limits=limits, **said)
+
+
+def key_of(name: str, server: Server, env: Mapping[str, str]) -> str:
+    """The key for ``server``; empty where it needs none. Raises UsageError where one is missing."""
+    variable = server.key_variable(env)
+    if variable is not None:
+        return sendable(variable, env[variable].strip())
+    if server.lacks_key(env):
+        raise no_key(name, " or ".join(server.keys))
+    return ""
+
+
+def address(name: str, server: Server, env: Mapping[str, str]) -> str:
+    """Where ``server`` is. Raises UsageError where nobody says."""
+    given = env.get(server.base_url_env, "").strip().rstrip("/") if server.base_url_env else ""
+    if not given and not server.base_url:
+        raise UsageError(
+            f"no address for {name}",
+            why=f"{server.base_url_env} is not set",
+            fix=f"set {server.base_url_env} in the environment or in .env, or base_url in [providers.{name}]",
+        )
+    if given and not given.endswith(server.base_url_path):
+        given += server.base_url_path
+    return sendable(server.base_url_env, given) if given else server.base_url
 
 
 def _checked(name: str, base_url: str) -> str:

@@ -112,7 +112,9 @@ def _option(option: click.Option, context: click.Context) -> tuple[str, str]:
 def _columns() -> Iterator[str]:
     kinds = ((f"`{field.name}`", str(field.type).replace("large_", "")) for field in RESULT_SCHEMA)
     yield from _table("Columns of a result", ("column", "type"), kinds)
-    yield "In tables, each top-level field of a schema is a column of its own.\n"
+    yield "In tables, each top-level field of a schema is a column of its own. Only jobs that ask for embeddings"
+    yield "have the column `embedding`: in Parquet and Arrow a list of 32-bit floats, of a fixed size where all are"
+    yield "as long, in CSV and JSON a list of numbers.\n"
 
 
 def _settings() -> Iterator[str]:

@@ -17,9 +17,11 @@ from nightmill.mill import Group, paused
 from nightmill.providers.function import is_importable
 from nightmill.sinks import parse_target
 from nightmill.sinks.columns import as_table, properties, table_schema
+from nightmill.sinks.vectors import EMBEDDING, Vectors, matrix, sizes_in
 from nightmill.types import UNFINISHED, JobState, usd
 
 if TYPE_CHECKING:
+    import numpy
     import pandas
     import polars
 
@@ -104,10 +106,31 @@ class Job:
         The columns are those of every output: `index`, `key`, `prompt`, `response`, `success`, ….
         """
         record = self._record
-        shown = properties(self._mill._house.schema(record))
-        columns = table_schema(shown)
-        batches = self._mill._house.results(record)
-        return pa.Table.from_batches([as_table(batch, shown, columns) for batch in batches], schema=columns)
+        shown, vectors = properties(self._mill._house.schema(record)), self._mill._house.vectors(record)
+        batches = list(self._mill._house.results(record))
+        if vectors and sizes_in(batches) - {vectors.size}:
+            vectors = Vectors()
+        columns = table_schema(shown, vectors)
+        return pa.Table.from_batches([as_table(batch, shown, columns, vectors) for batch in batches], schema=columns)
+
+    def embeddings(self) -> numpy.ndarray:
+        """The vectors of all rows as an array of 32-bit floats, (rows there are, numbers of a vector), in input order.
+
+        A row without one is NaN. Where every row has one, they lie as in `table`: nothing is copied once more.
+
+        Raises:
+            UsageError: NumPy is not installed, the job asks for no embeddings, or they differ in size.
+        """
+        _need("numpy")
+        table = self.table()
+        if EMBEDDING not in table.schema.names:
+            fix = 'run it with task="embed", or read table()'
+            raise UsageError("no embeddings", why="the job asks for texts", fix=fix)
+        found = table.column(EMBEDDING).combine_chunks()
+        if not pa.types.is_fixed_size_list(found.type):
+            fix = "read table(), where each is a list"
+            raise UsageError("no matrix", why="there is no vector, or they differ in size", fix=fix)
+        return matrix(found)
 
     def pandas(self) -> pandas.DataFrame:
         """`table` as a DataFrame of pandas. Raises UsageError where that is not installed."""

@@ -47,6 +47,7 @@ class Options(TypedDict, total=False):
     batch_size: int  # most rows in a shard
     temperature: float
     max_output: int  # most tokens an answer may have
+    dimensions: int  # how many numbers an embedding has; left out, the model decides
     rpm: float
     tpm: float
     concurrency: int
@@ -165,6 +166,7 @@ _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batch_size": _WHOLE,
     "temperature": ("a number, 0 or above", is_temperature),
     "max_output": _WHOLE,
+    "dimensions": _WHOLE,
     "rpm": _POSITIVE,
     "tpm": _POSITIVE,
     "concurrency": _WHOLE,

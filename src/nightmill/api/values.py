@@ -31,6 +31,7 @@ class Result:
     error_kind: str | None
     finish_reason: str | None
     parsed: Any  # the answer as the schema has it, where there is one
+    embedding: memoryview | None  # of 32-bit floats, for list() or numpy.asarray() to take as they lie
     model: str | None
     provider: str
     lane: str | None
@@ -49,6 +50,7 @@ def results_in(batches: Iterable[pa.RecordBatch]) -> Iterator[Result]:
         for row in batch.to_pylist():
             row["cost_usd"] = usd(row.pop("cost_nanos") or 0)
             row["parsed"] = None if row["parsed"] is None else decode(row["parsed"])
+            row["embedding"] = None if row["embedding"] is None else memoryview(row["embedding"]).cast("f")
             yield Result(**row)
 
 

@@ -67,6 +67,7 @@ class _Manner:
 @click.option("--batch-size", type=flags.WHOLE, help="Most rows in a shard.")
 @click.option("--temperature", type=flags.TEMPERATURE, help="How freely a model may choose its words; 0: least.")
 @click.option("--max-output", type=flags.WHOLE, help="Most tokens an answer may have.")
+@click.option("--dimensions", type=flags.WHOLE, help="How many numbers an embedding has; left out, the model decides.")
 @click.option("--rpm", type=flags.POSITIVE, help="Most live requests a minute.")
 @click.option("--tpm", type=flags.POSITIVE, help="Most live tokens a minute.")
 @click.option("--concurrency", type=flags.WHOLE, help="Live requests at once.")

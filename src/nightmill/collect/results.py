@@ -40,6 +40,7 @@ from nightmill.plan import Compiled, bad_rows
 from nightmill.pricing import PriceSheet
 from nightmill.providers import PlainAnswers, Provider
 from nightmill.sinks.columns import RESULT_SCHEMA
+from nightmill.sinks.vectors import packed
 from nightmill.store import Store, Writer
 from nightmill.types import Failed, FailureKind, Lane, ShardState, Succeeded, Usage
 
@@ -149,6 +150,7 @@ class Results:
         self, store: Store, files: JobFiles, provider: Provider, compiled: Compiled, check: Check | None
     ) -> None:
         self._store, self._files, self._provider, self._compiled, self._check = store, files, provider, compiled, check
+        self._has_schema = check is not None and not compiled.embeds
         self._wire = [(i, wire.chosen(s.files)) for i, s in enumerate(files.shards)]
         self._sizes = [BodySizes(store, s) for s in files.shards]
         self.counts = RowCounts()
@@ -179,7 +181,7 @@ class Results:
             for start in range(first, end, GROUP_ROWS):
                 with _damage_told(self._files.rows):
                     batch = _row_group(source, start)
-                table = _Table(self._provider.name, self._check is not None)
+                table = _Table(self._provider.name, has_schema=self._has_schema, embeds=self._compiled.embeds)
                 for rows in reader.outcomes(start, start + batch.num_rows):
                     if isinstance(rows, _Run):
                         self.counts.succeeded += len(rows.lines)
@@ -307,8 +309,8 @@ def _row_group(source: pq.ParquetFile, start: int) -> pa.RecordBatch:
 class _Table:
     """A result table in the making, column by column; keys and prompts come from the rows themselves."""
 
-    def __init__(self, provider: str, has_schema: bool) -> None:
-        self._provider, self._has_schema = provider, has_schema
+    def __init__(self, provider: str, *, has_schema: bool, embeds: bool) -> None:
+        self._provider, self._has_schema, self._embeds = provider, has_schema, embeds
         self._columns: dict[str, list[Any]] = {name: [] for name in RESULT_SCHEMA.names}
 
     def add_run(self, run: _Run) -> None:
@@ -318,7 +320,7 @@ class _Table:
             index=range(run.first, run.first + n), response=answers.texts, success=[True] * n,
             tokens_in=answers.input_tokens, tokens_out=answers.output_tokens, duration=answers.durations_s,
             error=nothing, error_kind=nothing, finish_reason=answers.finish_reasons,
-            parsed=answers.texts if self._has_schema else nothing, model=answers.models,
+            parsed=answers.texts if self._has_schema else nothing, embedding=nothing, model=answers.models,
             provider=[self._provider] * n, lane=[file.shard.lane] * n, tokens_cached=answers.cached_tokens,
             cost_nanos=run.costs, cost_estimated=[False] * n, attempt=[file.attempt] * n,
             shard=[file.shard.tag] * n, batch_id=[file.batch_id] * n,
@@ -333,10 +335,11 @@ class _Table:
         error, kind = (None, None) if isinstance(outcome, Succeeded) else (outcome.message, outcome.kind)
         tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens) if usage else (None, None, None)
         parsed = (outcome.text if self._has_schema else outcome.parsed) if isinstance(outcome, Succeeded) else None
+        vector = packed(outcome.text) if self._embeds and isinstance(outcome, Succeeded) else None
         self._extend(
-            index=[row.index], response=[outcome.text], success=[is_good], tokens_in=[tokens[0]],
+            index=[row.index], response=[None if vector else outcome.text], success=[is_good], tokens_in=[tokens[0]],
             tokens_out=[tokens[1]], duration=[row.duration_s], error=[error], error_kind=[kind],
-            finish_reason=[outcome.finish_reason], parsed=[parsed],
+            finish_reason=[outcome.finish_reason], parsed=[parsed], embedding=[vector],
             model=[outcome.model], provider=[self._provider], lane=[shard.lane if shard else None],
             tokens_cached=[tokens[2]], cost_nanos=[0 if is_twin else row.cost_nanos],
             cost_estimated=[bool(usage and usage.estimated)], attempt=[row.attempt],

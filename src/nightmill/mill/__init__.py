@@ -73,6 +73,7 @@ from nightmill.mill.surveying import ListedBatch, Listing
 from nightmill.pricing import PriceSheet
 from nightmill.sinks import About, Format, Origin, Target, check_fit
 from nightmill.sinks.exports import check_outside, check_targets
+from nightmill.sinks.vectors import Vectors
 from nightmill.sources import folders_taken
 from nightmill.types import UNFINISHED, JobState, Lane
 
@@ -163,7 +164,7 @@ class Mill:
         """
         before = prepared.resumes or self.ended_like(prepared)
         folder = self.folder(before) if before else None
-        about = About(schema=prepared.schema, origin=Origin.of(prepared.spec))
+        about = About(schema=prepared.schema, vectors=prepared.vectors, origin=Origin.of(prepared.spec))
         names = prepared.source.names
         check_outside(targets, folders_taken(prepared.options.inputs))
         check_targets(targets, about, names=names[: prepared.plan.rows], inputs=names, folder=folder, force=force)
@@ -391,6 +392,10 @@ class Mill:
     def schema(self, job: Job) -> Mapping[str, Any] | None:
         """The JSON Schema that the job's answers are held to, if there is one."""
         return reading.schema_of(job)
+
+    def vectors(self, job: Job) -> Vectors | None:
+        """What the job's embeddings are like, by the first there is; None where it asks for none."""
+        return reading.vectors_of(self.home, job)
 
     # -- again, and in doubt -------------------------------------------------------------------
 

@@ -17,12 +17,13 @@ from nightmill.engine import JobKit
 from nightmill.lanes import Desk, Work
 from nightmill.lanes.throttle import Rates
 from nightmill.ledger import LEDGER_NAME, Job, Ledger, Limit
+from nightmill.mill.embedding import answer_check
 from nightmill.plan import Compiled, Parameters, Scissors
 from nightmill.pricing import PriceSheet, price_sheet
 from nightmill.providers import Limits, Provider
 from nightmill.providers.resolve import resolve, runs_here
 from nightmill.store import Store
-from nightmill.tasks import Task, bind, check_answer
+from nightmill.tasks import Task, bind
 from nightmill.types import Lane
 
 
@@ -132,7 +133,6 @@ class Home:
         spec = job.spec
         provider = self.provider(job.model)
         compiled = compiled_from(spec, provider)
-        schema = Parameters.from_dict(spec["parameters"]).schema
         sheet = self.sheet(job.model, job.lane)
         confirmed = PriceSheet.from_json(spec["price"])
         scissors = Scissors(self.store, provider, compiled.url, sheet, partial(self.ledger.take_seqs, job_id))
@@ -152,7 +152,7 @@ class Home:
                            most_live=most_live(rates.requests_per_minute, rates.tokens_per_minute,
                                                spec["concurrency"], _tokens_each(job, compiled)))  # fmt: skip
         return JobKit(
-            job, provider, compiled, work, regular, check_answer(schema) if schema else None, rates,
+            job, provider, compiled, work, regular, answer_check(spec), rates,
             salt(provider.name, provider.model, provider.account.host), self.cache if spec["cache"] else None,
             spec["on_error"], self.settings.retention.provider_files == "delete" and "adopted" not in spec, rescue,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 from nightmill.config import parse_by
 from nightmill.errors import Conflict, InputError, StoreError, TaskError, UsageError
 from nightmill.ledger import Job, Limit
-from nightmill.mill import deadlines
+from nightmill.mill import deadlines, embedding
 from nightmill.mill.home import Home, dearer
 from nightmill.plan import (
     Bounds,
@@ -31,6 +31,7 @@ from nightmill.plan import (
 )
 from nightmill.providers import BatchProvider, LiveProvider, Provider
 from nightmill.providers.resolve import available, lacking_key
+from nightmill.sinks.vectors import Vectors
 from nightmill.sources import Source, decode_row_values, open_source
 from nightmill.store import Store
 from nightmill.tasks import (
@@ -82,6 +83,7 @@ class RunOptions:
     batch_size: int | None = None
     temperature: float | None = None
     max_output: int | None = None
+    dimensions: int | None = None  # numbers in an embedding
     rpm: float | None = None
     tpm: float | None = None
     concurrency: int | None = None
@@ -122,6 +124,11 @@ class Prepared:
     def schema(self) -> Mapping[str, Any] | None:
         """The JSON Schema that answers are held to, if there is one."""
         return Parameters.from_dict(self.spec["parameters"]).schema
+
+    @property
+    def vectors(self) -> Vectors | None:
+        """What embeddings will be like, as far as that is known; None where it asks for none."""
+        return embedding.vectors_of(self.spec, lambda: ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,9 +278,11 @@ def _draft(home: Home, options: RunOptions, whole: bool, *, sends: bool = True) 
     if options.task is None and options.prompt is None:
         is_whole = holds_bodies(_columns(source))
         task = _bodies_task(source, provider) if is_whole else _for_model(verbatim_task(_columns(source)), provider)
+    of_text = {name: getattr(options, name) is not None for name in ("schema", "temperature", "max_output")}
+    extra = embedding.asked(task, options.dimensions, **of_text)
     columns = _columns(source, function)
     bound = bind(task, columns, {} if function else options.sets)
-    parameters = _parameters(home, options, bound.task)
+    parameters = replace(_parameters(home, options, bound.task), extra=extra)
     compiled = Compiled(provider, bound, parameters)
     deadline = None if options.by is None else parse_by(options.by, home.desk.wall())
     lane = _lane(options.lane or settings.default_lane, provider, source)

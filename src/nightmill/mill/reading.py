@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,12 +17,14 @@ from nightmill.collect import Results, read_built, with_input
 from nightmill.engine import results_of
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Job, Shard, StoredFile
+from nightmill.mill import embedding
 from nightmill.mill.following import standing
 from nightmill.mill.home import Home
 from nightmill.plan import Parameters
 from nightmill.sinks import About, Format, Origin, Target, needed_columns, stream, write_all
 from nightmill.sinks.about import Status
 from nightmill.sinks.exports import note_writing, note_written, unchanged
+from nightmill.sinks.vectors import SizesDiffer, Vectors
 from nightmill.tasks import Task
 from nightmill.types import JobState
 from nightmill.wire import BAD, RESULTS, ROWS, TWINS, shard_lines
@@ -117,9 +119,22 @@ def export(
     batches = selected(home, job, span=span, failed=failed, columns=columns)
     folder, is_whole = home.folder(job), span is None and not failed
     note = partial(note_writing, folder=folder, whole=is_whole, csv_raw=csv_raw)
-    rows = write_all(targets, batches, about(home, job), csv_raw=csv_raw, on_written=note)
+    told = about(home, job)
+    try:
+        rows = write_all(targets, batches, told, csv_raw=csv_raw, on_written=note)
+    except SizesDiffer:
+        _tell_sizes(home, job)
+        batches = selected(home, job, span=span, failed=failed, columns=columns)
+        rows = write_all(targets, batches, replace(told, vectors=Vectors()), csv_raw=csv_raw, on_written=note)
     note_written(targets, folder, whole=is_whole, csv_raw=csv_raw)
     return rows
+
+
+def _tell_sizes(home: Home, job: Job) -> None:
+    """An alert, once."""
+    if not any(kind == "sizes_differ" for kind, _, _ in home.ledger.alerts_of(job.id)):
+        text = "its vectors differ in size: tables have lists of any size for them, not of a fixed one"
+        home.ledger.alert(job.id, None, "sizes_differ", text)
 
 
 def pour(
@@ -162,6 +177,7 @@ def about(home: Home, job: Job) -> About:
         completed_at=_time(job.finished_at),
         written_at=dt.datetime.now(dt.UTC),
         schema=schema_of(job),
+        vectors=vectors_of(home, job),
         origin=Origin.of(job.spec),
     )
 
@@ -169,6 +185,11 @@ def about(home: Home, job: Job) -> About:
 def schema_of(job: Job) -> Mapping[str, Any] | None:
     """The JSON Schema that the job's answers are held to, if there is one."""
     return Parameters.from_dict(job.spec["parameters"]).schema
+
+
+def vectors_of(home: Home, job: Job) -> Vectors | None:
+    """What the embeddings of the job are like, by the first there is; None where it asks for none."""
+    return embedding.vectors_of(job.spec, lambda: results(home, job))
 
 
 def _time(moment: float | None) -> dt.datetime | None:

@@ -70,6 +70,11 @@ class Compiled:
         self._encoder = msgspec.json.Encoder()
 
     @property
+    def embeds(self) -> bool:
+        """Whether each row is one text that becomes one vector."""
+        return self._task.task.embeds
+
+    @property
     def is_spliced(self) -> bool:
         """Whether rows are joined from pieces rather than rendered in full."""
         return self._pieces is not None
@@ -194,7 +199,7 @@ class Compiled:
         else:
             said = [(role, (texts or {}).get(i) or t.render(row)) for i, (role, t) in enumerate(self._task.templates)]
             if task.endpoint == "embeddings":
-                request["input"] = said[-1][1]
+                request |= {"input": said[-1][1], "encoding_format": "base64"}
             else:
                 chat = [*said[:-1], *self._task.shots, said[-1]]
                 request[ASKS[task.endpoint]] = [{"role": role, "content": text} for role, text in chat]

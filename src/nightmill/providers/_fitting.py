@@ -22,6 +22,7 @@ _BOUNDLESS = (
 )
 _SEARCHES = re.compile("search-(preview|api)|deep-research")  # models that search by themselves, billed by the search
 _TIERS = (None, "auto", "default", "flex", "on_demand")  # any other may be dearer than the list price
+_NOT_SHORTENED = "text-embedding-ada-002"
 _OWN_TOOLS = ("function", "custom")  # of the caller; any other runs at the provider, which bills each use
 _TEXT_ITEMS = (
     *("message", "reasoning", "function_call", "function_call_output"),
@@ -52,7 +53,7 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
     notes: list[str] = []
     endpoint = endpoint_of(body)
     if endpoint == "embeddings":
-        _fit_embeddings(body, notes, user_set)
+        _fit_embeddings(server, model, body, notes, user_set)
         return Encoded(server.batch_url + "/embeddings", json_line(body), tuple(notes), inputs=inputs_of(body))
     if _SEARCHES.search(model):
         why = "each search is billed beside its tokens, so that no budget would hold"
@@ -193,7 +194,14 @@ def _fit_schema(server: Server, body: dict[str, Any], notes: list[str]) -> None:
     notes.append("the schema is said in the prompt: the server cannot be bound to one")
 
 
-def _fit_embeddings(body: dict[str, Any], notes: list[str], user_set: frozenset[str]) -> None:
+def _fit_embeddings(
+    server: Server, model: str, body: dict[str, Any], notes: list[str], user_set: frozenset[str]
+) -> None:
+    if "encoding_format" not in user_set and not server.base64:  # how the vectors travel: nothing to tell of
+        body.pop("encoding_format", None)
+    if model == _NOT_SHORTENED and body.get("dimensions") is not None:
+        why = "its vectors have 1,536 numbers, and no other size"
+        raise CannotCarry(f"{model} takes no dimensions", why=why, fix="leave dimensions out, or choose a later model")
     for name in _CHAT_ONLY:
         if name not in body:
             continue

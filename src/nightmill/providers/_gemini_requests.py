@@ -33,7 +33,7 @@ _NO_MEANING: Mapping[str, tuple[object, ...]] = {  # what says no more than is s
     "logprobs": (False,),
     "parallel_tool_calls": (True,),
     "modalities": (["text"],),
-    "encoding_format": ("float",),
+    "encoding_format": ("float", "base64"),  # how the vectors travel: there they are always numbers
 }
 _MOST_STOPS = 5
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}

@@ -60,6 +60,9 @@ class Local(OpenAILines):
         body = carried(self.name, self.model, request, user_set)
         refuse_responses(self.model, body)
         if endpoint_of(body) == "embeddings":
+            if body.get("dimensions") is not None:
+                why = "how long its vectors are lies in the model"
+                raise CannotCarry(f"{self.model} takes no dimensions", why=why, fix="leave dimensions out")
             body = {key: value for key, value in body.items() if key in ("model", "input") or key in user_set}
             return Encoded(EMBEDDINGS_URL, json_line(body), inputs=inputs_of(body))
         if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:

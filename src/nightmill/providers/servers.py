@@ -36,6 +36,7 @@ class Server:
     headers: Mapping[str, str] = field(default_factory=dict)  # sent with every call
     max_tokens_field: str = "max_completion_tokens"
     schema: str = "json_schema"  # how an answer is bound to a schema: that, or "json_object", or "none"
+    base64: bool = False  # whether embeddings come as base64 where that is asked for: fewer than half the bytes
     responses: bool = False  # whether it has "/responses" beside "/chat/completions"
     batch_url: str = "/v1"  # what the lines of a batch file have before "/chat/completions"
     window: str = "24h"  # how long a batch may take, in hours or days
@@ -68,7 +69,8 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
     {
         "openai": Server(
             "https://api.openai.com/v1", "OPENAI_BASE_URL", keys=("OPENAI_API_KEY",), thinks_first=_GPT,
-            responses=True, limits=Limits(batch_requests=50_000, batch_bytes=200 * _MB, batch_inputs=50_000),
+            responses=True, base64=True,
+            limits=Limits(batch_requests=50_000, batch_bytes=200 * _MB, batch_inputs=50_000),
             example="gpt-5-mini",
         ),
         "anthropic": Server(
@@ -85,7 +87,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
         ),
         "azure": Server(
             "", "AZURE_OPENAI_ENDPOINT", "/openai/v1", keys=("AZURE_OPENAI_API_KEY",), key_header="api-key",
-            batch_url="", thinks_first=_GPT, responses=True,
+            batch_url="", thinks_first=_GPT, responses=True, base64=True,
             limits=Limits(batch_requests=100_000, batch_bytes=200 * _MB),
             example="DEPLOYMENT",
         ),

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nightmill.sinks.vectors import Vectors
+
 Status = Literal["pending", "running", "completed", "failed", "cancelled"]
 
 
@@ -40,6 +42,7 @@ class About:
     completed_at: dt.datetime | None = None
     written_at: dt.datetime | None = None
     schema: Mapping[str, Any] | None = None  # of answers: in tables each of its top-level properties is a column
+    vectors: Vectors | None = None  # of a job that asks for embeddings: in each output they have a column of their own
     origin: Origin = Origin()
 
     @property

@@ -10,6 +10,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nightmill.sinks import vectors as vectors_
+from nightmill.sinks.vectors import EMBEDDING, Vectors
 from nightmill.types import NANOS_PER_USD
 
 RESULT_SCHEMA = pa.schema(
@@ -26,6 +28,7 @@ RESULT_SCHEMA = pa.schema(
         ("error_kind", pa.string()),
         ("finish_reason", pa.string()),
         ("parsed", pa.string()),  # JSON text
+        (EMBEDDING, pa.binary()),  # of jobs that ask for embeddings, in place of the response; see `vectors`
         ("model", pa.string()),
         ("provider", pa.string()),
         ("lane", pa.string()),
@@ -62,9 +65,10 @@ class Property:
     kind: _Kind
 
 
-def output_names() -> list[str]:
-    """Column names of an output that keeps ``parsed`` whole, in order."""
-    return [COST_USD if name == COST else name for name in RESULT_SCHEMA.names]
+def output_names(*, embeds: bool = False) -> list[str]:
+    """Column names of an output that keeps ``parsed`` whole, in order; with those of embeddings where it ``embeds``."""
+    names = [name for name in RESULT_SCHEMA.names if embeds or name != EMBEDDING]
+    return [COST_USD if name == COST else name for name in names]
 
 
 def input_column(name: str) -> str:
@@ -86,21 +90,28 @@ def properties(schema: Mapping[str, Any] | None) -> tuple[Property, ...]:
     return tuple(result)
 
 
-def table_schema(shown: tuple[Property, ...]) -> pa.Schema:
-    """Columns of a table output: ``parsed`` gives way to one column a property, if there are any."""
+def table_schema(shown: tuple[Property, ...], vectors: Vectors | None = None) -> pa.Schema:
+    """Columns of a table output: ``parsed`` gives way to one column a property, if there are any.
+
+    Only a job that embeds has a column for ``vectors``.
+    """
     fields: list[pa.Field] = []
     for column in RESULT_SCHEMA:
         if column.name == COST:
             fields.append(pa.field(COST_USD, pa.float64()))
         elif column.name == PARSED and shown:
             fields.extend(pa.field(each.column, _ARROW[each.kind]) for each in shown)
+        elif column.name == EMBEDDING:
+            fields.extend([pa.field(EMBEDDING, vectors_.arrow_type(vectors.size))] if vectors else [])
         else:
             fields.append(column)
     return pa.schema(fields)
 
 
-def as_table(batch: pa.RecordBatch, shown: tuple[Property, ...], schema: pa.Schema) -> pa.RecordBatch:
-    """``batch`` of `RESULT_SCHEMA` in the columns of `table_schema`."""
+def as_table(
+    batch: pa.RecordBatch, shown: tuple[Property, ...], schema: pa.Schema, vectors: Vectors | None = None
+) -> pa.RecordBatch:
+    """``batch`` of `RESULT_SCHEMA` in the columns of `table_schema`; vectors are not copied. Raises SizesDiffer."""
     arrays: list[pa.Array] = []
     for name in RESULT_SCHEMA.names:
         column = batch.column(name)
@@ -108,6 +119,8 @@ def as_table(batch: pa.RecordBatch, shown: tuple[Property, ...], schema: pa.Sche
             arrays.append(usd_column(column))
         elif name == PARSED and shown:
             arrays.extend(_property_columns(column, shown))
+        elif name == EMBEDDING:
+            arrays.extend([vectors_.lists(column, vectors.size)] if vectors else [])
         else:
             arrays.append(column)
     return pa.record_batch(arrays, schema=schema)

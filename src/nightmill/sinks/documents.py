@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from nightmill.sinks.about import About
 from nightmill.sinks.columns import input_column
 from nightmill.sinks.formats import RowLines
+from nightmill.sinks.vectors import EMBEDDING, as_json
 
 _encode = msgspec.json.Encoder().encode
 
@@ -19,7 +20,7 @@ class JsonWriter:
     """``{"job", "results", "summary"}``: a result a line, as in JSON lines; the summary counts the results here."""
 
     def __init__(self, file: BinaryIO, about: About, *, csv_raw: bool) -> None:
-        self._file, self._rows = file, RowLines()
+        self._file, self._rows = file, RowLines(about)
         self._total = self._completed = 0
         file.write(b'{"job":' + _encode(about.job) + b',"results":[')
 
@@ -54,7 +55,7 @@ class SectionsWriter:
     NEEDS = ("section", "name")
 
     def __init__(self, file: BinaryIO, about: About, *, csv_raw: bool) -> None:
-        self._file, self._at = file, about.written_at
+        self._file, self._at, self._embeds = file, about.written_at, about.vectors is not None
         self._sections: dict[str, dict[str, msgspec.Raw]] = {}
         self._numbers: dict[tuple[str, str], int] = {}  # of prompts by section and name, where there are several
         self._total = 0
@@ -63,9 +64,11 @@ class SectionsWriter:
         labels = [batch.column(input_column(name)).cast(pa.string()).to_pylist() for name in self.NEEDS]
         names = ("response", "tokens_in", "tokens_out", "model", "success", "error")
         values = zip(*(batch.column(name).to_pylist() for name in names), strict=True)
-        for section, name, row in zip(*labels, values, strict=True):
+        vectors = as_json(batch[EMBEDDING]).to_pylist() if self._embeds else [None] * batch.num_rows
+        for section, name, row, vector in zip(*labels, values, vectors, strict=True):
             prompts = self._sections.setdefault(section or "", {})
-            prompts[self._free(section or "", name or "")] = msgspec.Raw(_encode(_entry(*row)))
+            entry = _entry(*row) | ({EMBEDDING: vector and msgspec.Raw(vector)} if self._embeds else {})
+            prompts[self._free(section or "", name or "")] = msgspec.Raw(_encode(entry))
             self._total += 1
 
     def _free(self, section: str, name: str) -> str:

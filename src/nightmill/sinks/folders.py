@@ -1,9 +1,9 @@
 """One file for each input file: its answer under its own name, and beside it what that took.
 
 The answer to ``docs/a/b.txt`` of the input ``docs`` is ``DIR/a/b.txt`` (``b.txt.json`` where answers have a
-schema), and ``b.txt.meta.json`` tells of it; a row that failed has only that. It names the job and holds the
-digest of the answer's file, so that whose file it is, and whether somebody changed it, can be told from the
-folder alone, whenever its writer died.
+schema or are embeddings), and ``b.txt.meta.json`` tells of it; a row that failed has only that. It names the job and
+holds the digest of the answer's file, so that whose file it is, and whether somebody changed it, can be told from
+the folder alone, whenever its writer died.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from nightmill.killpoints import reach
 from nightmill.sinks.about import About, Origin
 from nightmill.sinks.columns import COST, input_column
 from nightmill.sinks.making import hidden_name, hold
+from nightmill.sinks.vectors import EMBEDDING, as_json
 from nightmill.types import usd
 
 NEEDS = ("path",)
@@ -72,7 +73,7 @@ class Layout:
 
     def __init__(self, folder: Path, about: About) -> None:
         self._folder, self._origin = folder, about.origin
-        self._suffix = ".json" if about.schema else ""
+        self._suffix = ".json" if about.schema or about.vectors else ""
 
     def place(self, name: str) -> Place:
         """``name``: as the column ``path`` has it."""
@@ -111,7 +112,8 @@ class FolderOutput:
     def write(self, batch: pa.RecordBatch) -> None:
         names = batch.column(input_column(NEEDS[0])).to_pylist()
         told = zip(*(batch.column(name).to_pylist() for name in _TOLD), strict=True)
-        answers = zip(batch.column("success").to_pylist(), batch.column("response").to_pylist(), strict=True)
+        texts = as_json(batch[EMBEDDING]) if self._about.vectors else batch.column("response")
+        answers = zip(batch.column("success").to_pylist(), texts.to_pylist(), strict=True)
         for name, values, (is_good, text) in zip(names, told, answers, strict=True):
             answer = text.encode() if is_good else None
             self._stage(name, answer, dict(zip(_TOLD, values, strict=True)))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from nightmill.files import GROUP_ROWS
 from nightmill.sinks import columns
 from nightmill.sinks.about import About
+from nightmill.sinks.vectors import EMBEDDING, as_json
 
 # Few distinct values, where a dictionary pays; on prompts and answers it only costs.
 _REPETITIVE = ("error_kind", "finish_reason", "model", "provider", "lane", "shard", "batch_id")
@@ -34,10 +35,12 @@ class Writer(Protocol):
 
 
 class RowLines:
-    """Results as JSON, one object a line; ``parsed`` is the JSON value itself."""
+    """Results as JSON, one object a line; ``parsed`` is the JSON value itself, an embedding a list."""
 
-    def __init__(self) -> None:
-        self._row = msgspec.defstruct("Row", [(name, Any) for name in columns.output_names()], gc=False)
+    def __init__(self, about: About) -> None:
+        self._embeds = about.vectors is not None
+        names = columns.output_names(embeds=self._embeds)
+        self._row = msgspec.defstruct("Row", [(name, Any) for name in names], gc=False)
         self._encode = msgspec.json.Encoder().encode_lines
 
     def encoded(self, batch: pa.RecordBatch) -> bytes:
@@ -49,6 +52,8 @@ class RowLines:
                 values.append(columns.usd_column(column).to_pylist())
             elif name == columns.PARSED:
                 values.append([_raw_json(text) for text in column.to_pylist()])
+            elif name == EMBEDDING:
+                values += [[text and msgspec.Raw(text) for text in as_json(column).to_pylist()]] * self._embeds
             else:
                 values.append(column.to_pylist())
         row = self._row
@@ -59,7 +64,7 @@ class JsonlWriter:
     """One object a line."""
 
     def __init__(self, file: BinaryIO, about: About, *, csv_raw: bool) -> None:
-        self._file, self._rows = file, RowLines()
+        self._file, self._rows = file, RowLines(about)
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._file.write(self._rows.encoded(batch))
@@ -79,7 +84,8 @@ class CsvWriter:
 
     def __init__(self, file: BinaryIO, about: About, *, csv_raw: bool) -> None:
         self._shown = columns.properties(about.schema)
-        self._schema = columns.table_schema(self._shown)
+        self._embeds = about.vectors is not None
+        self._schema = _with_json(columns.table_schema(self._shown, about.vectors))
         self._raw = csv_raw
         names = self._schema.names if csv_raw else _guard(pa.array(self._schema.names, pa.string())).to_pylist()
         file.write(_header(names))
@@ -87,11 +93,19 @@ class CsvWriter:
         self._writer = arrow_csv.CSVWriter(file, self._schema, write_options=options)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        table = columns.as_table(batch, self._shown, self._schema)
+        table = self._table(batch)
         if not self._raw:
             guarded = [_guard(column) if pa.types.is_string(column.type) else column for column in table.columns]
             table = pa.record_batch(guarded, schema=self._schema)
         self._writer.write_batch(table)
+
+    def _table(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """A cell holds text: embeddings are the JSON of a list."""
+        if not self._embeds:
+            return columns.as_table(batch, self._shown, self._schema)
+        plain = columns.as_table(batch, self._shown, columns.table_schema(self._shown))
+        found = {**dict(zip(plain.schema.names, plain.columns, strict=True)), EMBEDDING: as_json(batch[EMBEDDING])}
+        return pa.record_batch([found[name] for name in self._schema.names], schema=self._schema)
 
     def close(self) -> None:
         self._writer.close()
@@ -105,7 +119,8 @@ class ParquetWriter:
 
     def __init__(self, file: BinaryIO, about: About, *, csv_raw: bool) -> None:
         self._shown = columns.properties(about.schema)
-        self._schema = columns.table_schema(self._shown)
+        self._vectors = about.vectors
+        self._schema = columns.table_schema(self._shown, self._vectors)
         self._writer = pq.ParquetWriter(
             file, self._schema, compression="zstd", use_dictionary=list(_REPETITIVE), write_statistics=["index"]
         )
@@ -113,7 +128,7 @@ class ParquetWriter:
         self._count = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
-        self._held.append(columns.as_table(batch, self._shown, self._schema))
+        self._held.append(columns.as_table(batch, self._shown, self._schema, self._vectors))
         self._count += batch.num_rows
         if self._count >= GROUP_ROWS:
             self._flush()
@@ -129,6 +144,12 @@ class ParquetWriter:
     def _flush(self) -> None:
         self._writer.write_table(pa.Table.from_batches(self._held, self._schema), row_group_size=GROUP_ROWS)
         self._held, self._count = [], 0
+
+
+def _with_json(schema: pa.Schema) -> pa.Schema:
+    """With text where there are vectors."""
+    at = schema.get_field_index(EMBEDDING)
+    return schema if at < 0 else schema.set(at, pa.field(EMBEDDING, pa.string()))
 
 
 def _raw_json(text: str | None) -> msgspec.Raw | None:

@@ -44,6 +44,11 @@ class Task:
     examples: list[dict[str, Any]] = field(default_factory=list)  # each an input, by name, and the output for it
 
     @property
+    def embeds(self) -> bool:
+        """Whether each row is one text that becomes one vector."""
+        return self.endpoint == "embeddings" and not self.bodies
+
+    @property
     def names(self) -> list[str]:
         """What it takes from a row, by the names in its templates, sorted. Raises TaskError for a broken template."""
         sources = filter(None, (self.system, self.prompt))

@@ -30,7 +30,7 @@ _EXIT_CODES = {
     2: "bad usage or bad input; nothing was sent",
     3: "finished, and some rows failed",
     4: "stopped by a budget",
-    5: "stopped by `--on-error`",
+    5: "stopped by `--on-error`, or by answers that are not valid",
     130: "interrupted; running again goes on",
 }
 _ENVIRONMENT = {

@@ -129,6 +129,8 @@ class Settings:
     default_lane: str = "auto"
     default_temperature: float | None = None
     default_max_output: int | None = None
+    default_canary: int | None = None  # rows that go out before all others of a large job; 0: none
+    default_min_valid: float | None = None  # the share of valid answers below which a job stops
     zone: str = "UTC"  # IANA name; where a budget's day and month begin
     budget_total_nanos: int | None = None
     budget_day_nanos: int | None = None
@@ -270,6 +272,18 @@ def parse_usd(text: str) -> int:
     return nanos
 
 
+def parse_share(text: str) -> float:
+    """A share of a whole as typed, ``0.9`` or ``90%``. Raises ValueError, saying what it should have been."""
+    wanted = "a share above 0, such as 0.9 or 90%"
+    try:
+        number = Decimal(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except InvalidOperation:
+        raise ValueError(wanted) from None
+    if not number.is_finite() or not 0 < number <= 1:
+        raise ValueError(wanted)
+    return float(number)
+
+
 def exact_usd(nanos: int) -> str:
     """Nano-dollars as dollars to read: exact, and no longer than that takes."""
     dollars, rest = divmod(abs(nanos), 1_000_000_000)
@@ -373,6 +387,16 @@ def _whole(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     raise ValueError("a whole number above 0")
+
+
+def _count(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ValueError("a whole number, 0 or above")
+
+
+def _share(value: object) -> float:
+    return parse_share(value if isinstance(value, str) else str(value))
 
 
 def _days(value: object) -> int:
@@ -479,6 +503,8 @@ _DEFAULTS: Mapping[str, Check] = {
     "lane": _one_of(*_LANES),
     "temperature": _temperature,
     "max_output": _whole,
+    "canary": _count,
+    "min_valid": _share,
 }
 _BUDGET: Mapping[str, Check] = {"total": _dollars, "day": _dollars, "month": _dollars, "zone": _zone}
 _MODEL: Mapping[str, Check] = dict.fromkeys(("context", "quality", "aliases"), _not_yet)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from nightmill import wire
+from nightmill import canary, wire
 from nightmill.answers import AnswerCache
 from nightmill.collect import Check, Context, Results, RowCounts, settle_late, settle_shard
 from nightmill.collect.results import JobFiles
@@ -58,7 +58,7 @@ class JobKit:
     cache: AnswerCache | None  # where good answers are kept for later jobs
     on_error: str  # continue, stop, threshold:N or threshold:N%
     tidies: bool = False  # files at the provider go when nothing of them can be needed
-    rescue: Work | None = None  # of a batch job with a deadline: as its live shards see it
+    rescue: Work | None = None  # of a batch job of which some rows go live: as those see it
 
     def work_on(self, shard: Shard) -> Work:
         """The job as the lane of ``shard`` sees it."""
@@ -108,6 +108,7 @@ class Engine:
         self._wake = asyncio.Event()
         self._failure: BaseException | None = None
         self._failures: dict[str, _Failures] = {}  # of jobs that stop at so many
+        self._watches: dict[str, canary.Watch] = {}  # of jobs that were worked on
         self._halted: set[str] = set()  # jobs that were paused or cancelled while worked on
         self._one_by_one = asyncio.Lock()  # whoever takes a batch back for a deadline counts what others took back
         self._shut_out: set[str] = set()  # jobs whose key was refused: with it nothing can be collected either
@@ -224,7 +225,8 @@ class Engine:
         """Whether nothing new of a job may be sent."""
         failures = self._failures.get(job_id)
         too_many = failures is not None and failures.too_many
-        return too_many or self._stop() or self._failure is not None or job_id in self._halted
+        too_bad = job_id in self._watches and self._watches[job_id].tripped
+        return too_many or too_bad or self._stop() or self._failure is not None or job_id in self._halted
 
     async def _try_step(self, kit: JobKit, lease: Lease) -> None:
         """A step; trouble that its lane does not know delays this shard, and no other; a refused key pauses the job."""
@@ -254,6 +256,7 @@ class Engine:
         else:
             if shard.state is ShardState.PLANNED:
                 await self._count_failures(kit)
+                await self._watch(kit)
             await self._hand_over(kit, shard)
 
     async def _hand_over(self, kit: JobKit, shard: Shard) -> None:
@@ -275,8 +278,10 @@ class Engine:
             raise TypeError(f"{kit.provider.name} has no live lane")
         tag, stopping = lease.shard.tag, partial(self._stops, kit.job.id)
         await self._count_failures(kit)
+        least = await self._watch(kit)
         failures = self._failures.get(kit.job.id)
-        ended = None if failures is None else partial(self._note_end, kit, failures, tag)
+        floor = None if canary.is_of(kit.job, lease.shard) else least  # a canary is judged as a whole
+        ended = None if failures is None and floor is None else partial(self._note_end, kit, failures, floor, tag)
         try:
             work, throttle = kit.work_on(lease.shard), self._throttle(kit)
             done = await live.run_shard(self._desk, work, kit.provider, throttle, lease, stopping, ended)
@@ -318,6 +323,7 @@ class Engine:
         await desk.book(desk.ledger.settle, shard, collected.settlement)
         log.info("shard %s: settled: %s", shard.tag, _told(collected.settlement.counts))
         await self._count_failures(kit)
+        await self._watch(kit)
 
     async def _settle_late(self, context: Context, shard: Shard) -> None:
         """Book what came late of a shard. Those of one job one by one, in order: each counts rows of the others."""
@@ -347,11 +353,26 @@ class Engine:
         failures.settled = now.failed + now.missing + now.expired
         await self._mind_errors(kit)
 
-    async def _note_end(self, kit: JobKit, failures: _Failures, tag: str, outcome: Outcome | None) -> None:
+    async def _watch(self, kit: JobKit) -> float | None:
+        """Stop the job where its answers are too bad; the share of valid ones that the user asks for, if any."""
+        if canary.least_valid(kit.job) is None:
+            return None
+        seen = self._watches.setdefault(kit.job.id, canary.Watch())
+        return await canary.watch(self._desk, kit.job.id, seen)
+
+    async def _note_end(
+        self, kit: JobKit, failures: _Failures | None, least: float | None, tag: str, outcome: Outcome | None
+    ) -> None:
         """A row of a live shard under way has ended."""
-        if outcome is None or isinstance(outcome, Failed) or (kit.check and kit.check(outcome.text)[1] is not None):
+        bad = outcome is None or isinstance(outcome, Failed) or (kit.check and kit.check(outcome.text)[1] is not None)
+        if bad and failures is not None:
             failures.under_way[tag] += 1
             await self._mind_errors(kit)
+        if least is not None:
+            seen = self._watches[kit.job.id]
+            seen.add(valid=not bad, least=least)
+            if seen.tripped and not seen.told:
+                await self._watch(kit)
 
     async def _mind_errors(self, kit: JobKit) -> None:
         """Stop the job where the user said how many failed rows are too many."""
@@ -369,6 +390,9 @@ class Engine:
             return True
         if job.cancel_requested:
             await desk.book(ledger.drop_planned, job_id)
+        elif job.canary_last is not None and job.canary is None and job.state is not JobState.PAUSED:
+            kit = self._kit(job_id)
+            await canary.mind(desk, kit.work, kit.check)
         ripe = await desk.book(ledger.claim_finish, job_id, desk.timing.lease_s)
         if ripe is not None:
             try:

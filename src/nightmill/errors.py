@@ -106,6 +106,13 @@ class StoppedByErrors(NightmillError):
     exit_code = 5
 
 
+class StoppedByAnswers(NightmillError):
+    """Too few of a job's answers are valid: it is paused."""
+
+    code = "bad_answers"
+    exit_code = 5
+
+
 class WasCancelled(NightmillError):
     code = "cancelled"
 

@@ -62,7 +62,7 @@ def run(source: Source, *, progress: Callback | None = None, **options: Unpack[O
     Raises:
         UsageError (InputError, TaskError, UnknownModel, UnknownPrice, CannotCarry): nothing was begun.
         OverBudget: it would cost more than is free, or a budget ended it on the way.
-        Paused, StoppedByErrors, WasCancelled: it did not come to its end, for another reason.
+        Paused, StoppedByErrors, StoppedByAnswers, WasCancelled: it did not come to its end, for another reason.
         KeyboardInterrupt: after a Ctrl-C, when what was in hand has ended.
     """
     return _current().run(source, progress=progress, **options)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from nightmill.api.loops import blocking_iterator
 from nightmill.api.values import Handed, Result, results_in
 from nightmill.errors import NightmillError, UsageError
-from nightmill.mill import Group, paused
+from nightmill.mill import Group, canary_told, paused
 from nightmill.providers.function import is_importable
 from nightmill.sinks import parse_target
 from nightmill.sinks.columns import as_table, properties, table_schema
@@ -97,6 +97,11 @@ class Job:
     def spent(self) -> float:
         """Dollars, including what nobody can prove was not billed."""
         return usd(self._mill._house.standing(self._record).spent_nanos)
+
+    @property
+    def canary(self) -> dict[str, Any] | None:
+        """What the first rows showed, in the words of ``--json``; None: there are none, or they are not done yet."""
+        return canary_told(self._record)
 
     # -- results -------------------------------------------------------------------------------
 

@@ -174,7 +174,7 @@ class Mill:
         """Wait for a job, and work on it where nobody else does; answers that came late are taken in.
 
         Raises:
-            Paused, OverBudget, StoppedByErrors, WasCancelled: it did not come to its natural end.
+            Paused, OverBudget, StoppedByErrors, StoppedByAnswers, WasCancelled: it did not come to its natural end.
         """
         return self._block(self.awatch(job, progress=progress))
 

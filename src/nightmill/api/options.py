@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from nightmill.config import parse_usd
+from nightmill.config import parse_share, parse_usd
 from nightmill.errors import UsageError
 from nightmill.mill import RunOptions
 from nightmill.providers.function import is_importable, name_of
@@ -53,6 +53,8 @@ class Options(TypedDict, total=False):
     concurrency: int
     cache: bool
     dedupe: bool
+    canary: int  # rows that go out before all others; 0: none; left out, 20 of more than 500
+    min_valid: float | str  # 0.9 or "90%": the job stops where a smaller share of the answers is valid
 
 
 def run_options(given: Mapping[str, Any], inputs: tuple[str, ...], files: Mapping[str, Path]) -> RunOptions:
@@ -66,6 +68,8 @@ def run_options(given: Mapping[str, Any], inputs: tuple[str, ...], files: Mappin
     made = {own.get(name, name): value for name, value in said.items()}
     if "budget" in said:
         made["budget_nanos"] = _nanos(said["budget"])
+    if "min_valid" in said:
+        made["min_valid"] = parse_share(str(said["min_valid"]))
     if callable(said.get("model")):
         name = name_of(said["model"])
         made["model"] = f"python:{name}"
@@ -87,7 +91,7 @@ def _nanos(budget: object) -> int:
 def check_options(given: Mapping[str, Any]) -> None:
     """Raises UsageError: there is no such option, or its value is none that it takes."""
     said = {name: value for name, value in given.items() if value is not None}
-    hidden = {"inputs", "given", "budget_nanos", "sets"}
+    hidden = {"inputs", "given", "budget_nanos", "sets", "detach"}
     known = {*Options.__annotations__, *(item.name for item in fields(RunOptions))} - hidden
     for name, value in said.items():
         if name not in known:
@@ -136,6 +140,16 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
+def _is_share(value: Any) -> bool:
+    if type(value) not in (int, float, str):
+        return False
+    try:
+        parse_share(str(value))
+    except ValueError:
+        return False
+    return True
+
+
 def _is_switch(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -172,4 +186,6 @@ _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "concurrency": _WHOLE,
     "cache": _SWITCH,
     "dedupe": _SWITCH,
+    "canary": ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
+    "min_valid": ('a share above 0, such as 0.9 or "90%"', _is_share),
 }

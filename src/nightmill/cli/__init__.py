@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code.
 
     0 every row succeeded, 1 error, 2 bad usage or input, 3 finished with failed rows, 4 stopped by
-    a budget, 5 stopped by --on-error, 130 interrupted (resumable).
+    a budget, 5 stopped by --on-error or --min-valid, 130 interrupted (resumable).
     """
     gc.set_threshold(_COLLECT_AFTER)
     arguments = list(sys.argv[1:] if argv is None else argv)

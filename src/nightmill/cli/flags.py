@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from nightmill.cli.edge import Edge
-from nightmill.config import LEAST_DAYS, load_settings, parse_usd
+from nightmill.config import LEAST_DAYS, load_settings, parse_share, parse_usd
 from nightmill.errors import UsageError
 from nightmill.glance import jobs_like
 
@@ -106,6 +106,8 @@ def _age(text: str) -> int:
 
 
 SEED = _Checked("N", _seed)
+COUNT = _Checked("N", _seed)
+SHARE = _Checked("SHARE", parse_share)
 WHOLE = _Checked("N", _whole)
 POSITIVE = _Checked("NUMBER", _positive)
 TEMPERATURE = _Checked("T", _temperature)

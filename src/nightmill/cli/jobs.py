@@ -12,6 +12,7 @@ import click
 
 from nightmill.cli import flags, present, views
 from nightmill.cli.edge import Edge
+from nightmill.cli.firstrows import canary_lines
 from nightmill.errors import UsageError
 from nightmill.mill import Event, Job, Mill, Shard, paused
 from nightmill.types import UNFINISHED, JobState, ShardState, usd
@@ -73,7 +74,7 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     lines = [present.fitted(head, width=edge.width, unicode=edge.unicode)]
     lines.append(present.end_report(replace(view, next=()), width=edge.width, unicode=edge.unicode))
     quoted = views.against_quote(job, now)
-    lines += [present.fitted(line, width=edge.width, unicode=edge.unicode) for line in quoted]
+    lines += [present.fitted(line, width=edge.width, unicode=edge.unicode) for line in (*quoted, *canary_lines(job))]
     if now.held_nanos:
         lines.append(f"  held {present.money(now.held_nanos)}")
     lines += present.table(_shard_lines(shards), width=edge.table_width, unicode=edge.unicode, right=(3, 4))

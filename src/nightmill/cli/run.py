@@ -22,7 +22,7 @@ from nightmill.mill.templates import load as load_template
 from nightmill.mill.templates import save as save_template
 from nightmill.sinks import parse_target
 from nightmill.tasks import read_prompt
-from nightmill.types import UNFINISHED
+from nightmill.types import UNFINISHED, Lane
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,12 @@ class _Manner:
 @click.option("--seed", type=flags.SEED, help="Another number, another sample; left out, the rows decide.")
 @click.option("--on-error", type=flags.ON_ERROR,
               help="continue (where nothing is said), stop, threshold:N or threshold:N%.")  # fmt: skip
+@click.option(
+    "--canary",
+    type=flags.COUNT,
+    help="Rows that go out before all others; 0: none. Where nothing is said, 20 of more than 500.",
+)
+@click.option("--min-valid", type=flags.SHARE, help="Stop where a smaller share of the answers is valid: 0.9 or 90%.")
 @click.option("--batch-size", type=flags.WHOLE, help="Most rows in a shard.")
 @click.option("--temperature", type=flags.TEMPERATURE, help="How freely a model may choose its words; 0: least.")
 @click.option("--max-output", type=flags.WHOLE, help="Most tokens an answer may have.")
@@ -105,7 +111,7 @@ def run(edge: Edge, **given: Any) -> int:
     order = Order(mode, targets=targets, csv_raw=asked.csv_raw, checkpoint=asked.checkpoint, detach=detach)
     manner = _Manner(order, yes, force, dry_run, save_requests, save_as, saved)
     with edge.piped(asked.options.inputs) as piped, edge.mill(create=not manner.dry_run) as mill:
-        options = replace(asked.options, given=piped, lane=lane)
+        options = replace(asked.options, given=piped, lane=lane, detach=detach and asked.options.lane is None)
         if manner.dry_run:
             return _rehearse(edge, mill, options, manner)
         return _run(edge, mill, options, manner)
@@ -188,7 +194,7 @@ def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> i
     if refusal is not None:
         edge.say("it would be refused:")
         edge.tell(refusal)
-    sent = [shard for shard in prepared.plan.shards if shard.lane is prepared.lane]
+    sent = [shard for shard in prepared.plan.shards if shard.lane is not Lane.CACHE]
     size = f"{present.some(len(sent), 'shard')}, {present.some(prepared.quote.waves, 'wave')}"
     kept = f", the requests are in {manner.save_requests}" if manner.save_requests else ""
     edge.say(f"dry run: {size}; nothing was sent or spent" + (kept or " or kept"))

@@ -16,6 +16,7 @@ from typing import Any
 
 from nightmill.cli import present, views
 from nightmill.cli.edge import Edge, error_object
+from nightmill.cli.firstrows import canary_lines
 from nightmill.cli.keys import unechoed
 from nightmill.cli.progress import Mode, Progress
 from nightmill.engine import Stop
@@ -94,6 +95,7 @@ class _Session:
         self._began = time.monotonic()
         self._before: int | None = None
         self._looks: list[Look] = []
+        self._told = set[str]()  # jobs of whose first rows was told
         self._works = not order.aside
         self._main: asyncio.Task[None] | None = None
         path = order.checkpoint
@@ -197,6 +199,11 @@ class _Session:
         stops = "q or Ctrl-C" if self._keys is not None else "Ctrl-C"
         view = views.progress_view(looks, before=self._before, elapsed_s=elapsed_s, works=self._works, stops=stops)
         self._progress.update(view)
+        for look in looks:
+            if look.job.canary is not None and look.job.id not in self._told and self._progress.mode != "json":
+                self._told.add(look.job.id)
+                for line in canary_lines(look.job):
+                    self._progress.note(line.strip() if len(looks) == 1 else f"job {look.job.id}: {line.strip()}")
 
     def show(self) -> None:
         """Show where the jobs stand now."""

@@ -11,7 +11,7 @@ from nightmill.cli import present
 from nightmill.cli.edge import Interrupted
 from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, ProgressView, QuoteView, some
 from nightmill.errors import NightmillError, UsageError
-from nightmill.mill import Handed, Job, LaneCost, Look, Mill, Prepared, Standing, ending_error
+from nightmill.mill import Handed, Job, LaneCost, Look, Mill, Prepared, Standing, canary_told, ending_error
 from nightmill.types import UNFINISHED, JobState, Lane, ShardState, usd
 
 _PHASES = (  # what is worth saying first, when shards are in several states
@@ -24,6 +24,7 @@ _PHASES = (  # what is worth saying first, when shards are in several states
 )
 
 
+_PAUSED_BY = {"budget": "by a budget", "canary": "by its first rows", "min_valid": "by --min-valid"}
 _WHOLE = "these are the costs of all rows; those that are done are paid and stay"
 
 
@@ -120,7 +121,12 @@ def job_object(job: Job, now: Standing, *, out: Sequence[str] = (), interrupted:
         "estimated_usd": usd(quote.expected_nanos) if quote else None,
         "at_most_usd": usd(quote.at_most_nanos) if quote else None, "list_price_usd": usd(now.list_nanos),
         "saved_usd": usd(now.saved_nanos), "duration_s": round(duration_s(job), 3), "out": list(out),
-    } | _hurry(job.deadline, now.rescued, now.rescued_nanos)  # fmt: skip
+    } | _first_rows(job) | _hurry(job.deadline, now.rescued, now.rescued_nanos)  # fmt: skip
+
+
+def _first_rows(job: Job) -> dict[str, Any]:
+    """What ``--json`` says of a canary, where there is one; null until somebody has looked at it."""
+    return {"canary": canary_told(job)} if job.canary_last is not None else {}
 
 
 def handed_object(there: Handed) -> dict[str, Any]:
@@ -139,7 +145,10 @@ def handed_lines(job: Job, there: Handed) -> list[str]:
         lines.append(f"  done by {iso_time(there.done_by)} at the latest; collect before {iso_time(there.collect_by)}")
     if there.back_by is not None:
         lines.append(f"  be back by {local_time(there.back_by)}: from then on what is late has to run live")
-    if there.rows_left:
+    if there.rows_left and job.canary_last is not None and job.canary is None:
+        left = some(there.rows_left, "row")
+        lines.append(f"  still to send: {left}, by whoever comes back when the first rows are answered")
+    elif there.rows_left:
         lines.append(f"  still to send: {some(there.rows_left, 'row')}, waiting for money or for the provider's limits")
     if there.rows_in_doubt:
         lines.append(f"  {some(there.rows_in_doubt, 'row')} in doubt: the next command looks for their batch")
@@ -186,7 +195,7 @@ def end_view(mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: b
         after.append(f"nightmill results {job.id}")
     stopped = {"on_error": "too many rows failed", "cancelled": "" if over else "cancelled"}.get(job.stopped or "", "")
     if not over:
-        stopped = "interrupted" if interrupted else ("by a budget" if job.stopped == "budget" else "")
+        stopped = "interrupted" if interrupted else _PAUSED_BY.get(job.stopped or "", "")
     failures = tuple(FailureGroup(g.kind, g.count, g.message.removeprefix(f"{g.kind}: "), g.row) for g in groups)
     return EndView(
         state=job.state.value, rows=now.rows, ok=now.succeeded, failed=now.failed, missing=now.missing,
@@ -237,6 +246,8 @@ def phase(look: Look) -> str:
         return "done"
     if job.cancel_requested:
         return "cancelling"
+    if job.canary_last is not None and job.canary is None and job.state is not JobState.PAUSED:
+        return "first rows"
     doing = next((words for state, words in _PHASES if states.get(state)), "writing results")
     if job.lane is Lane.LIVE and states.get(ShardState.PLANNED) and states.get(ShardState.SETTLED):
         doing = "sending"  # between two slices: what the slice in hand is at changes too fast to say

@@ -490,11 +490,13 @@ def _is_alone(shard: Shard, sub: Submission) -> bool:
 async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
     """A cancelled job's batches, and any batch beside the shard's own. What cannot be asked now is asked again.
 
+    So are those of a job whose answers turned bad: what they have not done goes out again when it is resumed.
+
     A batch that may be somebody else's runs to its end.
     """
     asked = []
     for sub in shard.submissions:
-        unwanted = shard.cancel_requested or sub.n != shard.submission
+        unwanted = shard.cancel_requested or shard.job_stopped == "min_valid" or sub.n != shard.submission
         if sub.batch_id and not sub.ended and unwanted and not sub.cancel_asked and not sub.unconfirmed:
             try:
                 await provider.cancel(sub.batch_id)

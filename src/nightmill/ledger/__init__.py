@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nightmill.ledger.accounts import AccountVerbs
 from nightmill.ledger.attendance import AttendanceVerbs
+from nightmill.ledger.canary import CanaryVerbs
 from nightmill.ledger.claiming import ClaimVerbs
 from nightmill.ledger.health import Health, HealthVerbs
 from nightmill.ledger.history import Event, HistoryVerbs
@@ -17,10 +18,13 @@ from nightmill.ledger.late import LateVerbs
 from nightmill.ledger.money import MoneyVerbs
 from nightmill.ledger.pace import PaceVerbs
 from nightmill.ledger.records import (
+    BAD_ANSWERS,
     CAME_LATE,
     CREATE_LOCK,
     SAME_SIZE,
     Booking,
+    Canary,
+    CanarySums,
     Counts,
     Denied,
     ForeignBatch,
@@ -35,6 +39,7 @@ from nightmill.ledger.records import (
     Outside,
     Settlement,
     Shard,
+    SoFarValid,
     StoredFile,
     Submission,
     SubmissionState,
@@ -48,12 +53,15 @@ from nightmill.ledger.untagged import UntaggedVerbs
 LEDGER_NAME = "nightmill.db"  # in the home
 
 __all__ = [
+    "BAD_ANSWERS",
     "CAME_LATE",
     "CREATE_LOCK",
     "LEDGER_NAME",
     "OUTCOMES",
     "SAME_SIZE",
     "Booking",
+    "Canary",
+    "CanarySums",
     "Counts",
     "Deletion",
     "Denied",
@@ -73,6 +81,7 @@ __all__ = [
     "Saved",
     "Settlement",
     "Shard",
+    "SoFarValid",
     "Standing",
     "StoredFile",
     "Submission",
@@ -93,6 +102,7 @@ class Ledger(
     MoneyVerbs,
     PaceVerbs,
     AttendanceVerbs,
+    CanaryVerbs,
     HistoryVerbs,
     SavingsVerbs,
     HousekeepingVerbs,

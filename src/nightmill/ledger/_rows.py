@@ -67,7 +67,7 @@ def note_models(connection: Connection, job_id: str, tag: str, models: Iterable[
 _SHARD_PLAIN = (
     "tag", "job_id", "seq", "attempt", "expiries", "missings", "splits", "first", "last", "count", "content_bytes",
     "cap_tokens", "input_tokens", "due", "lease_until", "lease_was_until", "epoch", "submission", "looks", "reads",
-    "refusals", "waits", "price", "reason", "missing", "settled_at",
+    "refusals", "waits", "price", "reason", "missing", "settled_at", "job_stopped",
 )  # fmt: skip
 _SUBMISSION_PLAIN = (
     "tag", "n", "account", "hold_nanos", "spent_nanos", "unproven_nanos", "intent_at", "file_id", "batch_id",
@@ -115,7 +115,7 @@ def loading(which: Any) -> tuple[Any, Any, Any]:
     """Statements for the shards ``which``, for their submissions, and for their files."""
     tags = select(shards.c.tag).where(which)
     return (
-        select(*shards.c, jobs.c.state.label("job_state"), jobs.c.cancel_requested)
+        select(*shards.c, jobs.c.state.label("job_state"), jobs.c.cancel_requested, jobs.c.stopped.label("job_stopped"))
         .join(jobs, jobs.c.id == shards.c.job_id)
         .where(which)
         .order_by(shards.c.job_id, shards.c.seq),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from sqlalchemy import and_, case, func, or_, select
 
 from nightmill.ledger._database import Database
+from nightmill.ledger.canary import first_rows_first, of_canary
 from nightmill.ledger.claiming import workable
 from nightmill.ledger.schema import jobs, shards, workers
-from nightmill.types import JobState, ShardState
+from nightmill.types import JobState, Lane, ShardState
 
 
 class AttendanceVerbs(Database):
@@ -37,14 +38,18 @@ class AttendanceVerbs(Database):
     def is_handed_over(self, job_id: str) -> bool:
         """Whether all of the job that can go out now is out, and something of it is still to come back.
 
-        Rows that a deadline made go live are out when they are answered.
+        Rows that a deadline made go live are out when they are answered. What waits for a canary in a batch cannot go;
+        what waits for a live one, or for a look at it, will in a moment.
         """
         runs = and_(jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)), jobs.c.cancel_requested == 0)
         planned = and_(shards.c.state == ShardState.PLANNED, shards.c.due <= self.moment())
-        ready = and_(or_(planned, shards.c.state == ShardState.SENDING), runs)
+        ready = and_(or_(and_(planned, first_rows_first()), shards.c.state == ShardState.SENDING), runs)
         to_do = case((or_(ready, shards.c.state == ShardState.SUBMITTING), 1), else_=0)
         which = and_(shards.c.job_id == job_id, shards.c.state != ShardState.SETTLED)
-        counts = select(func.count(), func.sum(to_do)).select_from(shards).join(jobs, jobs.c.id == shards.c.job_id)
+        behind = case((and_(shards.c.state == ShardState.PLANNED, ~first_rows_first(), runs), 1), else_=0)
+        in_batches = case((and_(of_canary(), shards.c.lane == Lane.BATCH), 1), else_=0)
+        sums = select(func.count(), func.sum(to_do), func.sum(behind), func.sum(in_batches))
         with self._read() as connection:
-            unsettled, left = connection.execute(counts.where(which)).one()
-        return bool(unsettled) and not left
+            row = connection.execute(sums.select_from(shards).join(jobs, jobs.c.id == shards.c.job_id).where(which))
+            unsettled, left, waiting, canary = row.one()
+        return bool(unsettled) and not left and (not waiting or bool(canary))

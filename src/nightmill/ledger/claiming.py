@@ -11,6 +11,7 @@ from sqlalchemy import Float, Integer, and_, bindparam, case, func, or_, select,
 from nightmill.errors import LeaseLost
 from nightmill.ledger._database import Database
 from nightmill.ledger._rows import shards_called
+from nightmill.ledger.canary import first_rows_first
 from nightmill.ledger.records import Shard
 from nightmill.ledger.schema import jobs, shards
 from nightmill.types import JobState, Lane, ShardState
@@ -24,12 +25,12 @@ _SOME_TAGS: Any = bindparam("tags", expanding=True)
 def workable(*, of_all: bool) -> Any:
     """Shards that a worker may take when they are due. Needs a join with jobs, and ``job_ids`` unless ``of_all``.
 
-    A paused job's planned and half-sent shards stay where they are; what may already have cost
-    money is always collected.
+    A paused job's planned and half-sent shards stay where they are, and so does all that comes after a canary that
+    nobody has looked at yet; what may already have cost money is always collected.
     """
     ready = or_(
         shards.c.state.in_((ShardState.SUBMITTING, ShardState.IN_DOUBT, ShardState.WAITING, ShardState.COLLECTING)),
-        jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)),
+        and_(jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)), first_rows_first()),
         jobs.c.cancel_requested == 1,
     )
     mine = true() if of_all else shards.c.job_id.in_(_SOME_JOBS)

@@ -14,7 +14,18 @@ from nightmill.errors import Conflict
 from nightmill.ledger import money
 from nightmill.ledger._database import Database, wall
 from nightmill.ledger._rows import insert_files, insert_shards, stored_file
-from nightmill.ledger.records import Counts, Job, NewShard, Outside, StoredFile, SubmissionState, Tally
+from nightmill.ledger.canary import of_canary
+from nightmill.ledger.records import (
+    BAD_ANSWERS,
+    Canary,
+    Counts,
+    Job,
+    NewShard,
+    Outside,
+    StoredFile,
+    SubmissionState,
+    Tally,
+)
 from nightmill.ledger.schema import alerts, entries, files, jobs, limits, shards, submissions
 from nightmill.ledger.shards import pause_job, unless_cancelled
 from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState
@@ -28,10 +39,11 @@ _PAID = ("spent_nanos", "unproven_nanos", "hold_nanos")
 def _job(row: Any) -> Job:
     r = row._mapping
     plain = ("id", "name", "reason", "stopped", "model", "rows", "invalid", "duplicates", "cached",
-             "created_at", "started_at", "finished_at", "epoch")  # fmt: skip
+             "created_at", "started_at", "finished_at", "epoch", "canary_last")  # fmt: skip
     return Job(
         state=JobState(r["state"]), lane=Lane(r["lane"]), fingerprint=r["fingerprint"] or "",
         spec=json.loads(r["spec"]), quote=msgspec.json.decode(r["quote"], type=Quote) if r["quote"] else None,
+        canary=msgspec.json.decode(r["canary"], type=Canary) if r["canary"] else None,
         counts=json.loads(r["counts"]) if r["counts"] else None, cancel_requested=bool(r["cancel_requested"]),
         **{name: r[name] for name in plain},
     )  # fmt: skip
@@ -43,8 +55,9 @@ def _claimed(job: Job) -> Any:
 
 
 def _rescued(connection: Connection, job_id: str) -> tuple[int, int]:
-    """Requests in live shards of a batch job, and what those cost so far: only a deadline makes such."""
-    mine = and_(shards.c.job_id == job_id, shards.c.lane == Lane.LIVE, jobs.c.id == job_id, jobs.c.lane == Lane.BATCH)
+    """Requests in live shards of a batch job, and what those cost so far: a deadline makes such, beside a canary."""
+    mine = and_(shards.c.job_id == job_id, shards.c.lane == Lane.LIVE, jobs.c.id == job_id, jobs.c.lane == Lane.BATCH,
+                ~of_canary())  # fmt: skip
     rows = select(func.coalesce(func.sum(shards.c["count"]), 0)).select_from(shards.join(jobs, mine))
     paid = select(func.coalesce(func.sum(submissions.c.spent_nanos), 0)).select_from(
         submissions.join(shards, submissions.c.tag == shards.c.tag).join(jobs, mine)
@@ -99,6 +112,7 @@ class JobVerbs(Database):
         files: Sequence[StoredFile],
         invalid: int = 0,
         budget_nanos: int | None = None,
+        canary_last: int | None = None,
     ) -> Job:
         """The plan becomes a job, whole, in one transaction.
 
@@ -113,6 +127,7 @@ class JobVerbs(Database):
                         state=JobState.PENDING, name=name, fingerprint=fingerprint, task_digest=task_digest,
                         spec=json.dumps(spec), quote=msgspec.json.encode(quote).decode(), rows=rows,
                         invalid=invalid, duplicates=duplicates, cached=cached, owner=None,
+                        canary_last=canary_last,
                         next_seq=max((s.seq for s in shards), default=-1) + 1,
                     ).returning(jobs.c.id)
                 ).first()  # fmt: skip
@@ -376,7 +391,7 @@ class JobVerbs(Database):
                 update(jobs)
                 .where(_claimed(job))
                 .values(state=state, counts=json.dumps(counts), finished_at=wall(), owner=None, lease_until=0.0,
-                        reason=None)
+                        reason=None, stopped=case((jobs.c.stopped.in_(BAD_ANSWERS), None), else_=jobs.c.stopped))
                 .returning(jobs.c.id)
             )  # fmt: skip
             if connection.execute(over).first() is None:

@@ -20,6 +20,7 @@ class SubmissionState(StrEnum):
 
 CREATE_LOCK, SAME_SIZE = "create lock", "same size"  # what `Denied` names where a create has to wait for another
 CAME_LATE = -1  # instead of the number of a file's reading: not accounted for yet, and its shard had settled before
+BAD_ANSWERS = ("canary", "min_valid")  # why a job is paused: its first answers, or those so far, were too bad
 EPOCHS_SINCE_A_BACKUP = 1_000_000  # more than any worker can have used up since
 
 
@@ -109,6 +110,7 @@ class Shard:
     files: tuple[StoredFile, ...] = ()
     missing: int = 0  # of its requests, as it settled
     settled_at: float | None = None  # unix seconds; kept when something came late and it is open again
+    job_stopped: str | None = None  # why its job was stopped or is paused
 
     @property
     def settled_before(self) -> bool:
@@ -308,6 +310,44 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class CanarySums:
+    """What the first rows of a job came to."""
+
+    valid: int  # rows with an answer that is one
+    failed: int  # rows that ended otherwise
+    tokens_in: int
+    tokens_out: int
+    spent_nanos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """What the first rows of a job showed when they had ended, and what the whole will probably cost by that."""
+
+    rows: int  # that have ended
+    valid: int
+    why: dict[str, int]  # how the others failed: rows by kind and message
+    row_tokens_in: int  # of a typical row
+    row_tokens_out: int
+    row_nanos: int  # of a typical row, in the lane of the rest
+    spent_nanos: int
+    expected_nanos: int  # of the whole job, those rows included
+    at_most_nanos: int
+    stopped: str | None = None  # "canary", "min_valid" or "budget": why the job paused
+    reason: str = ""  # the same for people
+
+
+@dataclass(frozen=True, slots=True)
+class SoFarValid:
+    """Rows that have ended, and those with a valid answer: of all, and of the newest."""
+
+    rows: int
+    valid: int
+    last_rows: int
+    last_valid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One user submission. ``spec`` is everything needed to go on without the caller."""
 
@@ -331,6 +371,8 @@ class Job:
     started_at: float | None
     finished_at: float | None
     epoch: int
+    canary_last: int | None = None  # rows up to this one go out before all others
+    canary: Canary | None = None  # what they showed, once somebody looked
 
     @property
     def deadline(self) -> float | None:

@@ -63,6 +63,8 @@ jobs = Table(
     _int("duplicates"),
     _int("cached"),
     _int("next_seq"),
+    Column("canary_last", BigInteger),  # rows up to this one go out before all others; NULL: none do
+    Column("canary", Text),  # JSON of records.Canary: what they showed; NULL: nobody has looked at them yet
     Column("counts", Text),  # JSON of final row counts, and what was folded; written when the job ends
     Column("cancel_requested", Integer, nullable=False, server_default=text("0")),
     Column("created_at", Float, nullable=False),

@@ -62,6 +62,7 @@ from nightmill.mill.arrivals import Arrivals
 from nightmill.mill.checkpoint import Checkpoint
 from nightmill.mill.detaching import Handed
 from nightmill.mill.ending import ending_error, paused
+from nightmill.mill.firstrows import told as canary_told
 from nightmill.mill.following import Follower, Look
 from nightmill.mill.home import Home
 from nightmill.mill.housekeeping import Swept
@@ -500,6 +501,7 @@ __all__ = [
     "Shard",
     "Standing",
     "Swept",
+    "canary_told",
     "check_affordable",
     "ending_error",
     "opened",

@@ -146,8 +146,9 @@ class Home:
             Work(job.id, provider, compiled.url, sheet, scissors, confirmed),
         )
         rescue = None
-        if job.deadline is not None and job.lane is Lane.BATCH:
+        if "live_price" in spec:
             rescue = replace(work, sheet=regular, confirmed=PriceSheet.from_json(spec["live_price"]))
+        if job.deadline is not None and job.lane is Lane.BATCH:
             work = replace(work, held=dearer(sheet, regular), deadline=job.deadline,
                            most_live=most_live(rates.requests_per_minute, rates.tokens_per_minute,
                                                spec["concurrency"], _tokens_each(job, compiled)))  # fmt: skip

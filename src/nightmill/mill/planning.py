@@ -15,7 +15,7 @@ from typing import Any
 from nightmill.config import parse_by
 from nightmill.errors import Conflict, InputError, StoreError, TaskError, UsageError
 from nightmill.ledger import Job, Limit
-from nightmill.mill import deadlines, embedding
+from nightmill.mill import deadlines, embedding, firstrows
 from nightmill.mill.home import Home, dearer
 from nightmill.plan import (
     Bounds,
@@ -89,6 +89,9 @@ class RunOptions:
     concurrency: int | None = None
     cache: bool = True
     dedupe: bool = True
+    canary: int | None = None  # rows that go out before all others; 0: none
+    min_valid: float | None = None  # the share of valid answers below which the job stops
+    detach: bool = False  # the lane is batch since nobody waits for the answers, and not because it was said
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +232,9 @@ def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_i
     unfinished = None if options.new else _unfinished_like(home, plan, draft.spec, options)
     digest = order.compiled.digest
     made = Prepared(plan, draft.spec, options, order.source, draft.model, order.lane, digest, free, unfinished)
-    return made if unfinished is not None else _noted(made, *deadlines.notes(home, made))
+    if unfinished is not None:
+        return made
+    return _noted(made, *deadlines.notes(home, made), *firstrows.notes(plan, order.lane))
 
 
 def lane_costs(home: Home, prepared: Prepared) -> list[LaneCost]:
@@ -299,13 +304,18 @@ def _draft(home: Home, options: RunOptions, whole: bool, *, sends: bool = True) 
         held=dearer(sheet, regular) if deadline is not None and lane is Lane.BATCH else None,
     )  # fmt: skip
     spec = _spec(options, bound, parameters, model, lane, source)
+    spec |= {"canary": options.canary, "min_valid": _first(options.min_valid, settings.default_min_valid)}
     spec |= {"columns": columns, "price": order.sheet.to_json(), "by": options.by, "deadline": deadline}
-    if order.held is not None:
-        spec["live_price"] = regular.to_json()
     free = home.tightest(options.budget_nanos)
+    order = _bounded(order, options, free)
+    batch_said = (options.lane or settings.default_lane) == "batch" and not options.detach
+    first = firstrows.first_of(home, order, asked=options.canary, batch_said=batch_said, free=free)
+    order = replace(order, first=first)
+    if order.held is not None or (first is not None and first.lane is not lane):
+        spec["live_price"] = regular.to_json()
     lacking = lacking_key(model, settings.env, settings.providers)
     notices = (notice, lacking and f"{lacking} is not set: the run needs it")
-    return _Draft(_bounded(order, options, free), spec, model, free, tuple(filter(None, notices)))
+    return _Draft(order, spec, model, free, tuple(filter(None, notices)))
 
 
 def _sampled(options: RunOptions) -> list[str]:
@@ -384,6 +394,7 @@ def _unfinished_like(home: Home, plan: Plan, spec: dict[str, Any], options: RunO
     if job is None:
         return None
     asked = {"lane": options.lane not in (None, "auto", job.spec["lane"])}
+    asked["canary"] = options.canary not in (None, job.spec.get("canary"))
     asked["by"] = options.by not in (None, job.spec.get("by"))
     for option in ("batch_size", "cache", "dedupe"):
         asked[option] = job.spec[option] != spec[option]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nightmill.config import exact_usd
 from nightmill.errors import Conflict, OverBudget
-from nightmill.ledger import Job
+from nightmill.ledger import BAD_ANSWERS, Job
 from nightmill.mill import planning
 from nightmill.mill.home import Home
 from nightmill.mill.planning import Prepared, RunOptions
@@ -41,6 +43,7 @@ def submit(home: Home, prepared: Prepared) -> Job:
             shards=plan.shards,
             files=plan.files,
             budget_nanos=options.budget_nanos,
+            canary_last=plan.canary_last,
         )
     except Conflict:
         planning.drop(home, plan.job_id)
@@ -56,20 +59,33 @@ def submit(home: Home, prepared: Prepared) -> Job:
 def _go_on(home: Home, job: Job, options: RunOptions) -> Job:
     """The unfinished job, under the budget, rates, rule and name this command gives, and no longer paused."""
     _check_name(home, options.name, job.fingerprint)
-    given = {name: getattr(options, name) for name in ("rpm", "tpm", "concurrency", "on_error")}
-    changes = {name: value for name, value in given.items() if value not in (None, job.spec[name])}
+    given = {name: getattr(options, name) for name in ("rpm", "tpm", "concurrency", "on_error", "min_valid")}
+    changes = {name: value for name, value in given.items() if value not in (None, job.spec.get(name))}
     name = options.name if options.name != job.name else None
     if changes or name:
         home.ledger.revise(job.id, changes, name=name)
     if options.budget_nanos is not None:
         home.ledger.set_budget(f"job:{job.id}", options.budget_nanos)
     if job.state is JobState.PAUSED:
-        resume(home, job)
+        if job.canary is not None and job.canary.stopped is not None:
+            home.ledger.decide_anew(job.id)
+        _let_go_on(home, job)
     return home.job(job.id)
 
 
 def resume(home: Home, job: Job) -> None:
-    """Let a paused job go on, at today's price; a later run works on it."""
+    """Let a paused job go on, at today's price; a later run works on it.
+
+    Whoever says so of a job that its answers stopped wants them as they are: nothing watches them any more.
+    """
+    if job.state is JobState.PAUSED and job.stopped in BAD_ANSWERS:
+        home.ledger.revise(job.id, {"min_valid": None})
+    if job.state is JobState.PAUSED and job.canary is not None and job.canary.stopped is not None:
+        home.ledger.canary_stands(job.id, replace(job.canary, stopped=None))
+    _let_go_on(home, job)
+
+
+def _let_go_on(home: Home, job: Job) -> None:
     sheet = home.sheet(job.model, job.lane)
     changes = {"price": sheet.to_json()} if sheet.dearer_than(PriceSheet.from_json(job.spec["price"])) else {}
     if "live_price" in job.spec:

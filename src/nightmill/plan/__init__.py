@@ -32,6 +32,7 @@ from nightmill.plan.asking import asked
 from nightmill.plan.badrows import BadRows, bad_rows
 from nightmill.plan.compiling import Compiled, Parameters, endpoint_at, endpoint_of_body
 from nightmill.plan.cutting import Bounds, Cutter, bounds
+from nightmill.plan.first import First, FirstCutter
 from nightmill.plan.keys import KeyWatch
 from nightmill.pricing import PriceSheet, estimate_tokens
 from nightmill.providers import Provider
@@ -45,6 +46,7 @@ __all__ = [
     "Bounds",
     "Compiled",
     "Cutter",
+    "First",
     "Order",
     "Parameters",
     "Plan",
@@ -85,6 +87,7 @@ class Order:
     fingerprint_extra: tuple[str, ...] = ()
     function: TaskFunction | None = None  # what makes the requests of the rows, where the task is one
     held: PriceSheet | None = None  # what holds are counted by, where that is another sheet
+    first: First | None = None  # rows that go out before all others, where there are many
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ class Plan:
     quote: Quote
     fingerprint: str
     first_request: bytes  # the first line that would be sent; empty when nothing is
+    canary_last: int | None = None  # rows up to this one go out before all others; None: none do
 
 
 def make_plan(order: Order, store: Store, job_id: str) -> Plan:
@@ -123,6 +127,7 @@ class _Planner:
         self._rows = 0
         self._rows_digest = new_digest()
         self._seqs = 0
+        self._canary_last: int | None = None
         self._keys = KeyWatch()
         self._bad = BadRows(store, self._folder)
 
@@ -147,7 +152,7 @@ class _Planner:
             self._job_id, self._rows, self._bad.count, folding.duplicates,
             sum(s.count for s in shards if s.lane is Lane.CACHE),
             tuple(shards), tuple(files), self._quote(shards), self._fingerprint(),
-            self._first_request(shards),
+            self._first_request(shards), self._canary_last,
         )  # fmt: skip
 
     # -- one pass over the rows ----------------------------------------------------------------
@@ -176,6 +181,7 @@ class _Planner:
             raise
         if self._bad.count == self._rows:
             self._refuse_all()
+        self._canary_last = cutter.last
         return StoredFile(out.ref, wire.ROWS, first=0, last=self._rows - 1), cutter.close()
 
     def _refuse_all(self) -> NoReturn:
@@ -208,7 +214,7 @@ class _Planner:
         writer.write_batch(batch)
         digest_batch(self._rows_digest, batch)
 
-    def _take(self, some: Taken, blanks: Mapping[int, Sequence[str]], cutter: Cutter, deduper: Deduper) -> None:
+    def _take(self, some: Taken, blanks: Mapping[int, Sequence[str]], cutter: FirstCutter, deduper: Deduper) -> None:
         first, compiled = self._rows, self._order.compiled
         self._rows += some.batch.num_rows
         if self._order.source.has_keys:
@@ -263,7 +269,9 @@ class _Planner:
                         cap, inputs = shard.cap_tokens // shard.count, self._order.compiled.inputs
                         cutter.add([i for i, _ in kept], [body for _, body in kept], cap_tokens=cap, inputs=inputs)
             self._store.path(shard.file.path).unlink()
-        return ([cached] if cached else []) + cutter.close()
+        cut = cutter.close()
+        self._canary_last = cutter.last
+        return ([cached] if cached else []) + cut
 
     def _write_cached(self, folding: Folding) -> tuple[NewShard | None, set[int]]:
         """Copy the cached answers into the job, so that losing the cache costs nothing; which were gone."""
@@ -292,12 +300,15 @@ class _Planner:
 
     # -- the whole ----------------------------------------------------------------------------
 
-    def _cutter(self, do: Callable[..., None] = at_once) -> Cutter:
-        order = self._order
-        return Cutter(
-            self._store, self._folder, order.lane, order.bounds, order.held or order.sheet, 0,
-            order.provider.line_pieces(order.compiled.url), self._next_tag, self._tokens, do,
-        )  # fmt: skip
+    def _cutter(self, do: Callable[..., None] = at_once) -> FirstCutter:
+        order, first = self._order, self._order.first
+
+        def cutter(lane: Lane, bounds: Bounds, sheet: PriceSheet) -> Cutter:
+            pieces = order.provider.line_pieces(order.compiled.url)
+            return Cutter(self._store, self._folder, lane, bounds, sheet, 0, pieces, self._next_tag, self._tokens, do)
+
+        rest = cutter(order.lane, order.bounds, order.held or order.sheet)
+        return FirstCutter(rest, cutter(first.lane, first.bounds, first.sheet) if first else None, first)
 
     def _next_tag(self) -> str:
         self._seqs += 1
@@ -310,15 +321,21 @@ class _Planner:
         tokens_in = self._tokens(sum(s.content_bytes for s in sent))
         expected = min(order.expect_tokens, max((s.cap_tokens // s.count for s in sent), default=0))
         each = Usage(-(-tokens_in // max(1, requests)), expected)
-        held = order.held or order.sheet
-        at_most = sum(held.worst(s.content_bytes, s.count, s.cap_tokens) for s in sent)
+        ahead = sum(s.count for s in sent if s.lane is not order.lane)  # a canary, live
+        at_most = sum(
+            (order.held or order.sheet if s.lane is order.lane else order.list_sheet).worst(
+                s.content_bytes, s.count, s.cap_tokens
+            )
+            for s in sent
+        )
+        cost = order.sheet.cost(each) * (requests - ahead) + order.list_sheet.cost(each) * ahead
         notes = list(order.compiled.notes)
         if not order.sheet.batch_known:
             notes.append("the batch price is not known: counted at the standard price")
         if repeated := self._keys.repeated():
             notes.append(f"rows with the key of an earlier row: {repeated:,}; all are kept")
         source = f"{order.sheet.source}, {order.sheet.date}"
-        return Quote(order.lane, requests, tokens_in, expected * requests, order.sheet.cost(each) * requests,
+        return Quote(order.lane, requests, tokens_in, expected * requests, cost,
                      at_most, order.list_sheet.cost(each) * requests, 1, source, tuple(notes))  # fmt: skip
 
     def _fingerprint(self) -> str:

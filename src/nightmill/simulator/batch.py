@@ -52,6 +52,7 @@ class Batch:
     state: State = State.VALIDATING
     model: str | None = None  # of all its requests; None before that is known, "" where they differ
     total: int = 0
+    asked_before: int = 0  # requests that the provider was given before those of this batch
     tokens: int = 0  # prompt tokens that count as enqueued
     running_since: float | None = None  # provider seconds
     stopped_at: int | None = None  # rows done when it was cancelled or expired

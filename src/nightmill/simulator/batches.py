@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,8 +30,10 @@ class BatchRunner:
         files: FileStore,
         catalogue: Catalogue,
         bill: Invoice,
+        count: Callable[[int], int],
     ) -> None:
-        self._wire, self._rows, self._config, self._clock = wire, rows, config, clock
+        """``count`` is told how many requests the provider is given, and says how many there were before."""
+        self._wire, self._rows, self._config, self._clock, self._count = wire, rows, config, clock, count
         self._files, self._catalogue, self._invoice = files, catalogue, bill
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="simulator-rows")
         self._batches: dict[str, Batch] = {}
@@ -119,6 +122,7 @@ class BatchRunner:
         await self._wait(batch, self._config.validating_s)
         checked = await self._validate(batch)
         batch.total = checked.rows
+        batch.asked_before = self._count(checked.rows)
         if not batch.cancelled.is_set():
             self._admit(batch, checked)
             batch.running_since = self._clock.elapsed()

@@ -8,6 +8,9 @@ answers ``batch`` and ``live``. A format's `Format.impossible` names those that 
 Waits named ``lag_s`` are provider seconds; ``delay_s`` are real ones, because they
 play against a client's real timeouts.
 
+``"from_row": n`` of a fault of answers lets the first n requests alone that the provider is given, calls and requests
+of batches counted together: a model that turns bad.
+
 Faults that shape a batch are taken when it is created, so ``after`` and ``times`` count creates.
 Where rows or calls are chosen by ``fraction`` or ``count``, they lie evenly spread and are the same
 every time.
@@ -15,6 +18,7 @@ every time.
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -97,8 +101,8 @@ class _Fault:
     seen: int = 0
     fired: int = 0
 
-    def fires(self, operation: str) -> bool:
-        if self.on and operation not in self.on:
+    def fires(self, operation: str, asked: int = 0) -> bool:
+        if (self.on and operation not in self.on) or asked < int(self.params.get("from_row", 0)):
             return False
         number = self.seen - self.after
         self.seen += 1
@@ -123,7 +127,13 @@ class FaultBook:
 
     def __init__(self, specs: Iterable[Params] = ()) -> None:
         self._faults: list[_Fault] = []
+        self._asked = 0  # requests since then
         self.replace(specs)
+
+    def count(self, requests: int) -> int:
+        """So many requests are given to the provider; how many there were before."""
+        before, self._asked = self._asked, self._asked + requests
+        return before
 
     def replace(self, specs: Iterable[Params]) -> None:
         """Put these faults in force instead of the present ones.
@@ -132,12 +142,16 @@ class FaultBook:
             ValueError: a name is unknown or a number is not one.
         """
         self._faults = [_parse(spec) for spec in specs]
+        self._asked = 0
 
-    def take(self, name: str, operation: str) -> Params | None:
-        """The parameters of fault ``name`` if it hits this operation now, which uses it up once."""
+    def take(self, name: str, operation: str, asked: int = 0) -> Params | None:
+        """The parameters of fault ``name`` if it hits this operation now, which uses it up once.
+
+        ``asked``: how many requests came before.
+        """
         hit: Params | None = None
         for fault in self._faults:
-            if fault.name == name and fault.fires(operation) and hit is None:
+            if fault.name == name and fault.fires(operation, asked) and hit is None:
                 hit = fault.params
         return hit
 
@@ -145,14 +159,16 @@ class FaultBook:
         """Every fault that the batch being created will carry."""
         if not self._faults:
             return {}
-        taken = {name: self.take(name, "batch") for name in (*BATCH_FAULTS, *ANSWER_FAULTS)}
+        every = sys.maxsize  # which of its rows are hit is seen when they run
+        taken = {name: self.take(name, "batch", every) for name in (*BATCH_FAULTS, *ANSWER_FAULTS)}
         return {name: params for name, params in taken.items() if params is not None}
 
     def take_for_answer(self) -> frozenset[str]:
         """The faults that change the live answer being made."""
+        asked = self.count(1)
         if not self._faults:
             return frozenset()
-        return frozenset(name for name in ANSWER_FAULTS if self.take(name, "live") is not None)
+        return frozenset(name for name in ANSWER_FAULTS if self.take(name, "live", asked) is not None)
 
     def concerns(self, names: Iterable[str], operation: str) -> bool:
         """Whether any fault of these names might hit the operation; uses nothing up."""
@@ -174,7 +190,7 @@ def _parse(spec: Params) -> _Fault:
     if name not in KNOWN:
         raise ValueError(f"unknown fault {name!r}; known are {', '.join(sorted(KNOWN))}")
     times = spec.get("times", 1 if name in _ONCE else None)
-    for number in ("fraction", "count", "lag_s", "delay_s"):
+    for number in ("fraction", "count", "from_row", "lag_s", "delay_s"):
         if number in spec and not isinstance(spec[number], int | float):
             raise ValueError(f"{name}: {number} must be a number, got {spec[number]!r}")
     on = spec.get("on", _ON.get(name, ()))

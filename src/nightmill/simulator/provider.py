@@ -91,16 +91,17 @@ class Provider:
         """A provider with nothing in it; `files` is to be opened before the first request."""
         config, clock = shared.config, shared.clock
         files, catalogue, invoice = FileStore(), Catalogue(config.models, wire.prices), Invoice(config.count_rows)
-        model = Model(config)
+        model, faults = Model(config), shared.faults
+        rows = wire.rows(model, catalogue)
         return cls(
             config=config,
             clock=clock,
-            faults=shared.faults,
+            faults=faults,
             files=files,
             catalogue=catalogue,
             model=model,
             invoice=invoice,
-            batches=BatchRunner(wire, wire.rows(model, catalogue), config, clock, files, catalogue, invoice),
+            batches=BatchRunner(wire, rows, config, clock, files, catalogue, invoice, faults.count),
             requests=Quota(config.rpm, clock),
             tokens=Quota(config.tpm, clock),
             max_bytes=wire.max_bytes if config.max_bytes is None else config.max_bytes,

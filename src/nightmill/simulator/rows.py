@@ -38,7 +38,7 @@ class RowJob:
 class _Plan:
     """The row faults of one batch, resolved to the rows they hit."""
 
-    def __init__(self, faults: Mapping[str, Params], total: int) -> None:
+    def __init__(self, faults: Mapping[str, Params], total: int, asked_before: int) -> None:
         def share(name: str, default: int | None) -> Share | None:
             return Share.of(name, faults[name], total, default) if name in faults else None
 
@@ -49,12 +49,17 @@ class _Plan:
         self.status = int(faults.get("row_errors", {}).get("status", 500))
         self.unknown = int(faults["unknown_lines"].get("count", 1)) if "unknown_lines" in faults else 0
         self.spaced = "pretty_printed_bodies" in faults
-        self._twists = [(n, Share.of(n, faults[n], total)) for n in ANSWER_FAULTS if n in faults]
+        self._twists = [
+            (n, Share.of(n, faults[n], total), int(faults[n].get("from_row", 0)) - asked_before)
+            for n in ANSWER_FAULTS
+            if n in faults
+        ]
 
     def twists(self, row: int) -> frozenset[str]:
         if not self._twists:
             return NO_TWIST
-        return frozenset(name for name, share in self._twists if row in share and name != "pretty_printed_bodies")
+        hit = (name for name, share, first in self._twists if row >= first and row in share)
+        return frozenset(name for name in hit if name != "pretty_printed_bodies")
 
 
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
@@ -75,7 +80,7 @@ def run_rows(job: RowJob, rows: Rows) -> Tally:
     """
     tally = Tally()
     batch = job.batch
-    plan = _Plan(batch.faults, batch.total)
+    plan = _Plan(batch.faults, batch.total, batch.asked_before)
     with (
         job.input.open("rb", _BUFFER_BYTES) as source,
         job.output.open("wb", _BUFFER_BYTES) as out,

@@ -1,0 +1,170 @@
+"""The canary, and the watch: what the first rows of a job showed, and whether answers are as good as they must be.
+
+A canary is decided about by whoever finds it settled and undecided, from what the ledger holds, and the decision is
+written once, together with the pause that it may mean. So nothing is lost with a worker that dies in between: the
+rest of the job stays where it is until another has decided. The watch, too, goes by what has settled, and in the live
+lane by rows as they end as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from nightmill.collect.accounting import Check
+from nightmill.collect.naming import named_failures
+from nightmill.lanes import Desk, Work
+from nightmill.ledger import Canary, CanarySums, Job, Shard
+from nightmill.pricing import PriceSheet
+from nightmill.types import Lane, ShardState, Usage, usd
+
+log = logging.getLogger(__name__)
+
+WINDOW = 200  # rows that ended last, as far as they are looked at apart from all others
+LEAST_ROWS = 20  # fewer say nothing
+_DEVIATIONS = 4.0  # standard ones: chance alone does that once in ten thousand times
+_NAMED = 3  # reasons in a sentence
+
+
+def is_too_bad(valid: int, rows: int, least: float) -> bool:
+    """Whether so few valid answers are not chance where a share of ``least`` is asked for."""
+    room = _DEVIATIONS * math.sqrt(rows * least * (1 - least))
+    return rows >= LEAST_ROWS and valid < rows * least - room
+
+
+@dataclass(slots=True)
+class Watch:
+    """Live rows of one job as they end, the last `WINDOW` of them."""
+
+    ended: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    tripped: bool = False  # nothing more is sent
+    told: bool = False  # and the ledger says so
+
+    def add(self, *, valid: bool, least: float) -> None:
+        """A row has ended."""
+        self.ended.append(valid)
+        self.tripped = self.tripped or is_too_bad(sum(self.ended), len(self.ended), least)
+
+    def reset(self) -> None:
+        """Somebody let the job go on."""
+        self.ended.clear()
+        self.tripped = self.told = False
+
+
+def least_valid(job: Job) -> float | None:
+    """The share of valid answers that the user asks for, if any."""
+    found: float | None = job.spec.get("min_valid")
+    return found
+
+
+async def watch(desk: Desk, job_id: str, seen: Watch) -> float | None:
+    """Stop a job whose answers, settled or just ended, are too bad; the share of valid ones that is asked for, if any.
+
+    Asked before anything is sent, too: whoever settled the last of them may not have lived to stop it.
+    """
+    job = await desk.book(desk.ledger.find_job, job_id)
+    if seen.told and job.stopped is None:
+        seen.reset()
+    least = least_valid(job)
+    if least is None:
+        seen.reset()
+        return None
+    reason = ""
+    if seen.tripped:
+        reason = _too_bad(sum(seen.ended), len(seen.ended), least, "last")
+    else:
+        now = await desk.book(desk.ledger.valid_so_far, job_id, WINDOW)
+        if is_too_bad(now.last_valid, now.last_rows, least):
+            reason = _too_bad(now.last_valid, now.last_rows, least, "last")
+        elif is_too_bad(now.valid, now.rows, least):
+            reason = _too_bad(now.valid, now.rows, least, "first")
+    if reason:
+        seen.tripped = True
+        if await desk.book(desk.ledger.stop_for_answers, job_id, reason):
+            log.warning("job %s: stopped by its answers", job_id)
+        seen.told = True
+    return least
+
+
+def _too_bad(valid: int, rows: int, least: float, which: str) -> str:
+    return f"of the {which} {rows:,} answers {share(valid, rows)} are valid; --min-valid asks for {least:.0%}"
+
+
+def share(valid: int, rows: int) -> str:
+    """``17 (85 %)``; rounded down, so that 100 % means all."""
+    return f"{valid:,} ({valid * 100 // rows if rows else 0} %)"
+
+
+async def mind(desk: Desk, work: Work, check: Check | None) -> None:
+    """Decide about a canary that has settled, unless somebody did."""
+    job_id = work.job_id
+    sums = await desk.book(desk.ledger.canary_sums, job_id)
+    if sums is None:
+        return
+    job = await desk.book(desk.ledger.find_job, job_id)
+    shards = await desk.book(desk.ledger.shards_of, job_id)
+    why = await asyncio.to_thread(
+        named_failures, desk.store, work.provider, check, [shard for shard in shards if is_of(job, shard)]
+    )
+    found = judged(job, sums, shards, work, why)
+    stopped, reason = verdict(job, found, await desk.book(free_nanos, desk, job_id), least_valid(job))
+    found = replace(found, stopped=stopped, reason=reason)
+    if await desk.book(desk.ledger.note_canary, job_id, found):
+        log.info("job %s: canary: %d of %d valid, %s", job_id, found.valid, found.rows, stopped or "the rest goes out")
+
+
+def is_of(job: Job, shard: Shard) -> bool:
+    """Whether a shard holds nothing but first rows of its job."""
+    return job.canary_last is not None and shard.last <= job.canary_last and shard.lane is not Lane.CACHE
+
+
+def free_nanos(desk: Desk, job_id: str) -> int | None:
+    """What the tightest limit has left for a job; None: there is none. On the ledger's thread."""
+    limits = desk.ledger.limits(desk.scopes(job_id))
+    return min((limit.free_nanos for limit in limits if limit.free_nanos is not None), default=None)
+
+
+def judged(job: Job, sums: CanarySums, shards: list[Shard], work: Work, why: Mapping[str, int]) -> Canary:
+    """What the first rows tell of all: the rest is taken to be like them, at the price of its own lane."""
+    rest = [s for s in shards if s.state is not ShardState.SETTLED and s.lane is not Lane.CACHE]
+    rows, left = sums.valid + sums.failed, sum(shard.count for shard in rest)
+    alike = _cost_of_all(work.sheet, sums, max(1, rows))
+    if not sums.tokens_in and job.quote is not None:  # nobody told: what was expected stands
+        alike = job.quote.expected_nanos * rows // max(1, job.quote.requests)
+    held = work.held or work.sheet
+    at_most = sum(held.worst(shard.content_bytes, shard.count, shard.cap_tokens) for shard in rest)
+    spent = sums.spent_nanos
+    each_in, each_out = (round(tokens / max(1, rows)) for tokens in (sums.tokens_in, sums.tokens_out))
+    return Canary(
+        rows, sums.valid, dict(why), each_in, each_out, alike // max(1, rows), spent,
+        spent + alike * left // max(1, rows), spent + at_most,
+    )  # fmt: skip
+
+
+def _cost_of_all(sheet: PriceSheet, sums: CanarySums, rows: int) -> int:
+    """What ``rows`` rows of these tokens together cost in the lane of ``sheet``, each at the price of one its size."""
+    (tokens_in, more_in), (tokens_out, more_out) = divmod(sums.tokens_in, rows), divmod(sums.tokens_out, rows)
+    least = sheet.cost(Usage(tokens_in, tokens_out))
+    one_in, one_out = sheet.cost(Usage(tokens_in + 1, tokens_out)), sheet.cost(Usage(tokens_in, tokens_out + 1))
+    return least * rows + (one_in - least) * more_in + (one_out - least) * more_out
+
+
+def verdict(job: Job, found: Canary, free: int | None, least: float | None) -> tuple[str | None, str]:
+    """Why the job pauses, in a word and for people; None: it goes on."""
+    named = "; ".join(f"{rows:,} {text}" for text, rows in list(found.why.items())[:_NAMED])
+    if found.rows and not found.valid:
+        return "canary", f"none of the first {found.rows:,} rows has a valid answer: {named}"
+    if found.rows and least is not None and found.valid < least * found.rows:
+        told = f"of the first {found.rows:,} rows {share(found.valid, found.rows)} have a valid answer; --min-valid "
+        return "min_valid", f"{told}asks for {least:.0%}: {named}"
+    rest = found.expected_nanos - found.spent_nanos
+    dearer = f"by its first {found.rows:,} rows the job will probably cost ${usd(found.expected_nanos):.6f}"
+    if free is not None and rest > free:
+        return "budget", f"{dearer}, of which ${usd(rest):.6f} are to come, and the budget has ${usd(free):.6f} free"
+    if job.quote is not None and found.expected_nanos > job.quote.at_most_nanos:
+        return "budget", f"{dearer}, and you agreed to ${usd(job.quote.at_most_nanos):.6f} at most"
+    return None, ""

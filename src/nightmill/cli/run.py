@@ -46,7 +46,8 @@ class _Manner:
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option("--task", metavar="NAME", help="A task: its name, a .toml file, or module:function.")
 @click.option("--prompt", metavar="TEXT|@FILE", help="A prompt; {{ column }} stands for a row's value.")
-@click.option("--model", metavar="P/M", help="The model, such as local/smollm2-135m.")
+@click.option("--model", metavar="P/M[,P/M...]", help="The model, such as local/smollm2-135m; of several the cheapest "
+              "that can do the job.")  # fmt: skip
 @click.option("--lane", type=click.Choice(("auto", "batch", "live")), help="Half price and slow, or at once.")
 @click.option("--by", metavar="08:00|6h", help="When to be done: what batches have not answered in time runs live.")
 @click.option("--budget", type=flags.USD, help="Most this job may spend.")

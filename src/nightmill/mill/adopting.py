@@ -180,7 +180,7 @@ def _spec(view: BatchView, model: str, url: str, sheet: PriceSheet, provider: st
     endpoint: Any = "embeddings" if url.endswith("/embeddings") else "chat"
     return {
         "inputs": [f"{provider}/{view.id}"], "task": Task("adopted", endpoint, prompt="{{ prompt }}").to_dict(),
-        "columns": ["key", "prompt", "body"], "parameters": Parameters().to_dict(), "model": model,
+        "columns": ["key", "prompt", "body"], "parameters": Parameters().to_dict(), "model": model, "next_models": [],
         "lane": Lane.BATCH.value, "batch_size": None, "cache": False, "dedupe": False, "rpm": None, "tpm": None,
         "concurrency": None, "on_error": "continue", "row_mode": "rows", "folder": folder, "root": folder,
         "price": sheet.to_json(),

@@ -15,7 +15,7 @@ from typing import Any
 from nightmill.config import parse_by
 from nightmill.errors import Conflict, InputError, StoreError, TaskError, UsageError
 from nightmill.ledger import Job, Limit
-from nightmill.mill import deadlines, embedding, firstrows
+from nightmill.mill import deadlines, embedding, firstrows, selecting
 from nightmill.mill.home import Home, dearer
 from nightmill.plan import (
     Bounds,
@@ -30,7 +30,7 @@ from nightmill.plan import (
     with_waves,
 )
 from nightmill.providers import BatchProvider, LiveProvider, Provider
-from nightmill.providers.resolve import available, lacking_key
+from nightmill.providers.resolve import lacking_key
 from nightmill.sinks.vectors import Vectors
 from nightmill.sources import Source, decode_row_values, open_source
 from nightmill.store import Store
@@ -63,7 +63,7 @@ class RunOptions:
     inputs: tuple[str, ...]
     task: str | Task | TaskFunction | None = None  # by name, .toml file or module:function
     prompt: str | None = None
-    model: str | None = None
+    model: str | None = None  # or several, with commas between: the cheapest that can do the job
     lane: str | None = None  # auto, batch or live
     by: str | None = None  # when it has to be done, as `config.parse_by` reads it
     budget_nanos: int | None = None
@@ -152,16 +152,24 @@ def prepare(home: Home, options: RunOptions) -> Prepared:
         UsageError (InputError, TaskError, UnknownModel, UnknownPrice, CannotCarry), StoreError:
             nothing of it is left.
     """
-    prepared = _after_a_look(partial(_prepare, home, options))
+    prepared = _chosen(home, options, partial(_prepare, home))
     if not _is_too_late_for_batches(home, prepared):
         return prepared
     drop(home, prepared.plan.job_id)
-    live = _after_a_look(partial(_prepare, home, replace(options, lane=Lane.LIVE.value)))
+    live = _chosen(home, replace(options, lane=Lane.LIVE.value), partial(_prepare, home))
     return _noted(live, "too little time for batches")
 
 
-def _prepare(home: Home, options: RunOptions, whole: bool) -> Prepared:
-    draft = _draft(home, options, whole)
+def _chosen(home: Home, options: RunOptions, plan: Callable[[RunOptions, tuple[str, ...], bool], Prepared]) -> Prepared:
+    """The plan for the model that is asked for; where there are several, for the one that does the job."""
+    first, *others = models = selecting.candidates(home.settings, options.model)
+    among = selecting.fingerprint_of(home, models)
+    prepared = _after_a_look(partial(plan, replace(options, model=first), among))
+    return replace(prepared, options=options, spec=prepared.spec | {"next_models": others})
+
+
+def _prepare(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool) -> Prepared:
+    draft = _draft(home, options, among, whole)
     job_id = new_id()
     for dead in home.ledger.begin_plan(job_id, model=draft.model, lane=draft.order.lane):
         home.store.drop_folder(home.store.job_folder(dead))
@@ -181,11 +189,11 @@ def rehearse(home: Home, options: RunOptions, save_to: Path | None = None) -> Pr
         what = f"{save_to} is no empty folder"
         raise UsageError(what, why="requests are kept in a folder of their own", fix="name one that does not exist yet")
     kept = save_to if options.by is None else None  # under a deadline the lane may yet be another
-    prepared = _after_a_look(partial(_rehearse, home, options, kept))
+    prepared = _chosen(home, options, partial(_rehearse, home, kept))
     if _is_too_late_for_batches(home, prepared):
         live = replace(options, lane=Lane.LIVE.value)
-        return _noted(_after_a_look(partial(_rehearse, home, live, save_to)), "too little time for batches")
-    return prepared if kept is save_to else _after_a_look(partial(_rehearse, home, options, save_to))
+        return _noted(_chosen(home, live, partial(_rehearse, home, save_to)), "too little time for batches")
+    return prepared if kept is save_to else _chosen(home, options, partial(_rehearse, home, save_to))
 
 
 def _noted(prepared: Prepared, *notes: str) -> Prepared:
@@ -202,8 +210,8 @@ def _is_too_late_for_batches(home: Home, prepared: Prepared) -> bool:
     return deadlines.live_at_once(home, prepared) >= prepared.quote.requests > 0
 
 
-def _rehearse(home: Home, options: RunOptions, save_to: Path | None, whole: bool) -> Prepared:
-    draft = _draft(home, options, whole, sends=False)
+def _rehearse(home: Home, save_to: Path | None, options: RunOptions, among: tuple[str, ...], whole: bool) -> Prepared:
+    draft = _draft(home, options, among, whole, sends=False)
     with tempfile.TemporaryDirectory(prefix="nightmill-dry-", ignore_cleanup_errors=True) as folder:
         prepared = _planned(home, options, draft, Store(Path(folder)), new_id())
         if save_to is not None:
@@ -263,15 +271,9 @@ def drop(home: Home, job_id: str) -> None:
         home.ledger.abandon_plan(job_id)
 
 
-def _draft(home: Home, options: RunOptions, whole: bool, *, sends: bool = True) -> _Draft:
-    settings = home.settings
-    model = options.model or settings.default_model
-    if not model:
-        raise UsageError(
-            "no model",
-            why="usable here: " + "; ".join(available(settings.env, settings.providers)),
-            fix="name one with --model, or set [defaults] model in nightmill.toml\nnightmill models tells more",
-        )
+def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool, *, sends: bool = True) -> _Draft:
+    """What is to be planned for the one model of ``options``, which is ``among`` several where it was chosen."""
+    settings, model = home.settings, options.model or ""
     provider = home.provider(model, sends=sends)
     task, function, notice = _task(home, options, provider)
     rows = options.rows or task.rows
@@ -301,7 +303,7 @@ def _draft(home: Home, options: RunOptions, whole: bool, *, sends: bool = True) 
         source, provider, compiled, lane, sheet, regular,
         Bounds(1, 0, None), expect, options.skip_bad, options.dedupe, home.cache if options.cache else None,
         (f"limit={options.limit}", f"key={options.key}", *_sampled(options)), function,
-        held=dearer(sheet, regular) if deadline is not None and lane is Lane.BATCH else None,
+        held=dearer(sheet, regular) if deadline is not None and lane is Lane.BATCH else None, candidates=among,
     )  # fmt: skip
     spec = _spec(options, bound, parameters, model, lane, source)
     spec |= {"canary": options.canary, "min_valid": _first(options.min_valid, settings.default_min_valid)}
@@ -469,7 +471,7 @@ def _spec(
     """Everything needed to go on without the caller."""
     return {
         "inputs": list(options.inputs), "task": bound.task.to_dict(), "parameters": parameters.to_dict(),
-        "model": model,
+        "model": model, "next_models": [],
         "lane": lane.value, "batch_size": options.batch_size,
         "cache": options.cache, "dedupe": options.dedupe, "rpm": options.rpm, "tpm": options.tpm,
         "concurrency": options.concurrency, "on_error": options.on_error or "continue",

@@ -88,6 +88,7 @@ class Order:
     function: TaskFunction | None = None  # what makes the requests of the rows, where the task is one
     held: PriceSheet | None = None  # what holds are counted by, where that is another sheet
     first: First | None = None  # rows that go out before all others, where there are many
+    candidates: tuple[str, ...] = ()  # the models that one was chosen from, each with its host; none: one was named
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,9 +342,9 @@ class _Planner:
     def _fingerprint(self) -> str:
         order = self._order
         whole = hashlib.blake2b(digest_size=16)
-        parts = (order.provider.name, order.provider.model, order.provider.account.host, *order.fingerprint_extra)
-        whole.update(msgspec.json.encode([digest_text(self._rows_digest), *parts]))
-        whole.update(order.compiled.digest_text)
+        by_whom = order.candidates or (order.provider.name, order.provider.model, order.provider.account.host)
+        whole.update(msgspec.json.encode([digest_text(self._rows_digest), *by_whom, *order.fingerprint_extra]))
+        whole.update(order.compiled.asked_text if order.candidates else order.compiled.digest_text)
         return whole.hexdigest()
 
     def _first_request(self, shards: Sequence[NewShard]) -> bytes:

@@ -86,8 +86,15 @@ class Compiled:
 
     @property
     def digest_text(self) -> bytes:
-        known = {"task": self._task.task.to_dict(), "parameters": self._parameters.to_dict(), "url": self.url}
-        return msgspec.json.encode(known, order="deterministic")
+        return msgspec.json.encode(self._asked_for() | {"url": self.url}, order="deterministic")
+
+    @property
+    def asked_text(self) -> bytes:
+        """`digest_text` without what depends on the provider: the same for every model that may do the job."""
+        return msgspec.json.encode(self._asked_for(), order="deterministic")
+
+    def _asked_for(self) -> dict[str, Any]:
+        return {"task": self._task.task.to_dict(), "parameters": self._parameters.to_dict()}
 
     def bodies(
         self, batch: pa.RecordBatch, indexes: Sequence[int], texts: Mapping[str, Sequence[str | None]] | None = None,

@@ -438,6 +438,14 @@ def _texts(value: object) -> tuple[str, ...]:
     raise ValueError("a list of texts")
 
 
+def _text_or_texts(value: object) -> str | tuple[str, ...]:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, list) and value and all(isinstance(item, str) and item for item in value):
+        return tuple(value)
+    raise ValueError("text, or a list of texts")
+
+
 def _waits(value: object) -> tuple[float, ...]:
     if isinstance(value, list):
         return tuple(_number(item) for item in value)
@@ -513,7 +521,8 @@ _PRICE: Mapping[str, Check] = dict.fromkeys(
 )
 _PROVIDER: Mapping[str, Check] = {
     "base_url": _text,
-    "api_key_env": _text,
+    "api_key_env": _text_or_texts,
+    "same_account": _yes_or_no,
     "key_header": _text,
     "headers": _headers,
     "like": _text,

@@ -23,7 +23,7 @@ from nightmill.collect import Check, Context, Results, RowCounts, settle_late, s
 from nightmill.collect.results import JobFiles
 from nightmill.errors import Conflict, LeaseLost, ProviderError, StoreError
 from nightmill.killpoints import reach
-from nightmill.lanes import Desk, Lease, Work, batch, late, live, rescue, tidying
+from nightmill.lanes import Desk, Lease, Work, batch, keys, late, live, rescue, tidying
 from nightmill.lanes.throttle import Rates, Throttle, tightest
 from nightmill.ledger import Counts, Job, Shard, StoredFile, standing_of
 from nightmill.plan import Compiled
@@ -59,6 +59,11 @@ class JobKit:
     on_error: str  # continue, stop, threshold:N or threshold:N%
     tidies: bool = False  # files at the provider go when nothing of them can be needed
     rescue: Work | None = None  # of a batch job of which some rows go live: as those see it
+
+    def sent_with(self, provider: Provider) -> JobKit:
+        """The same with another of its keys."""
+        rescue = None if self.rescue is None else replace(self.rescue, provider=provider)
+        return replace(self, provider=provider, work=replace(self.work, provider=provider), rescue=rescue)
 
     def work_on(self, shard: Shard) -> Work:
         """The job as the lane of ``shard`` sees it."""
@@ -101,6 +106,7 @@ class Engine:
         self._on_change = on_change or (lambda _: None)
         self._kits: dict[str, JobKit] = {}
         self._throttles: dict[tuple[str, str], Throttle] = {}  # by account and model
+        self._sends: dict[str, tuple[str, str]] = {}  # of which quota a job sends live calls, with the key it is at
         self._workers = 1  # that share the limits, this one among them
         self._leases: dict[str, Lease] = {}
         self._finishing: dict[str, Job] = {}
@@ -229,19 +235,48 @@ class Engine:
         return too_many or too_bad or self._stop() or self._failure is not None or job_id in self._halted
 
     async def _try_step(self, kit: JobKit, lease: Lease) -> None:
-        """A step; trouble that its lane does not know delays this shard, and no other; a refused key pauses the job."""
+        """A step; trouble that its lane does not know delays this shard, and no other.
+
+        A key that is refused is left alone; where no other is left, the job pauses.
+        """
+        provider = await self._turn_of(kit, lease.shard)
+        if provider is None:
+            reason = "waits for a key that is taken"
+            await self._wait_for_key(kit, lease.shard, reason, told=reason, refused=False)
+            return
+        kit = kit if provider is kit.provider else kit.sent_with(provider)
         try:
             await self._step(kit, lease)
         except ProviderError as error:
             desk, shard = self._desk, lease.shard
             log.warning("shard %s: %s", shard.tag, error.logged)
-            wait = max(desk.timing.poll_s, desk.backoff_s(shard.waits + 3))
-            if batch.is_shut_out(error):
-                self._shut_out.add(shard.job_id)
-                await desk.book(desk.ledger.release, shard, due_in_s=wait, reason=shard.reason)
-                await desk.book(desk.ledger.pause, shard.job_id, batch.said(error))
+            if isinstance(error, keys.KeyGone):
+                await self._wait_for_key(kit, shard, batch.said(error), told=batch.said(error), refused=False)
+            elif batch.is_shut_out(error):
+                await self._wait_for_key(kit, shard, batch.said(error), told=shard.reason, refused=True)
             else:
-                await desk.book(desk.ledger.release, shard, due_in_s=wait, reason=str(error))
+                await desk.book(desk.ledger.release, shard, due_in_s=self._retry_s(shard), reason=str(error))
+
+    def _retry_s(self, shard: Shard) -> float:
+        return max(self._desk.timing.poll_s, self._desk.backoff_s(shard.waits + 3))
+
+    async def _turn_of(self, kit: JobKit, shard: Shard) -> Provider | None:
+        """With which key the shard goes on; None: none is left that it may be sent with."""
+        if len(kit.work.keys) == 1:
+            return kit.provider
+        refused = await self._desk.book(self._desk.ledger.refused_keys, kit.provider.name)
+        return keys.choose(kit.work.keys, shard, {key.fingerprint for key in refused})
+
+    async def _wait_for_key(self, kit: JobKit, shard: Shard, why: str, *, told: str | None, refused: bool) -> None:
+        """Give a shard back until its key is taken again; pause the job where nothing of it can go on meanwhile."""
+        desk, pause = self._desk, await keys.why_to_pause(self._desk, kit.work, why, refused=refused)
+        if pause is not None:
+            self._shut_out.add(shard.job_id)
+        await desk.book(desk.ledger.release, shard, due_in_s=self._retry_s(shard), reason=told)
+        if refused:
+            await keys.remember(desk, kit.work, why)
+        if pause is not None:
+            await desk.book(desk.ledger.pause, shard.job_id, pause)
 
     async def _step(self, kit: JobKit, lease: Lease) -> None:
         """One step of one shard, in its lane."""
@@ -512,8 +547,8 @@ class Engine:
         """The throttle of the job's quota, at the rates of all jobs that send live calls against it now."""
         quota = _quota(kit)
         working = {lease.shard.job_id for lease in self._leases.values() if lease.shard.lane is Lane.LIVE}
-        kits = [self._kits[job_id] for job_id in working | {kit.job.id} if job_id in self._kits]
-        rates = tightest([other.rates for other in kits if _quota(other) == quota])
+        self._sends[kit.job.id] = quota
+        rates = tightest([self._kits[each].rates for each in working if self._sends.get(each) == quota] or [kit.rates])
         throttle = self._throttles.get(quota)
         if throttle is None:
             throttle = self._throttles[quota] = Throttle(rates, self._desk.ledger.moment)
@@ -532,8 +567,8 @@ class Engine:
             task.cancel()
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        for kit in self._kits.values():
-            await kit.provider.close()
+        for provider in {id(each): each for kit in self._kits.values() for each in kit.work.keys}.values():
+            await provider.close()
 
 
 def _told(counts: Counts | RowCounts) -> str:

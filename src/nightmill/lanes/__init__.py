@@ -96,7 +96,7 @@ class Work:
     """A job as the lanes see it."""
 
     job_id: str
-    provider: Provider
+    provider: Provider  # with the key that the step at hand is made with
     url: str
     sheet: PriceSheet  # of the job's lane, now
     scissors: Scissors
@@ -104,6 +104,12 @@ class Work:
     held: PriceSheet | None = None  # what holds are counted by, where that is another sheet
     deadline: float | None = None  # unix seconds; what batches do not do in time runs live
     most_live: float = math.inf  # rows a second that limits of live calls allow
+    with_each_key: tuple[Provider, ...] = ()  # the provider once for each of its keys, in the user's order
+
+    @property
+    def keys(self) -> tuple[Provider, ...]:
+        """The provider once for each key that may be used."""
+        return self.with_each_key or (self.provider,)
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from nightmill.lanes import (
     halve,
     handle_denied,
     hold_nanos,
+    keys,
     price_rose,
     rescue,
     untagged,
@@ -185,7 +186,10 @@ async def _not_sent(desk: Desk, work: Work, shard: Shard, sub: Submission, error
     elif isinstance(error, Refused):
         refused = True
         due_in_s = desk.backoff_s(shard.refusals)
-        if error.scope in ("account", "job") or shard.refusals + 1 >= UNEXPLAINED_TRIES:
+        if is_shut_out(error):
+            pause = await keys.why_to_pause(desk, work, said(error))
+            due_in_s, refused = 0.0, pause is not None
+        elif error.scope == "job" or shard.refusals + 1 >= UNEXPLAINED_TRIES:
             pause = said(error)
     if pause:
         log.warning("job %s: paused", work.job_id)
@@ -193,6 +197,8 @@ async def _not_sent(desk: Desk, work: Work, shard: Shard, sub: Submission, error
     await desk.book(
         desk.ledger.note_not_sent, shard, sub.n, due_in_s=due_in_s, reason=said(error), refused=refused, pause=pause
     )
+    if is_shut_out(error):
+        await keys.remember(desk, work, said(error))
     if too_large:
         again = await desk.book(desk.ledger.claim_one, shard.tag, desk.timing.lease_s)
         await halve(desk, work, again)
@@ -245,9 +251,9 @@ async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
         return
     ours = sub.account in ("", provider.account.id)
     try:
-        found = await find_batches(provider, [sub])
+        provider, found = await _find(work, provider, sub)
         if not found and ours and shard.looks + 1 >= len(timing.looks_s) and not shard.fenced:
-            fence = await _fence(provider, sub)
+            fence = all([await _fence(each, sub) for each in _whose(work, provider, sub)])
     except ProviderError as error:
         if is_shut_out(error):
             raise
@@ -258,7 +264,8 @@ async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
             await note_terms(desk, work, provider, shard)
         await _adopt(desk, provider, shard, found)
     elif not ours:
-        what = "it was sent with another key, so that not finding it proves nothing"
+        other = keys.fingerprint_of(sub.account)
+        what = f"it was sent with another key ({other}), so that not finding it proves nothing"
         await _look_failed(desk, shard, ProviderError(what, fix="give that key back"), overdue=True)
     elif not fence:
         what = "it is not listed, but this server deletes no files, so that a create on its way could still make it"
@@ -270,6 +277,20 @@ async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
         await desk.book(desk.ledger.note_not_sent, shard, sub.n, due_in_s=due_in_s, reason=reason, sure=False)
     else:
         await _look_again(desk, shard)
+
+
+def _whose(work: Work, provider: BatchProvider, sub: Submission) -> list[BatchProvider]:
+    """Where a submission may be: with its own key, or, after a restore, with any."""
+    every = [each for each in work.keys if isinstance(each, BatchProvider)]
+    return [provider] if sub.account or provider not in every else every
+
+
+async def _find(work: Work, provider: BatchProvider, sub: Submission) -> tuple[BatchProvider, list[BatchView]]:
+    """The batches of a submission, and with which key they are seen."""
+    for each in _whose(work, provider, sub):
+        if found := await find_batches(each, [sub]):
+            return each, found
+    return provider, []
 
 
 async def _look_untagged(desk: Desk, work: Work, provider: UntaggedBatches, shard: Shard) -> None:
@@ -430,6 +451,8 @@ async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
     except ProviderError as error:
         if is_shut_out(error):
             raise
+        if isinstance(error, Refused) and keys.is_elsewhere(provider, shard.current):
+            raise keys.gone(provider, shard.current, error) from error
         await _come_back(desk, provider, shard, age_s, said(error))
         return
     if not ended and age_s > _LATE * provider.limits.window_s and not _was_told(shard):

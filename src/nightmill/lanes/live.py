@@ -19,7 +19,7 @@ from typing import cast
 from nightmill import wire
 from nightmill.errors import LeaseLost, NeverSent, NightmillError, ProviderError, StoreError, Uncertain, UsageError
 from nightmill.killpoints import reach
-from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, over_budget, price_rose
+from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, keys, over_budget, price_rose
 from nightmill.lanes.throttle import Throttle
 from nightmill.ledger import Denied, Shard, StoredFile
 from nightmill.pricing import PriceSheet
@@ -39,9 +39,10 @@ Ended = Callable[[Outcome | None], Awaitable[None]]  # how a row ended; None: no
 class _Pause(Exception):
     """Nothing more of this job can be sent now."""
 
-    def __init__(self, reason: str, stopped: str | None = None) -> None:
+    def __init__(self, reason: str, stopped: str | None = None, *, key: bool = False) -> None:
         super().__init__(reason)
         self.reason, self.stopped = reason, stopped
+        self.key = key  # it is about the key: with another one calls may pass
 
 
 @dataclass(slots=True)
@@ -149,7 +150,8 @@ async def run_shard(
         shard = lease.shard = ready
     else:
         await desk.aside(desk.store.verify, shard.file)
-        shard = lease.shard = await desk.book(desk.ledger.open_journal, shard, journal_file)
+        account = provider.account.id  # it may be another key's turn now
+        shard = lease.shard = await desk.book(desk.ledger.open_journal, shard, journal_file, account=account)
     if shard.restored:
         shard = lease.shard = await _with_journals_on_disk(desk, shard, n)
     past = _Past() if begins and not shard.restored else await asyncio.to_thread(_read_past, desk, provider, shard)
@@ -279,7 +281,12 @@ class _Sender:
     async def _leave(self, path: str, rows: list[_Row], pause: _Pause | None) -> Shard | None:
         desk, shard = self._desk, self._shard
         if pause is not None:
-            await desk.book(desk.ledger.pause, shard.job_id, pause.reason, stopped=pause.stopped)
+            reason: str | None = pause.reason
+            if pause.key:
+                reason = await keys.why_to_pause(desk, self._work, pause.reason)
+                await keys.remember(desk, self._work, pause.reason)
+            if reason is not None:
+                await desk.book(desk.ledger.pause, shard.job_id, reason, stopped=pause.stopped)
         if all(row.done for row in rows):
             return await desk.book(desk.ledger.note_sent_all, shard, await desk.aside(self._seal, path))
         await self._let_go(rows, pause.reason if pause else None)
@@ -484,7 +491,7 @@ class _Sender:
             self._throttle.learn(reply.hint)
         if reply.stop:  # quota or key: it was not processed, and nothing else will be
             journal.write(wire.unsent_mark(custom_id))
-            raise _Pause(self._explain(reply))
+            raise _Pause(self._explain(reply), key=reply.shuts_key)
         if reply.status == 429:
             journal.write(wire.unsent_mark(custom_id))
             await self._cool(reply)

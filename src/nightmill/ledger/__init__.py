@@ -14,6 +14,7 @@ from nightmill.ledger.health import Health, HealthVerbs
 from nightmill.ledger.history import Event, HistoryVerbs
 from nightmill.ledger.housekeeping import Deletion, HousekeepingVerbs
 from nightmill.ledger.jobs import JobVerbs
+from nightmill.ledger.keys import KeyVerbs
 from nightmill.ledger.late import LateVerbs
 from nightmill.ledger.money import MoneyVerbs
 from nightmill.ledger.pace import PaceVerbs
@@ -37,6 +38,7 @@ from nightmill.ledger.records import (
     Moved,
     NewShard,
     Outside,
+    RefusedKey,
     Settlement,
     Shard,
     SoFarValid,
@@ -78,6 +80,7 @@ __all__ = [
     "Moved",
     "NewShard",
     "Outside",
+    "RefusedKey",
     "Saved",
     "Settlement",
     "Shard",
@@ -96,6 +99,7 @@ class Ledger(
     JobVerbs,
     ClaimVerbs,
     SharingVerbs,
+    KeyVerbs,
     LateVerbs,
     UntaggedVerbs,
     AccountVerbs,

@@ -25,6 +25,15 @@ EPOCHS_SINCE_A_BACKUP = 1_000_000  # more than any worker can have used up since
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedKey:
+    """A key that its provider takes no call with."""
+
+    variable: str
+    fingerprint: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
     """One try to hand a shard over: ``<shard tag>.<n>``."""
 

@@ -224,6 +224,16 @@ quotas = Table(
     Column("cool_until", Float, nullable=False, server_default=text("0")),  # a moment
 )
 
+refused_keys = Table(
+    "refused_keys",
+    metadata,
+    Column("provider", String, primary_key=True),
+    Column("fingerprint", String, primary_key=True),  # of the key; never the key
+    Column("variable", String, nullable=False),  # that held it
+    Column("reason", Text, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
 workers = Table(
     "workers",
     metadata,

@@ -470,11 +470,16 @@ class ShardVerbs(Database):
         stored = tuple(replace(file, ref=sealed.get(file.ref.path, file.ref)) for file in shard.files)
         return replace(shard, state=ShardState.COLLECTING, due=due, files=stored)
 
-    def open_journal(self, shard: Shard, journal: StoredFile) -> Shard:
-        """A journal is about to be written: later workers must know where it lies. The shard with it comes back."""
+    def open_journal(self, shard: Shard, journal: StoredFile, *, account: str | None = None) -> Shard:
+        """A journal is about to be written: later workers must know where it lies. The shard with it comes back.
+
+        ``account``: with whose key its calls are made from now on.
+        """
         with self._write("open_journal") as connection:
             self._step(connection, shard, keep_lease=True)
             insert_files(connection, shard.job_id, [journal])
+            if account is not None:
+                self._update_submission(connection, shard.tag, shard.submission, account=account)
         return replace(shard, files=(*shard.files, journal))
 
     # -- settling ------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from nightmill.mill.embedding import answer_check
 from nightmill.plan import Compiled, Parameters, Scissors
 from nightmill.pricing import PriceSheet, price_sheet
 from nightmill.providers import Limits, Provider
-from nightmill.providers.resolve import resolve, runs_here
+from nightmill.providers.resolve import resolve_keys, runs_here
 from nightmill.store import Store
 from nightmill.tasks import Task, bind
 from nightmill.types import Lane
@@ -102,15 +102,20 @@ class Home:
         Raises:
             UsageError (UnknownModel).
         """
+        return self.providers(model, sends=sends)[0]
+
+    def providers(self, model: str, *, sends: bool = True) -> list[Provider]:
+        """The same once for each key that may be used, in the user's order."""
         paths = {ref: str(m["path"]) for ref, m in self.settings.models.items() if m.get("path")}
         said = self.settings
-        provider = resolve(
+        found = resolve_keys(
             model, env=said.env, model_paths=paths, tables=said.providers, timing=said.timing, sends=sends
         )
         known = {item.name for item in fields(Limits)}
-        if own := {name: value for name, value in self.limits_of(provider).items() if name in known}:
-            provider.limits = replace(provider.limits, **own)
-        return provider
+        for provider in found:
+            if own := {name: value for name, value in self.limits_of(provider).items() if name in known}:
+                provider.limits = replace(provider.limits, **own)
+        return found
 
     def limits_of(self, provider: Provider) -> Mapping[str, Any]:
         """What ``[providers.NAME] limits`` says; it goes before what the provider is known to take."""
@@ -131,7 +136,8 @@ class Home:
         """Everything a job's record only names, made ready to work with."""
         job = self.job(job_id)
         spec = job.spec
-        provider = self.provider(job.model)
+        keyed = self.providers(job.model)
+        provider = keyed[0]
         compiled = compiled_from(spec, provider)
         sheet = self.sheet(job.model, job.lane)
         confirmed = PriceSheet.from_json(spec["price"])
@@ -143,7 +149,7 @@ class Home:
         )  # fmt: skip
         regular, work = (
             self.sheet(job.model, Lane.LIVE),
-            Work(job.id, provider, compiled.url, sheet, scissors, confirmed),
+            Work(job.id, provider, compiled.url, sheet, scissors, confirmed, with_each_key=tuple(keyed)),
         )
         rescue = None
         if "live_price" in spec:

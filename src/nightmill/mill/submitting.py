@@ -11,6 +11,7 @@ from nightmill.mill import planning
 from nightmill.mill.home import Home
 from nightmill.mill.planning import Prepared, RunOptions
 from nightmill.pricing import PriceSheet
+from nightmill.providers.resolve import parse_model
 from nightmill.types import UNFINISHED, JobState, Lane
 
 
@@ -27,6 +28,7 @@ def submit(home: Home, prepared: Prepared) -> Job:
         return _go_on(home, prepared.resumes, options)
     try:
         check_affordable(prepared)
+        _forgive_keys(home, prepared.model)
         fingerprint = f"{plan.fingerprint}:{plan.job_id}" if options.new else plan.fingerprint
         _check_name(home, options.name, fingerprint)
         return home.ledger.publish_plan(
@@ -73,6 +75,14 @@ def _go_on(home: Home, job: Job, options: RunOptions) -> Job:
     return home.job(job.id)
 
 
+def _forgive_keys(home: Home, model: str) -> None:
+    """Where every key was refused, a new job tries them again: what was wrong may have been put right."""
+    name = parse_model(model)[0]
+    refused = {key.fingerprint for key in home.ledger.refused_keys(name)}
+    if refused and all(each.account.key.fingerprint in refused for each in home.providers(model)):
+        home.ledger.forgive_keys(name)
+
+
 def resume(home: Home, job: Job) -> None:
     """Let a paused job go on, at today's price; a later run works on it.
 
@@ -92,6 +102,7 @@ def _let_go_on(home: Home, job: Job) -> None:
         changes["live_price"] = home.sheet(job.model, Lane.LIVE).to_json()
     if changes:
         home.ledger.revise(job.id, changes)
+    home.ledger.forgive_keys(parse_model(job.model)[0])
     home.ledger.resume(job.id)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nightmill.errors import NightmillError, UsageError
 from nightmill.ledger import KnownBatch
 from nightmill.mill.home import Home
-from nightmill.providers import BatchView, ListsBatches
+from nightmill.providers import BatchView, Key, ListsBatches, Provider
 from nightmill.providers.resolve import account_model, available, offers
 
 
@@ -24,10 +24,12 @@ class ListedBatch:
 
 @dataclass(slots=True)
 class Listing:
-    """What one provider says; what came before an ``error`` is not all there is."""
+    """What one provider says of one account; what came before an ``error`` is not all there is."""
 
     provider: str
     account: str = ""
+    key: Key = field(default_factory=Key)  # that it was asked with
+    alone: bool = True  # no other account of the provider is asked
     batches: list[ListedBatch] = field(default_factory=list)
     error: NightmillError | None = None
 
@@ -45,17 +47,22 @@ async def list_batches(home: Home, name: str | None = None) -> list[Listing]:
     if not names:
         why = "; ".join(available(env, tables))
         raise UsageError("no provider with batches can be asked", why=why, fix="set a key in the environment or .env")
-    return list(await asyncio.gather(*(_of_provider(home, each) for each in names)))
+    listings = await asyncio.gather(*(_of_provider(home, each) for each in names))
+    return [listing for of_one in listings for listing in of_one]
 
 
-async def _of_provider(home: Home, name: str) -> Listing:
-    listing = Listing(name)
+async def _of_provider(home: Home, name: str) -> list[Listing]:
+    """One listing an account: keys of one account show the same batches."""
     try:
-        provider = home.provider(account_model(name, home.settings.env, home.settings.providers))
+        keyed = home.providers(account_model(name, home.settings.env, home.settings.providers))
     except NightmillError as error:
-        listing.error = error
-        return listing
-    listing.account = provider.account.id
+        return [Listing(name, error=error)]
+    accounts = list({each.account.id: each for each in reversed(keyed)}.values())[::-1]
+    return [await _of_account(home, name, each, alone=len(accounts) == 1) for each in accounts]
+
+
+async def _of_account(home: Home, name: str, provider: Provider, *, alone: bool) -> Listing:
+    listing = Listing(name, provider.account.id, provider.account.key, alone)
     views: list[BatchView] = []
     try:
         if not isinstance(provider, ListsBatches):

@@ -25,6 +25,22 @@ def endpoint_of(request: Request) -> Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """Which key is sent: by its variable and a fingerprint, never itself. Both are empty where none is."""
+
+    variable: str = ""
+    fingerprint: str = ""  # first 12 hex digits of blake2b(key)
+
+    def __str__(self) -> str:
+        return f"{self.variable} ({fingerprint_shown(self.fingerprint)})" if self.fingerprint else "no key"
+
+
+def fingerprint_shown(fingerprint: str) -> str:
+    """The last digits of a key's fingerprint, as people see them: enough to tell one's keys apart."""
+    return f"…{fingerprint[-4:]}" if fingerprint else "no key"
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """Whose batches, limits and money these are. The key itself is never part of it."""
 
@@ -32,7 +48,8 @@ class Account:
     base_url: str
     organization: str = ""
     project: str = ""
-    key_fingerprint: str = ""  # first 12 hex digits of blake2b(key)
+    key_fingerprint: str = ""  # of its only key; empty where several keys are of one account
+    key: Key = field(default=Key(), compare=False)  # the one that calls are made with
 
     @property
     def id(self) -> str:
@@ -79,7 +96,12 @@ class LiveReply:
     body: bytes  # untouched
     hint: RateHint | None = None
     request_id: str = ""
-    stop: bool = False  # quota or spend limit used up: pause the job, do not retry
+    stop: bool = False  # no call passes until someone acts: key, quota, money, model
+
+    @property
+    def shuts_key(self) -> bool:
+        """Whether it stops the key alone: another one may have the right, or the money. A 404 is about the model."""
+        return self.stop and self.status != 404
 
 
 @dataclass(frozen=True, slots=True)

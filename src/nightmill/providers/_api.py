@@ -19,7 +19,7 @@ import msgspec
 
 from nightmill.config import Timing
 from nightmill.errors import NeverSent, ProviderError, Refused, Uncertain
-from nightmill.providers import BatchView
+from nightmill.providers import Account, BatchView, Key
 from nightmill.providers._http import Http, Reply, shorten
 from nightmill.providers._openai_shape import load_json
 from nightmill.providers.servers import Server
@@ -49,7 +49,7 @@ class Api:
         self, server: Server, *, key: str, base_url: str, timing: Timing,
         failure: Callable[[str, Reply, float], ProviderError], headers: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        self.base, self.timing, self._read_failure = base_url, timing, failure
+        self.base, self.timing, self._server, self._read_failure = base_url, timing, server, failure
         self.headers = {**(headers or {}), **server.headers}
         if key:
             self.headers[server.key_header] = f"Bearer {key}" if server.key_header == "Authorization" else key
@@ -57,10 +57,12 @@ class Api:
         self._key = key.encode()
         self.http = Http(secrets=(key,))
 
-    @property
-    def fingerprint(self) -> str:
-        """See `Account.key_fingerprint`; empty without a key."""
-        return hashlib.blake2b(self._key).hexdigest()[:12] if self._key else ""
+    def account(self, name: str, organization: str = "", project: str = "") -> Account:
+        """Whose batches and limits the calls are about; ``name`` is the provider's."""
+        fingerprint = hashlib.blake2b(self._key).hexdigest()[:12] if self._key else ""
+        key = Key(self._server.keys[0] if self._server.keys else "", fingerprint) if fingerprint else Key()
+        own = "" if self._server.same_account else fingerprint
+        return Account(name, self.base, organization, project, own, key)
 
     # -- calls -----------------------------------------------------------------------------------
 

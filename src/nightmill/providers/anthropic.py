@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nightmill.config import Timing
-from nightmill.providers import Account, BatchView, Encoded, LiveReply, Request
+from nightmill.providers import BatchView, Encoded, LiveReply, Request
 from nightmill.providers._anthropic_requests import encoded
 from nightmill.providers._anthropic_shape import AnthropicLines
 from nightmill.providers._anthropic_talk import RESULTS, batch_view, failure, must_stop, rate_hint
@@ -40,7 +40,7 @@ class Anthropic(AnthropicLines):
         self.self_hosted = is_nearby(base)
         version = {"anthropic-version": _VERSION}
         self._api = Api(server, key=key, base_url=base, timing=timing, failure=failure, headers=version)
-        self.account = Account(name, base, key_fingerprint=self._api.fingerprint)
+        self.account = self._api.account(name)
 
     def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
         """See `Provider.encode`. A body always leaves with an explicit output cap."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from nightmill.config import Timing
 from nightmill.errors import NeverSent, Uncertain
-from nightmill.providers import Account, BatchView, Encoded, LiveReply, Request, SentRequest
+from nightmill.providers import BatchView, Encoded, LiveReply, Request, SentRequest
 from nightmill.providers._api import Api, Page, back_to, is_gone, nothing_ran, quoted
 from nightmill.providers._env import is_nearby
 from nightmill.providers._fitting import fitted
@@ -44,7 +44,7 @@ class Compatible(OpenAILines):
         base = (base_url or server.base_url).rstrip("/")
         self.self_hosted, self._runs_here = is_nearby(base), server.runs_here(model, base)
         self._api = Api(server, key=key, base_url=base, timing=timing, failure=failure)
-        self.account = Account(name, base, organization, project, self._api.fingerprint)
+        self.account = self._api.account(name, organization, project)
 
     def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
         """See `Provider.encode`. A chat body always leaves with an explicit output cap."""

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from nightmill.config import Timing
 from nightmill.errors import Uncertain
-from nightmill.providers import Account, BatchView, Encoded, LiveReply, Request
+from nightmill.providers import BatchView, Encoded, LiveReply, Request
 from nightmill.providers._api import Api, Page, back_to, nothing_ran, quoted
 from nightmill.providers._env import is_nearby
 from nightmill.providers._gemini_requests import encoded, model_path
@@ -51,7 +51,7 @@ class Gemini(GeminiLines):
         base = (base_url or server.base_url).rstrip("/").removesuffix("/v1beta")
         self.self_hosted = is_nearby(base)
         self._api = Api(server, key=key, base_url=base, timing=timing, failure=failure)
-        self.account = Account(name, base, key_fingerprint=self._api.fingerprint)
+        self.account = self._api.account(name)
 
     def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
         """See `Provider.encode`. A chat body always leaves with an explicit output cap."""

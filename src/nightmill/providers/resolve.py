@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from nightmill.config import Timing
@@ -29,7 +29,7 @@ class Offer:
     name: str  # of the provider
     example: str  # a model reference
     keys: tuple[str, ...] = ()  # variables that may hold the key
-    key: str | None = None  # the one that does
+    key: str | None = None  # the one that does; of several the first
     needs_key: bool = False
     base_url: str = ""  # empty for what runs in this process, and where nobody has said it
     base_url_variable: str = ""  # one that goes before the settings file
@@ -188,16 +188,29 @@ def resolve(
         UsageError: a key is missing (code ``no_key``), the local model or function cannot be had, or
             a table says what has no effect.
     """
+    return resolve_keys(ref, env=env, model_paths=model_paths, tables=tables, timing=timing, sends=sends)[0]
+
+
+def resolve_keys(
+    ref: str,
+    *,
+    env: Mapping[str, str],
+    model_paths: Mapping[str, str] = _NONE,
+    tables: Tables = _NO_TABLES,
+    timing: Timing = _USUAL,
+    sends: bool = True,
+) -> list[Provider]:
+    """The same once for each key that may be used, in the user's order; at least one. See `resolve`."""
     check_tables(tables)
     provider, model = parse_model(ref)
     if provider == "local":
         from nightmill.providers import local
 
-        return local.connect(model, model_paths)
+        return [local.connect(model, model_paths)]
     if provider == "python":
         from nightmill.providers import function
 
-        return function.connect(model)
+        return [function.connect(model)]
     known = dict.fromkeys((*SERVERS, *tables))
     if provider not in known:
         near = difflib.get_close_matches(provider, [*known, "local"], n=1)
@@ -211,7 +224,8 @@ def resolve(
     server = configured(provider, tables.get(provider, {}))
     if not sends and server.lacks_key(env):
         env = {**env, server.keys[0]: "none"}
-    return _hosted(provider, model, server, env, timing)
+    servers = [replace(server, keys=(name,)) for name in server.key_variables(env)] or [server]
+    return [_hosted(provider, model, each, env, timing) for each in servers]
 
 
 def _hosted(provider: str, model: str, server: Server, env: Mapping[str, str], timing: Timing) -> Provider:

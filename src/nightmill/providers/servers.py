@@ -32,6 +32,8 @@ class Server:
     base_url_path: str = ""  # what an address in that variable leaves out
     keys: tuple[str, ...] = ()  # variables that may hold the key, any one of which will do; none: it takes no key
     key_optional: bool = False
+    each_key: bool = False  # is used, one after the other, rather than the first that is set
+    same_account: bool = False  # all keys are of one account: they see each other's batches and share its limits
     key_header: str = "Authorization"  # with "Bearer" before the key; any other header holds the bare key
     headers: Mapping[str, str] = field(default_factory=dict)  # sent with every call
     max_tokens_field: str = "max_completion_tokens"
@@ -50,6 +52,12 @@ class Server:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
+
+    def key_variables(self, env: Mapping[str, str]) -> tuple[str, ...]:
+        """The variables whose keys are used, in order; of those that hold the same key the first."""
+        held = {env[name].strip(): name for name in reversed(self.keys) if env.get(name, "").strip()}
+        variables = tuple(name for name in self.keys if name in held.values())
+        return variables if self.each_key else variables[:1]
 
     def key_variable(self, env: Mapping[str, str]) -> str | None:
         """The variable that holds a key, of those that may."""
@@ -138,7 +146,7 @@ def configured(name: str, table: Mapping[str, Any]) -> Server:
             fix="choose one of these, or leave like out",
         )
     server = known or Server()
-    said = {key: table[key] for key in ("headers", *_OPENAI_ONLY) if key in table}
+    said = {key: table[key] for key in ("headers", "same_account", *_OPENAI_ONLY) if key in table}
     if server.wire != "openai" and (vain := said.keys() & _OPENAI_ONLY):
         raise UsageError(
             f"[providers.{name}]: {' and '.join(sorted(vain))} would have no effect",
@@ -146,7 +154,9 @@ def configured(name: str, table: Mapping[str, Any]) -> Server:
             fix=f"remove {' and '.join(sorted(vain))}",
         )
     if "api_key_env" in table:
-        said |= {"keys": (table["api_key_env"],), "key_optional": False}
+        names = table["api_key_env"]
+        keys = (names,) if isinstance(names, str) else tuple(names)
+        said |= {"keys": keys, "key_optional": False, "each_key": len(keys) > 1}
     if "base_url" in table:
         said |= {"base_url": _checked(name, table["base_url"])}
     elif known is None:

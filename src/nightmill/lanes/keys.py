@@ -1,0 +1,101 @@
+"""Keys: with which of a provider's keys a step is made, and what follows where one is refused.
+
+Each key is an account of its own, unless the user says that they share one. What may be at a provider stays with the
+account it was handed over to; whatever is not there goes out with the first key that is not refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+
+from nightmill.errors import ProviderError, Refused
+from nightmill.lanes import Desk, Work
+from nightmill.ledger import RefusedKey, Shard, Submission, SubmissionState
+from nightmill.providers import Account, Provider, fingerprint_shown
+from nightmill.types import Lane, ShardState
+
+_TO_SEND = (ShardState.PLANNED, ShardState.SENDING)
+
+
+class KeyGone(Refused):
+    """What was sent with a key that is not here any more cannot be seen with those that are."""
+
+
+def account_of(shard: Shard) -> str | None:
+    """The account whose batches a shard may have; None: it is at no provider, or nobody knows at whose."""
+    if shard.lane is not Lane.BATCH:
+        return None
+    kept = [sub.account for sub in shard.submissions if sub.state is not SubmissionState.GONE and sub.account]
+    return kept[-1] if kept else None
+
+
+def choose(providers: Sequence[Provider], shard: Shard, refused: Container[str]) -> Provider | None:
+    """The provider, each with a key of its own, that the next step of a shard is made with.
+
+    A batch's own account is asked also where its key was ``refused`` (fingerprints): it may be taken again. None:
+    the shard is to be sent, and no key is left that it may be sent with.
+    """
+    account = account_of(shard)
+    own = [provider for provider in providers if provider.account.id == account]
+    usable = [provider for provider in own or providers if provider.account.key.fingerprint not in refused]
+    if usable:
+        return usable[0]
+    is_sent = shard.lane is not Lane.CACHE and shard.state in _TO_SEND and not shard.cancel_requested
+    return None if is_sent else (own or providers)[0]
+
+
+def is_elsewhere(provider: Provider, sub: Submission) -> bool:
+    """Whether a submission was handed over to another account than the provider's."""
+    return sub.account not in ("", provider.account.id)
+
+
+def gone(provider: Provider, sub: Submission, error: ProviderError) -> KeyGone:
+    """What to raise where a batch could not be seen, and was made with a key that is not here."""
+    return KeyGone(
+        f"it was sent with a key that is not set any more ({fingerprint_of(sub.account)})",
+        why=f"with {provider.account.key} the provider says: {error.why or error.what}",
+        fix="set that key again",
+        scope="account",
+    )
+
+
+def fingerprint_of(account: str) -> str:
+    """The key of an account, as people see it."""
+    return fingerprint_shown(account.rpartition("|")[2])
+
+
+async def why_to_pause(desk: Desk, work: Work, why: str, *, refused: bool = True) -> str | None:
+    """Why a job cannot go on at all; None: it can, with another key.
+
+    ``why`` is what the provider said, and with ``refused`` to the key of ``work``; `remember` comes after this.
+    """
+    if len(work.keys) == 1 and refused:
+        return why
+    name, now = work.provider.name, work.provider.account.key
+    known = {each.fingerprint: each for each in await desk.book(desk.ledger.refused_keys, name)}
+    if refused:
+        known[now.fingerprint] = RefusedKey(now.variable, now.fingerprint, why)
+    usable = [provider.account for provider in work.keys if provider.account.key.fingerprint not in known]
+    if not usable:
+        said = "; ".join(f"{each.account.key}: {known[each.account.key.fingerprint].reason}" for each in work.keys)
+        return f"no key of {name} is left: {said}; put one right or set another, then: nightmill resume {work.job_id}"
+    tied, others = await desk.book(desk.ledger.tied, work.job_id, but=[account.id for account in usable])
+    if not tied or others > 0:
+        return None
+    here = {provider.account.id: provider.account for provider in work.keys}
+    told = "; ".join(_tied(count, here.get(account), account, known) for account, count in tied.items())
+    return f"{told}; nothing of that is sent again; when its key is taken again: nightmill resume {work.job_id}"
+
+
+def _tied(count: int, account: Account | None, name: str, known: Mapping[str, RefusedKey]) -> str:
+    shards = f"{count:,} shards wait" if count > 1 else "1 shard waits"
+    if account is None:
+        return f"{shards} for a key that is not set any more ({fingerprint_of(name)})"
+    refusal = known.get(account.key.fingerprint)
+    return f"{shards} for {account.key}" + (f": {refusal.reason}" if refusal else "")
+
+
+async def remember(desk: Desk, work: Work, why: str) -> None:
+    """The key of ``work`` is left alone from now on, by every worker, until a person resumes."""
+    key = work.provider.account.key
+    await desk.book(desk.ledger.refuse_key, work.provider.name, RefusedKey(key.variable, key.fingerprint, why))

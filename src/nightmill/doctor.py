@@ -14,7 +14,7 @@ import datetime as dt
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Literal
@@ -24,7 +24,7 @@ from nightmill.errors import Limited, NightmillError, ProviderError, Refused
 from nightmill.ledger import LEDGER_NAME, Ledger
 from nightmill.pricing import newest_price, price_sheet
 from nightmill.providers import KeyCheck, Provider, local
-from nightmill.providers.resolve import Offer, offers, resolve, runs_here
+from nightmill.providers.resolve import Offer, offers, resolve_keys, runs_here
 from nightmill.store import Store
 from nightmill.types import Lane
 
@@ -85,11 +85,11 @@ def _providers(settings: Settings) -> list[Finding]:
         if offer.lacks:
             found.append(Finding(offer.name, "note", "not usable yet", f"{offer.lacks} in the environment or in .env"))
             continue
-        found.append(Finding(offer.name, "ok", f"{offer.key} is set" if offer.key else "no key is sent"))
+        found.append(Finding(offer.name, "ok", f"{_joined(offer.set)} set" if offer.set else "no key is sent"))
         reached = _reach(offer)
         found += reached
         if offer.key and all(finding.state != "bad" for finding in reached):
-            found.append(_key_taken(offer, settings))
+            found += _keys_taken(offer, settings)
     if not found:
         return [Finding("providers", "note", "no key is set", "nightmill models lists what can be used, and how")]
     return found
@@ -122,18 +122,32 @@ def _reach(account: Offer) -> list[Finding]:
     return found + ([_clock(date, began)] if date else [])
 
 
-def _key_taken(offer: Offer, settings: Settings) -> Finding:
-    """Whether the provider takes the key: by a call that costs nothing, where it has one."""
+def _joined(names: Sequence[str]) -> str:
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _keys_taken(offer: Offer, settings: Settings) -> list[Finding]:
+    """Whether the provider takes each key."""
     name = f"{offer.name} key"
     try:
-        provider = resolve(offer.example, env=settings.env, tables=settings.providers, timing=settings.timing)
+        keyed = resolve_keys(offer.example, env=settings.env, tables=settings.providers, timing=settings.timing)
+    except NightmillError as error:
+        return [_failed(name, error)]
+    if len(keyed) == 1:
+        return [_key_taken(name, offer.key or "", keyed[0])]
+    return [_key_taken(f"{offer.name} {each.account.key}", each.account.key.variable, each) for each in keyed]
+
+
+def _key_taken(name: str, variable: str, provider: Provider) -> Finding:
+    """Whether the provider takes its key: by a call that costs nothing, where it has one."""
+    try:
         count = asyncio.run(_count_models(provider))
     except Limited as error:
         return Finding(name, "note", f"it is taken, and asks to wait: {error.why}", "try again later")
     except Refused as error:
         if error.status in (404, 405):
             return Finding(name, "note", "there is no list of models to try it with")
-        return Finding(name, "bad", f"it is not taken: {error.why}", f"set a key that works in {offer.key}")
+        return Finding(name, "bad", f"it is not taken: {error.why}", f"set a key that works in {variable}")
     except (ProviderError, TimeoutError) as error:
         return Finding(name, "note", f"could not be tried: {error}", "try again later")
     except NightmillError as error:

@@ -241,8 +241,7 @@ class Engine:
         """
         provider = await self._turn_of(kit, lease.shard)
         if provider is None:
-            reason = "waits for a key that is taken"
-            await self._wait_for_key(kit, lease.shard, reason, told=reason, refused=False)
+            await self._wait_for_key(kit, lease.shard, None, reason="waits for a key that is taken")
             return
         kit = kit if provider is kit.provider else kit.sent_with(provider)
         try:
@@ -251,9 +250,9 @@ class Engine:
             desk, shard = self._desk, lease.shard
             log.warning("shard %s: %s", shard.tag, error.logged)
             if isinstance(error, keys.KeyGone):
-                await self._wait_for_key(kit, shard, batch.said(error), told=batch.said(error), refused=False)
+                await self._wait_for_key(kit, shard, None, reason=batch.said(error))
             elif batch.is_shut_out(error):
-                await self._wait_for_key(kit, shard, batch.said(error), told=shard.reason, refused=True)
+                await self._wait_for_key(kit, shard, batch.said(error), reason=shard.reason)
             else:
                 await desk.book(desk.ledger.release, shard, due_in_s=self._retry_s(shard), reason=str(error))
 
@@ -267,13 +266,16 @@ class Engine:
         refused = await self._desk.book(self._desk.ledger.refused_keys, kit.provider.name)
         return keys.choose(kit.work.keys, shard, {key.fingerprint for key in refused})
 
-    async def _wait_for_key(self, kit: JobKit, shard: Shard, why: str, *, told: str | None, refused: bool) -> None:
-        """Give a shard back until its key is taken again; pause the job where nothing of it can go on meanwhile."""
-        desk, pause = self._desk, await keys.why_to_pause(self._desk, kit.work, why, refused=refused)
+    async def _wait_for_key(self, kit: JobKit, shard: Shard, why: str | None, *, reason: str | None) -> None:
+        """Give a shard back until its key is taken again; pause the job where nothing of it can go on meanwhile.
+
+        ``why``: what the provider said to the key; None: it is another key that the shard needs.
+        """
+        desk, pause = self._desk, await keys.why_to_pause(self._desk, kit.work, why)
         if pause is not None:
             self._shut_out.add(shard.job_id)
-        await desk.book(desk.ledger.release, shard, due_in_s=self._retry_s(shard), reason=told)
-        if refused:
+        await desk.book(desk.ledger.release, shard, due_in_s=self._retry_s(shard), reason=reason)
+        if why is not None:
             await keys.remember(desk, kit.work, why)
         if pause is not None:
             await desk.book(desk.ledger.pause, shard.job_id, pause)

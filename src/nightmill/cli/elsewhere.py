@@ -26,7 +26,7 @@ def batches(edge: Edge, provider: str | None) -> int:
         listings = asyncio.run(mill.list_batches(provider))
     listed = [batch for listing in listings for batch in listing.batches]
     table = [
-        ["BATCH", "STATUS", "HERE", "DONE", "FAILED", "AGE", "EXPIRES", "INPUT", "OUTPUT", "ERRORS"],
+        ["BATCH", "STATUS", "HERE", "DONE", "FAILED", "AGE", "EXPIRES", "KEY", "INPUT", "OUTPUT", "ERRORS"],
         *map(_row, listed),
     ]
     lines = present.table(table, width=edge.table_width, unicode=edge.unicode, right=(3, 4, 5, 6))
@@ -34,7 +34,8 @@ def batches(edge: Edge, provider: str | None) -> int:
     failed = [listing for listing in listings if listing.error is not None]
     for listing in failed:
         if listing.error is not None:
-            edge.say(f"{listing.provider} could not be listed whole:")
+            with_key = f" with {listing.key}" if listing.key.fingerprint else ""
+            edge.say(f"{listing.provider} could not be listed whole{with_key}:")
             edge.tell(listing.error)
     errors = [{"provider": bad.provider, **error_object(bad.error)} for bad in failed if bad.error is not None]
     edge.answer({"batches": [_object(batch) for batch in listed], "errors": errors})
@@ -49,7 +50,7 @@ def _row(batch: ListedBatch) -> list[str]:
         f"{batch.provider}/{view.id}", view.status, f"{batch.shard} {state}" if batch.shard else "not ours",
         f"{_known(view.completed)}/{_known(view.total)}", _known(view.failed),
         present.duration(max(0.0, now - view.created_at)), "" if left_s is None else present.duration(max(0.0, left_s)),
-        view.input_file or "", view.output_file or "", view.error_file or "",
+        batch.key, view.input_file or "", view.output_file or "", view.error_file or "",
     ]  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def _known(number: int | None) -> str:
 def _object(batch: ListedBatch) -> dict[str, Any]:
     view, known = batch.view, batch.known
     return {
-        "provider": batch.provider, "batch_id": view.id, "status": view.status, "phase": view.phase,
+        "provider": batch.provider, "key": batch.key, "batch_id": view.id, "status": view.status, "phase": view.phase,
         "ours": batch.shard is not None, "job_id": batch.shard.rpartition("-")[0] if batch.shard else None,
         "shard": batch.shard, "submission": f"{known.tag}.{known.n}" if known else view.submission,
         "shard_state": _state(batch), "model": view.model, "url": view.url,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -68,6 +68,7 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     now = mill.standing(job)
     view = views.end_view(mill, job, now, interrupted=False, wrote=False)
     shards = mill.shards(job)
+    keys = mill.key_names(job, shards)
     alerts = mill.alerts(job)
     name = f" · {job.name}" if job.name else ""
     head = f"job {job.id}{name} · {job.model} · {job.lane} · {job.state}"
@@ -77,7 +78,7 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     lines += [present.fitted(line, width=edge.width, unicode=edge.unicode) for line in (*quoted, *canary_lines(job))]
     if now.held_nanos:
         lines.append(f"  held {present.money(now.held_nanos)}")
-    lines += present.table(_shard_lines(shards), width=edge.table_width, unicode=edge.unicode, right=(3, 4))
+    lines += present.table(_shard_lines(shards, keys), width=edge.table_width, unicode=edge.unicode, right=(3, 4))
     if len(shards) > _MOST_SHARDS:
         lines.append(f"  {len(shards) - _MOST_SHARDS:,} older shards are not shown; --json has all")
     lines += [present.fitted(f"  alert: {alert.text}", width=edge.width, unicode=edge.unicode) for alert in alerts]
@@ -91,7 +92,7 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
             "started_at": views.iso_time(job.started_at), "completed_at": views.iso_time(job.finished_at),
             "difference_usd": usd(now.spent_nanos - job.quote.expected_nanos) if job.quote else None,
             "failures": [{"kind": g.kind, "count": g.count, "message": g.message, "row": g.row} for g in view.failures],
-            "shards": [_shard_object(shard) for shard in shards],
+            "shards": [_shard_object(shard, keys) for shard in shards],
             "alerts": [{"kind": alert.kind, "shard": alert.shard, "text": alert.text} for alert in alerts],
         }
     )  # fmt: skip
@@ -106,27 +107,33 @@ def _next_step(job: Job, shards: list[Shard]) -> list[str]:
     return lines
 
 
-def _shard_lines(shards: list[Shard]) -> list[list[str]]:
-    lines = [["SHARD", "STATE", "LANE", "ROWS", "SPENT", "BATCH", "REASON"]]
+def _shard_lines(shards: list[Shard], keys: Mapping[str, str]) -> list[list[str]]:
+    """A table of the newest shards, with the key of each where there are several to tell apart."""
+    several = len(keys) > 1
+    lines = [["SHARD", "STATE", "LANE", "ROWS", "SPENT", *(["KEY"] * several), "BATCH", "REASON"]]
     for shard in shards[-_MOST_SHARDS:]:
         batch = next((s.batch_id for s in reversed(shard.submissions) if s.batch_id), None)
         spent = sum(s.spent_nanos for s in shard.submissions)
         lines.append([
-            shard.tag, shard.state.value, shard.lane.value, f"{shard.count:,}", present.money(spent), batch or "",
-            shard.reason or "",
+            shard.tag, shard.state.value, shard.lane.value, f"{shard.count:,}", present.money(spent),
+            *([_key(shard, keys)] * several), batch or "", shard.reason or "",
         ])  # fmt: skip
     return lines
 
 
-def _shard_object(shard: Shard) -> dict[str, Any]:
+def _key(shard: Shard, keys: Mapping[str, str]) -> str:
+    return keys.get(shard.submissions[-1].account, "") if shard.submissions else ""
+
+
+def _shard_object(shard: Shard, keys: Mapping[str, str]) -> dict[str, Any]:
     return {
         "shard": shard.tag, "state": shard.state.value, "lane": shard.lane.value, "rows": shard.count,
         "first": shard.first, "last": shard.last, "attempt": shard.attempt, "reason": shard.reason,
         "spent_usd": usd(sum(s.spent_nanos for s in shard.submissions)),
         "held_usd": usd(sum(s.hold_nanos for s in shard.submissions)),
         "submissions": [
-            {"name": s.name, "state": s.state.value, "batch_id": s.batch_id, "status": s.status, "total": s.total,
-             "completed": s.completed, "failed": s.failed}
+            {"name": s.name, "state": s.state.value, "key": keys.get(s.account), "batch_id": s.batch_id,
+             "status": s.status, "total": s.total, "completed": s.completed, "failed": s.failed}
             for s in shard.submissions
         ],
     }  # fmt: skip

@@ -142,7 +142,8 @@ def _answer(found: Sequence[Reconciled], compared: Sequence[Compared]) -> dict[s
 def _object(batch: Compared) -> dict[str, Any]:
     theirs, difference, usage = batch.theirs_nanos, batch.difference_nanos, batch.usage
     return {
-        "provider": batch.provider, "batch_id": batch.batch_id, "shard": batch.shard, "match": batch.match.value,
+        "provider": batch.provider, "key": batch.key, "batch_id": batch.batch_id, "shard": batch.shard,
+        "match": batch.match.value,
         "ours_usd": usd(batch.spent_nanos), "unproven_usd": usd(batch.unproven_nanos),
         "theirs_usd": None if theirs is None else usd(theirs),
         "difference_usd": None if difference is None else usd(difference),

@@ -187,7 +187,7 @@ async def _not_sent(desk: Desk, work: Work, shard: Shard, sub: Submission, error
         refused = True
         due_in_s = desk.backoff_s(shard.refusals)
         if is_shut_out(error):
-            pause = await keys.why_to_pause(desk, work, said(error))
+            pause = await keys.none_left(desk, work, said(error))
             due_in_s, refused = 0.0, pause is not None
         elif error.scope == "job" or shard.refusals + 1 >= UNEXPLAINED_TRIES:
             pause = said(error)

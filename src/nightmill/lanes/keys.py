@@ -64,27 +64,47 @@ def fingerprint_of(account: str) -> str:
     return fingerprint_shown(account.rpartition("|")[2])
 
 
-async def why_to_pause(desk: Desk, work: Work, why: str, *, refused: bool = True) -> str | None:
-    """Why a job cannot go on at all; None: it can, with another key.
+async def none_left(desk: Desk, work: Work, why: str) -> str | None:
+    """Why a job has to pause whose key was refused, with what the provider said; None: another key is left.
 
-    ``why`` is what the provider said, and with ``refused`` to the key of ``work``; `remember` comes after this.
+    `remember` comes after this.
     """
-    if len(work.keys) == 1 and refused:
+    known = await _refused(desk, work, why)
+    return why if len(work.keys) == 1 else _all_refused(work, known)
+
+
+async def why_to_pause(desk: Desk, work: Work, why: str | None) -> str | None:
+    """Why a job cannot go on at all, one of whose shards cannot; None: others of it can, with another key.
+
+    ``why``: what the provider said to the key of ``work``; None: the key is not the matter.
+    """
+    if why and len(work.keys) == 1:
         return why
-    name, now = work.provider.name, work.provider.account.key
-    known = {each.fingerprint: each for each in await desk.book(desk.ledger.refused_keys, name)}
-    if refused:
-        known[now.fingerprint] = RefusedKey(now.variable, now.fingerprint, why)
-    usable = [provider.account for provider in work.keys if provider.account.key.fingerprint not in known]
-    if not usable:
-        said = "; ".join(f"{each.account.key}: {known[each.account.key.fingerprint].reason}" for each in work.keys)
-        return f"no key of {name} is left: {said}; put one right or set another, then: nightmill resume {work.job_id}"
-    tied, others = await desk.book(desk.ledger.tied, work.job_id, but=[account.id for account in usable])
+    known = await _refused(desk, work, why)
+    if reason := _all_refused(work, known):
+        return reason
+    usable = [key.account.id for key in work.keys if key.account.key.fingerprint not in known]
+    tied, others = await desk.book(desk.ledger.tied, work.job_id, but=usable)
     if not tied or others > 0:
         return None
     here = {provider.account.id: provider.account for provider in work.keys}
     told = "; ".join(_tied(count, here.get(account), account, known) for account, count in tied.items())
     return f"{told}; nothing of that is sent again; when its key is taken again: nightmill resume {work.job_id}"
+
+
+async def _refused(desk: Desk, work: Work, why: str | None) -> dict[str, RefusedKey]:
+    """The keys that are refused, by fingerprint; that of ``work`` among them where there is a reason."""
+    known = {each.fingerprint: each for each in await desk.book(desk.ledger.refused_keys, work.provider.name)}
+    now = work.provider.account.key
+    return known | ({now.fingerprint: RefusedKey(now.variable, now.fingerprint, why)} if why else {})
+
+
+def _all_refused(work: Work, known: Mapping[str, RefusedKey]) -> str | None:
+    keys = [provider.account.key for provider in work.keys]
+    if any(key.fingerprint not in known for key in keys):
+        return None
+    said = "; ".join(f"{key}: {known[key.fingerprint].reason}" for key in keys)
+    return f"no key of {work.provider.name} is left: {said}; when one is taken: nightmill resume {work.job_id}"
 
 
 def _tied(count: int, account: Account | None, name: str, known: Mapping[str, RefusedKey]) -> str:

@@ -283,7 +283,7 @@ class _Sender:
         if pause is not None:
             reason: str | None = pause.reason
             if pause.key:
-                reason = await keys.why_to_pause(desk, self._work, pause.reason)
+                reason = await keys.none_left(desk, self._work, pause.reason)
                 await keys.remember(desk, self._work, pause.reason)
             if reason is not None:
                 await desk.book(desk.ledger.pause, shard.job_id, reason, stopped=pause.stopped)

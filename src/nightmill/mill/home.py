@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,14 @@ from zoneinfo import ZoneInfo
 from nightmill.answers import AnswerCache, salt
 from nightmill.config import DEFAULT_BUDGET_NANOS, Settings
 from nightmill.engine import JobKit
+from nightmill.errors import UsageError
 from nightmill.lanes import Desk, Work
 from nightmill.lanes.throttle import Rates
 from nightmill.ledger import LEDGER_NAME, Job, Ledger, Limit
 from nightmill.mill.embedding import answer_check
 from nightmill.plan import Compiled, Parameters, Scissors
 from nightmill.pricing import PriceSheet, price_sheet
-from nightmill.providers import Limits, Provider
+from nightmill.providers import Limits, Provider, fingerprint_shown
 from nightmill.providers.resolve import resolve_keys, runs_here
 from nightmill.store import Store
 from nightmill.tasks import Task, bind
@@ -116,6 +117,18 @@ class Home:
             if own := {name: value for name, value in self.limits_of(provider).items() if name in known}:
                 provider.limits = replace(provider.limits, **own)
         return found
+
+    def key_names(self, provider: str, accounts: Iterable[str]) -> dict[str, str]:
+        """How the key of each account is called: by its variable where it is set here, and by its fingerprint's end.
+
+        Accounts without a key are left out.
+        """
+        try:
+            found = {each.account.id: str(each.account.key) for each in reversed(self.providers(f"{provider}/-"))}
+        except UsageError:
+            found = {}
+        keyed = {account: account.rpartition("|")[2] for account in accounts}
+        return {a: found.get(a) or fingerprint_shown(key) for a, key in keyed.items() if key or a in found}
 
     def limits_of(self, provider: Provider) -> Mapping[str, Any]:
         """What ``[providers.NAME] limits`` says; it goes before what the provider is known to take."""

@@ -6,7 +6,7 @@ explains is told, and stays as it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from nightmill.errors import NightmillError
@@ -44,6 +44,8 @@ class Compared:
     unproven_nanos: int
     theirs_nanos: int | None
     usage: Usage | None  # theirs
+    account: str = ""  # that it was made with; empty: it is not recorded
+    key: str | None = None  # how the key of that is called
 
     @property
     def difference_nanos(self) -> int | None:
@@ -67,20 +69,32 @@ async def reconcile(home: Home, name: str | None = None) -> list[Reconciled]:
     Raises:
         UsageError (UnknownModel): no such provider, or no key for any.
     """
-    return [_reconcile(home, listing) for listing in await list_batches(home, name)]
+    listings = await list_batches(home, name)
+    return [_reconcile(home, listing, _of_same_provider(listing, listings)) for listing in listings]
 
 
-def _reconcile(home: Home, listing: Listing) -> Reconciled:
+def _of_same_provider(listing: Listing, listings: list[Listing]) -> list[Listing]:
+    return [other for other in listings if other.provider == listing.provider]
+
+
+def _reconcile(home: Home, listing: Listing, beside: list[Listing]) -> Reconciled:
+    """``beside``: every account of the provider that was asked, this one among them."""
     if listing.error is not None:
         return Reconciled(listing.provider, (), 0, listing.error)
     ours = [batch for batch in listing.batches if batch.shard is not None]
     found = [_compare(home, batch) for batch in ours]
-    listed = {batch.view.id for batch in listing.batches}
+    listed = {batch.view.id for other in beside for batch in other.batches}
+    asked = {other.account for other in beside}
     for known in home.ledger.known_batches(listing.provider).values():
-        if known.id not in listed:
-            match = Match.GONE if known.account == listing.account else Match.OTHER_KEY
-            found.append(_as_booked(listing.provider, known, match))
-    return Reconciled(listing.provider, tuple(found), len(listing.batches) - len(ours), None)
+        if known.id in listed:
+            continue
+        if known.account == listing.account:
+            found.append(_as_booked(listing.provider, known, Match.GONE))
+        elif known.account not in asked and listing is beside[0]:  # told once
+            found.append(_as_booked(listing.provider, known, Match.OTHER_KEY))
+    names = home.key_names(listing.provider, {each.account for each in found if each.account})
+    named = tuple(replace(each, key=names.get(each.account)) for each in found)
+    return Reconciled(listing.provider, named, len(listing.batches) - len(ours), None)
 
 
 def _compare(home: Home, batch: ListedBatch) -> Compared:
@@ -100,17 +114,21 @@ def _compare(home: Home, batch: ListedBatch) -> Compared:
     theirs = min(max(known.proven_nanos, least), most)
     if known.unproven_nanos and theirs >= known.proven_nanos:
         if home.ledger.prove(known, theirs, note=f"{batch.provider} says so"):
-            return Compared(batch.provider, view.id, Match.SETTLED, known.tag, theirs, 0, theirs, view.usage)
+            return Compared(
+                batch.provider, view.id, Match.SETTLED, known.tag, theirs, 0, theirs, view.usage, known.account
+            )
         return _as_booked(batch.provider, known, Match.OPEN, view)
     match = Match.EQUAL if theirs == known.spent_nanos else Match.DIFFERS
     return Compared(
-        batch.provider, view.id, match, known.tag, known.spent_nanos, known.unproven_nanos, theirs, view.usage
-    )
+        batch.provider, view.id, match, known.tag, known.spent_nanos, known.unproven_nanos, theirs, view.usage,
+        known.account,
+    )  # fmt: skip
 
 
 def _as_booked(provider: str, known: KnownBatch, match: Match, view: BatchView | None = None) -> Compared:
     usage = view.usage if view else None
-    return Compared(provider, known.id, match, known.tag, known.spent_nanos, known.unproven_nanos, None, usage)
+    unproven = known.unproven_nanos
+    return Compared(provider, known.id, match, known.tag, known.spent_nanos, unproven, None, usage, known.account)
 
 
 def _bounds(known: KnownBatch, view: BatchView) -> tuple[int, int] | None:

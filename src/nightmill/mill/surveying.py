@@ -17,6 +17,7 @@ class ListedBatch:
     """A batch as the provider has it, and as we do."""
 
     provider: str
+    key: str  # how the key is called that it was seen with
     view: BatchView
     known: KnownBatch | None  # None: not recorded here
     shard: str | None  # the shard that sent it, also where it is not recorded yet, or was deleted; None: not ours
@@ -29,7 +30,6 @@ class Listing:
     provider: str
     account: str = ""
     key: Key = field(default_factory=Key)  # that it was asked with
-    alone: bool = True  # no other account of the provider is asked
     batches: list[ListedBatch] = field(default_factory=list)
     error: NightmillError | None = None
 
@@ -57,12 +57,30 @@ async def _of_provider(home: Home, name: str) -> list[Listing]:
         keyed = home.providers(account_model(name, home.settings.env, home.settings.providers))
     except NightmillError as error:
         return [Listing(name, error=error)]
-    accounts = list({each.account.id: each for each in reversed(keyed)}.values())[::-1]
-    return [await _of_account(home, name, each, alone=len(accounts) == 1) for each in accounts]
+    refused = {key.fingerprint for key in home.ledger.refused_keys(name)}
+    by_choice = sorted(keyed, key=lambda each: each.account.key.fingerprint in refused)
+    accounts = {each.account.id: each for each in reversed(by_choice)}
+    listings = [await _of_account(home, name, accounts[each]) for each in dict.fromkeys(k.account.id for k in keyed)]
+    return _each_once(listings)
 
 
-async def _of_account(home: Home, name: str, provider: Provider, *, alone: bool) -> Listing:
-    listing = Listing(name, provider.account.id, provider.account.key, alone)
+def _each_once(listings: list[Listing]) -> list[Listing]:
+    """What several keys of one account show is told once: by the key it was made with, else by the first."""
+    asked = {listing.account for listing in listings if listing.error is None}
+    seen: set[str] = set()
+    for listing in listings:
+        kept = []
+        for batch in listing.batches:
+            whose = batch.known.account if batch.known else ""
+            if batch.view.id not in seen and (whose == listing.account or whose not in asked):
+                kept.append(batch)
+                seen.add(batch.view.id)
+        listing.batches = kept
+    return listings
+
+
+async def _of_account(home: Home, name: str, provider: Provider) -> Listing:
+    listing = Listing(name, provider.account.id, provider.account.key)
     views: list[BatchView] = []
     try:
         if not isinstance(provider, ListsBatches):
@@ -76,7 +94,8 @@ async def _of_account(home: Home, name: str, provider: Provider, *, alone: bool)
     known = home.ledger.known_batches(name)  # only now: what was sent while it was listed is recorded too
     for view in views:
         ours = known.get(view.id)
-        listing.batches.append(ListedBatch(name, view, ours, ours.tag if ours else _shard_of(home, view)))
+        shard = ours.tag if ours else _shard_of(home, view)
+        listing.batches.append(ListedBatch(name, str(listing.key), view, ours, shard))
     return listing
 
 

@@ -30,6 +30,7 @@ class Offer:
     example: str  # a model reference
     keys: tuple[str, ...] = ()  # variables that may hold the key
     key: str | None = None  # the one that does; of several the first
+    set: tuple[str, ...] = ()  # all whose keys are used
     needs_key: bool = False
     base_url: str = ""  # empty for what runs in this process, and where nobody has said it
     base_url_variable: str = ""  # one that goes before the settings file
@@ -79,8 +80,8 @@ def _offer(name: str, env: Mapping[str, str], tables: Tables) -> Offer:
         base_url, lacks = "", " and ".join(filter(None, (lacks, f"set {server.base_url_env}")))
     lanes = ("batch", "live") if server.limits.batch_requests else ("live",)
     return Offer(
-        name, f"{name}/{server.example}", server.keys, key, needs_key, base_url, server.base_url_env, lanes, lacks,
-        name in tables,
+        name, f"{name}/{server.example}", server.keys, key, server.key_variables(env), needs_key, base_url,
+        server.base_url_env, lanes, lacks, name in tables,
     )  # fmt: skip
 
 

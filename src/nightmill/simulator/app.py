@@ -17,9 +17,9 @@ from yarl import URL
 from nightmill.simulator.anthropic import shape as anthropic
 from nightmill.simulator.billing import summed
 from nightmill.simulator.config import SimulatorConfig
-from nightmill.simulator.formats import Format, Handler, Operation, Refusal, Trouble, Why
+from nightmill.simulator.formats import COSTLY, Format, Handler, Operation, Refusal, Trouble, Why
 from nightmill.simulator.gemini import shape as gemini
-from nightmill.simulator.http import FORMAT, PROVIDER, Dropped, html_page, json_reply, send_short, send_slowly
+from nightmill.simulator.http import FORMAT, KEY, PROVIDER, Dropped, html_page, json_reply, send_short, send_slowly
 from nightmill.simulator.openai import shape as openai
 from nightmill.simulator.provider import Provider, Shared
 
@@ -131,6 +131,7 @@ async def _answer_or_refuse(request: web.Request, wire: Format, handler: Handler
     try:
         if not request.path.startswith("/simulator/"):
             wire.admit(request)
+            _try_key(request, wire, operation)
         told = None if operation in _SPEAKS_BEFORE else faults.take("non_json_bodies", operation)
         if told is not None and not told.get("commit"):
             return html_page(told)
@@ -143,6 +144,16 @@ async def _answer_or_refuse(request: web.Request, wire: Format, handler: Handler
     except web.HTTPException as wrong:
         facts = {"method": request.method, "path": request.path}
         return _refuse(wire.refusal(Trouble(Why.NO_SUCH_CALL, wrong.status, facts)))
+
+
+def _try_key(request: web.Request, wire: Format, operation: str) -> None:
+    """Note the key of a request. Raises Refusal where a fault has befallen it."""
+    key, faults = wire.key_of(request), request[PROVIDER].faults
+    request[KEY] = key
+    if faults.befalls("key_revoked", operation, key):
+        raise wire.refusal(Trouble(Why.KEY_REVOKED))
+    if operation in COSTLY and faults.befalls("quota_used_up", operation, key):
+        raise wire.refusal(Trouble(Why.NO_MONEY))
 
 
 def _refuse(refusal: Refusal) -> web.Response:

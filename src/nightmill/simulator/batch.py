@@ -46,6 +46,7 @@ class Batch:
     created_at: float  # unix seconds
     created_elapsed: float  # provider seconds, for `late_listing`
     facts: Mapping[str, Any]  # what its format remembers of the create
+    key: str = ""  # that pays
     input: Path | None = None  # its own link to the input; None: its format finds it when it is validated
     faults: Mapping[str, Params] = field(default_factory=dict)
     keep_s: int = THIRTY_DAYS_S  # of the result files

@@ -227,7 +227,7 @@ class BatchRunner:
             tally = Tally(not_run=batch.total)
             for path in (output, errors):
                 path.write_bytes(b"")
-        self._invoice.book_batch(batch.id, tally)
+        self._invoice.book_batch(batch.id, tally, batch.key)
         batch.output_file_id = self._keep(batch, output, "output")
         batch.error_file_id = self._keep(batch, errors, "error")
         batch.tally = tally

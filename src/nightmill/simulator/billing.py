@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -151,20 +152,23 @@ class Invoice:
         self._again: set[bytes] = set()
         self._batches: dict[str, dict[str, int]] = {}
         self._live_nanos = self._live_calls = self._executed = 0
+        self._keys: Counter[str] = Counter()
 
-    def book_batch(self, batch_id: str, tally: Tally) -> None:
-        """Bill a batch that has ended."""
+    def book_batch(self, batch_id: str, tally: Tally, key: str) -> None:
+        """Bill a batch that has ended to the key it was made with."""
+        self._keys[key] += tally.nanos
         self._batches[batch_id] = {"nanos": tally.nanos, "executed": tally.executed}
         self._executed += tally.executed
-        for key in tally.keys:
-            self._identify(b"b" + key)
+        for row in tally.keys:
+            self._identify(b"b" + row)
 
-    def book_live(self, nanos: int, key: bytes) -> None:
-        """Bill one live call."""
+    def book_live(self, nanos: int, digest: bytes, key: str) -> None:
+        """Bill one live call, known by its digest."""
+        self._keys[key] += nanos
         self._live_nanos += nanos
         self._live_calls += 1
         self._executed += 1
-        self._identify(b"l" + key)
+        self._identify(b"l" + digest)
 
     def _identify(self, key: bytes) -> None:
         if self._seen is None:
@@ -188,6 +192,7 @@ class Invoice:
             "total_nanos": batch_nanos + self._live_nanos,
             "batch_nanos": batch_nanos,
             "live_nanos": self._live_nanos,
+            "keys": {key: {"nanos": nanos} for key, nanos in self._keys.items()},
             "batches": self._batches,
             "live_calls": self._live_calls,
             "executed_rows": self._executed,
@@ -204,6 +209,9 @@ def summed(views: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         values = [bill[key] for bill in bills]
         if key == "batches":
             made[key] = {batch_id: batch for value in values for batch_id, batch in value.items()}
+        elif key == "keys":
+            names = dict.fromkeys(name for value in values for name in value)
+            made[key] = {name: {"nanos": sum(v[name]["nanos"] for v in values if name in v)} for name in names}
         else:
             made[key] = None if None in values else sum(values)
     return {**made, "providers": dict(views)}

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from nightmill.simulator.batch import Batch
 from nightmill.simulator.formats import Operation, Refusal, Trouble, Why
-from nightmill.simulator.http import FORMAT, PROVIDER, hang_up, hold_s, html_page, json_reply
+from nightmill.simulator.http import FORMAT, KEY, PROVIDER, hang_up, hold_s, html_page, json_reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ async def _create(request: web.Request, intent: Intent, facts: dict[str, Any]) -
     if page_fault is not None and not page_fault.get("commit"):
         return html_page(page_fault)
     batch.faults = {name: told for name, told in faults.take_for_batch().items() if name not in wire.impossible}
+    batch.key = request[KEY]
     provider.batches.start(batch)
     facts["batch_id"] = batch.id
     if page_fault is not None:
@@ -81,6 +82,7 @@ async def _create(request: web.Request, intent: Intent, facts: dict[str, Any]) -
         await hang_up(request, hold_s(held))
     if faults.take("create_repeated", Operation.CREATE) is not None:
         again = intent.make()
+        again.key = request[KEY]
         provider.batches.start(again)
         provider.note("create", 500, **{**facts, "batch_id": again.id})
         raise wire.refusal(Trouble(Why.BROKEN))

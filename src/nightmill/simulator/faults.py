@@ -83,7 +83,12 @@ CALL_FAULTS: dict[str, str] = {
     "poll_500": "getting a batch answers 500",
     "poll_404_once": "getting a batch answers 404 (once, unless times says more)",
 }
-KNOWN = BATCH_FAULTS | ANSWER_FAULTS | CALL_FAULTS
+# Befall a key, and last; ``on`` and ``after`` say which of its operations is the first.
+KEY_FAULTS: dict[str, str] = {
+    "key_revoked": "key (any): no call passes with it from then on",
+    "quota_used_up": "key (any): what costs money is refused from then on",
+}
+KNOWN = BATCH_FAULTS | ANSWER_FAULTS | CALL_FAULTS | KEY_FAULTS
 _ONCE = frozenset({"poll_404_once"})
 _ON = {"non_json_bodies": ("live",), "slow_bodies": ("content",), "short_body": ("content",)}
 _LIVE_COUNTED = (
@@ -154,6 +159,11 @@ class FaultBook:
             if fault.name == name and fault.fires(operation, asked) and hit is None:
                 hit = fault.params
         return hit
+
+    def befalls(self, name: str, operation: str, key: str) -> bool:
+        """Whether fault ``name`` has befallen a key, by this operation of it or by an earlier one."""
+        of_key = [fault for fault in self._faults if fault.name == name and fault.params.get("key", key) == key]
+        return any(fault.fired > 0 or fault.fires(operation) for fault in of_key)
 
     def take_for_batch(self) -> dict[str, Params]:
         """Every fault that the batch being created will carry."""

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from nightmill.simulator.files import FileStore
     from nightmill.simulator.provider import Provider
 
+COSTLY = frozenset({"create", "live"})  # operations that cost money
+
+
+def account_in(key: str) -> str:
+    """Whose a key is: what stands behind its ``@``. Keys of one account see the same files and batches."""
+    return key.partition("@")[2]
+
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 encode = msgspec.json.encode
 
@@ -71,6 +79,8 @@ class Why(StrEnum):
     """What the core refuses, for a format to put into words."""
 
     BROKEN = "broken"  # not the caller's fault; ``status`` 500, or what a fault says
+    KEY_REVOKED = "key_revoked"
+    NO_MONEY = "no_money"
     RATE = "rate"  # too many live requests; ``retry_after_s``, where that is told
     QUEUE_FULL = "queue_full"  # ``model``, ``limit``
     TOO_LARGE = "too_large"
@@ -173,6 +183,9 @@ class Format(Protocol):
 
     def admit(self, request: web.Request) -> None:
         """Look at the key. Raises Refusal for none or a wrong one."""
+
+    def key_of(self, request: web.Request) -> str:
+        """The key of a request that was admitted; empty where it needed none."""
 
     def take_input(self, batch: Batch, files: FileStore) -> Path:
         """A path of its own to the input of a batch that was created without one. Raises BatchRefused."""

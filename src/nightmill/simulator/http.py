@@ -14,6 +14,7 @@ from nightmill.simulator.provider import Provider
 
 PROVIDER = web.RequestKey("provider", Provider)  # whom a request is for
 FORMAT = web.RequestKey("format", Format)
+KEY = web.RequestKey("key", str)
 _HTML = (
     b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n"
     b"<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n"

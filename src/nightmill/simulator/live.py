@@ -7,7 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from nightmill.simulator.formats import Format, Operation, Reply, Trouble, Why
-from nightmill.simulator.http import FORMAT, PROVIDER, hang_up, hold_s, json_reply
+from nightmill.simulator.http import FORMAT, KEY, PROVIDER, hang_up, hold_s, json_reply
 from nightmill.simulator.provider import Provider
 
 
@@ -27,7 +27,7 @@ async def run(request: web.Request, answer: Callable[[frozenset[str]], Reply]) -
     held = provider.faults.take("live_timeout", Operation.LIVE)
     reply = answer(provider.faults.take_for_answer())
     if reply.status == 200:
-        provider.invoice.book_live(provider.catalogue.nanos(reply, batch=False), reply.digest)
+        provider.invoice.book_live(provider.catalogue.nanos(reply, batch=False), reply.digest, request[KEY])
         provider.tokens.spend(reply.input_tokens + reply.output_tokens)
     if held is not None:
         provider.note("live", None, dropped=True, digest=reply.digest.hex())

@@ -66,6 +66,10 @@ class Anthropic:
         """Look at key and version."""
         http_common.admit(request)
 
+    def key_of(self, request: web.Request) -> str:
+        """The key, in either of the headers that may carry it."""
+        return http_common.key_of(request)
+
     def take_input(self, batch: Batch, files: FileStore) -> Path:
         """There is nothing to take: requests travel in the create."""
         raise BatchRefused("invalid_request", "A batch came without its requests.")
@@ -84,6 +88,10 @@ class Anthropic:
             case Why.BROKEN:
                 status = trouble.status or 500
                 return ApiError(status, error_of(status, None, None)["error"]["message"], headers=headers)
+            case Why.KEY_REVOKED:
+                return ApiError(401, "invalid x-api-key")
+            case Why.NO_MONEY:
+                return http_common.no_credit()
             case Why.RATE:
                 return ApiError(429, "This request would exceed your organization's rate limit.", headers=headers)
             case Why.QUEUE_FULL:

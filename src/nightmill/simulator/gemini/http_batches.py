@@ -23,7 +23,7 @@ from nightmill.simulator.gemini.errors import (
     unknown_model,
 )
 from nightmill.simulator.gemini.http_files import find as find_file
-from nightmill.simulator.gemini.keys import SCOPE, refuse_without_quota, version_of
+from nightmill.simulator.gemini.keys import refuse_without_quota, scope_of, version_of
 from nightmill.simulator.gemini.shown import view
 from nightmill.simulator.http import FORMAT, PROVIDER, json_reply, send_short
 from nightmill.simulator.provider import Provider
@@ -78,7 +78,7 @@ async def _intent(request: web.Request, kind: str, source: Path, facts: dict[str
         "input_file": None if config.file_name is None else config.file_name.removeprefix("files/"),
     }
     return Intent(
-        make=lambda: _batch(provider, known, source),
+        make=lambda: _batch(provider, known, source, scope_of(request)),
         show=lambda batch: view(batch, provider),
         model=lambda: model,
     )
@@ -107,11 +107,11 @@ def _refuse_without_room(request: web.Request, model: str, tokens: int) -> None:
         raise exhausted(message, retry_s=ROOM_S, quota="ConcurrentBatchesPerProject")
 
 
-def _batch(provider: Provider, facts: dict[str, Any], source: Path) -> Batch:
+def _batch(provider: Provider, facts: dict[str, Any], source: Path, scope: str) -> Batch:
     checked = facts["checked"]
     return Batch(
         id="batches/" + "".join(secrets.choice(_ALPHABET) for _ in range(36)),
-        scope=SCOPE,
+        scope=scope,
         created_at=provider.clock.unix(),
         created_elapsed=provider.clock.elapsed(),
         facts=facts,
@@ -124,7 +124,7 @@ def _batch(provider: Provider, facts: dict[str, Any], source: Path) -> Batch:
 
 
 def _find(request: web.Request) -> Batch:
-    batch = request[PROVIDER].batches.find(f"batches/{request.match_info['batch_id']}", SCOPE)
+    batch = request[PROVIDER].batches.find(f"batches/{request.match_info['batch_id']}", scope_of(request))
     if batch is None:
         raise no_such_batch()
     return batch
@@ -144,7 +144,7 @@ async def list_batches(request: web.Request) -> web.StreamResponse:
     provider, query = request[PROVIDER], request.query
     if provider.faults.take("list_page_500", "list") is not None:
         raise internal()
-    batches = provider.batches.listed(SCOPE)
+    batches = provider.batches.listed(scope_of(request))
     ids = [batch.id for batch in batches]
     size, token = query.get("pageSize"), query.get("pageToken")
     shown, more = showing.page(batches, ids, size=size, token=token, default=50, most=1000)

@@ -9,7 +9,7 @@ from aiohttp import web
 from nightmill.simulator.files import FileRecord
 from nightmill.simulator.gemini import reading, showing, uploads
 from nightmill.simulator.gemini.errors import GeminiError, internal, invalid, no_such_file
-from nightmill.simulator.gemini.keys import SCOPE, base_of
+from nightmill.simulator.gemini.keys import base_of, scope_of
 from nightmill.simulator.http import PROVIDER, json_reply, send_file
 
 
@@ -44,13 +44,13 @@ async def _start(request: web.Request) -> web.StreamResponse:
     provider, raw = request[PROVIDER], await request.read()
     asked = reading.read(raw, reading.StartUpload) if raw.strip() else reading.StartUpload()
     wanted = asked.file or reading.FileWanted()
-    made = uploads.start(provider.files, request.headers, wanted, provider.clock.stamp())
+    made = uploads.start(provider.files, request.headers, wanted, provider.clock.stamp(), scope_of(request))
     return web.Response(headers=uploads.opened(made, f"{request.scheme}://{request.host}{request.path}"))
 
 
 def find(request: web.Request, file_id: str) -> FileRecord:
     """The file, or the 403 of the wire."""
-    found = request[PROVIDER].files.find(file_id, SCOPE)
+    found = request[PROVIDER].files.find(file_id, scope_of(request))
     if found is None or found.purpose not in (uploads.UPLOADED, uploads.GENERATED):
         raise no_such_file(file_id)
     return found
@@ -58,7 +58,7 @@ def find(request: web.Request, file_id: str) -> FileRecord:
 
 async def list_files(request: web.Request) -> web.StreamResponse:
     """GET /{version}/files: those that were uploaded, newest first."""
-    files, query = request[PROVIDER].files.all(SCOPE, uploads.UPLOADED)[::-1], request.query
+    files, query = request[PROVIDER].files.all(scope_of(request), uploads.UPLOADED)[::-1], request.query
     ids = [file.id for file in files]
     size, token = query.get("pageSize"), query.get("pageToken")
     shown, more = showing.page(files, ids, size=size, token=token, default=10, most=100)

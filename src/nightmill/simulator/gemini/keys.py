@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from nightmill.simulator.formats import account_in
 from nightmill.simulator.gemini.errors import bad_key, no_key, no_quota
 
-SCOPE = "project"  # one, which every key opens
 _WRONG_KEY, _POOR_KEY = "sk-wrong", "sk-noquota"
 _VERBS = frozenset(
     ("generateContent", "batchGenerateContent", "embedContent", "batchEmbedContents", "asyncBatchEmbedContent")
@@ -22,15 +22,25 @@ def speaks(request: web.Request) -> bool:
     return path.startswith("/v1/") and (is_own or path.rpartition(":")[2] in _VERBS)
 
 
+def scope_of(request: web.Request) -> str:
+    """The project that a key opens; without a key, at the address of an upload, whoever knows it."""
+    return f"project@{account_in(key_of(request))}"
+
+
+def key_of(request: web.Request) -> str:
+    """The key, from its header, the query or a bearer; empty for none."""
+    kind, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    given = request.headers.get("x-goog-api-key") or request.query.get("key")
+    return (given or (bearer if kind.lower() == "bearer" else "")).strip()
+
+
 def check_key(request: web.Request) -> str:
-    """The key, from its header, the query or a bearer.
+    """The key.
 
     Raises:
         GeminiError: 403 for none, 400 for a wrong one.
     """
-    kind, _, bearer = request.headers.get("Authorization", "").partition(" ")
-    given = request.headers.get("x-goog-api-key") or request.query.get("key")
-    key = (given or (bearer if kind.lower() == "bearer" else "")).strip()
+    key = key_of(request)
     if not key:
         raise no_key()
     if key == _WRONG_KEY:

@@ -15,9 +15,11 @@ from nightmill.simulator.formats import BatchRefused, Handler, Operation, Refusa
 from nightmill.simulator.gemini import http_batches, http_files, http_live, keys, uploads
 from nightmill.simulator.gemini.errors import (
     GeminiError,
+    bad_key,
     enqueued,
     exhausted,
     internal,
+    no_quota,
 )
 from nightmill.simulator.gemini.lines import GeminiRows
 from nightmill.simulator.provider import Provider
@@ -72,6 +74,10 @@ class Gemini:
         """Look at the key."""
         keys.admit(request)
 
+    def key_of(self, request: web.Request) -> str:
+        """The key; an upload's address is enough without one."""
+        return keys.key_of(request)
+
     def take_input(self, batch: Batch, files: FileStore) -> Path:
         """Every batch has its input when it is made."""
         raise BatchRefused("internal", "The batch has no input.")
@@ -88,6 +94,10 @@ class Gemini:
         """Trouble in Google's words; how long to wait is told in details, never in headers."""
         facts = trouble.facts
         match trouble.why:
+            case Why.KEY_REVOKED:
+                return bad_key()
+            case Why.NO_MONEY:
+                return no_quota()
             case Why.RATE:
                 message = "Resource has been exhausted (e.g. check quota)."
                 quota = "GenerateRequestsPerMinutePerProjectPerModel"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from nightmill.simulator.files import FileRecord, FileStore
 from nightmill.simulator.gemini.errors import GeminiError, invalid
-from nightmill.simulator.gemini.keys import SCOPE
 from nightmill.simulator.gemini.reading import FileWanted
 
 CHUNK_BYTES = 1 << 18
@@ -23,10 +22,11 @@ MOST_BYTES = 2 * 1024 * 1024 * 1024
 _KEEP_S = 48 * 3600
 _GRANULARITY_BYTES = 262_144
 _MOST_NAME = 40
+_ANYBODYS = ""  # an upload under way: its address is enough
 
 
-def start(files: FileStore, headers: Mapping[str, str], wanted: FileWanted, now: int) -> FileRecord:
-    """Open an upload.
+def start(files: FileStore, headers: Mapping[str, str], wanted: FileWanted, now: int, scope: str) -> FileRecord:
+    """Open an upload of a file that belongs to ``scope``.
 
     Raises:
         GeminiError: 400, the start is none, or the file's own name breaks the rules; 409, its name is taken; 413.
@@ -42,7 +42,7 @@ def start(files: FileStore, headers: Mapping[str, str], wanted: FileWanted, now:
         raise GeminiError(413, f"A file may have up to {MOST_BYTES} bytes.")
     own_id = None if wanted.name is None else check_name(wanted.name)
     if own_id is not None:
-        _refuse_taken(files, own_id)
+        _refuse_taken(files, own_id, scope)
     told = wanted.mime_type or headers.get("X-Goog-Upload-Header-Content-Type")
     path = files.scratch()
     path.touch()
@@ -52,9 +52,10 @@ def start(files: FileStore, headers: Mapping[str, str], wanted: FileWanted, now:
         purpose=_UNDER_WAY,
         created_at=now,
         keep_s=None,
-        scope=SCOPE,
+        scope=_ANYBODYS,
         file_id=f"UPLOAD_{secrets.token_hex(16)}",
         facts={
+            "scope": scope,
             "own_id": own_id,
             "size_bytes": int(announced) if announced else None,
             "mime_type": told or "application/octet-stream",
@@ -64,7 +65,7 @@ def start(files: FileStore, headers: Mapping[str, str], wanted: FileWanted, now:
 
 def get(files: FileStore, upload_id: str) -> FileRecord:
     """The upload at this address, or a refusal; whoever knows the address may write to it."""
-    found = files.find(upload_id, SCOPE)
+    found = files.find(upload_id, _ANYBODYS)
     if found is None or found.purpose != _UNDER_WAY:
         raise GeminiError(404, "Upload not found: it has ended or never was.")
     return found
@@ -103,7 +104,7 @@ async def finalize(files: FileStore, upload: FileRecord, now: int) -> FileRecord
         raise invalid(f"{facts['size_bytes']} bytes were announced, but {received(upload)} received.")
     digest = await asyncio.to_thread(_digest_of, upload.path)
     file_id = facts["own_id"] or secrets.token_hex(6)
-    _refuse_taken(files, file_id)
+    _refuse_taken(files, file_id, facts["scope"])
     path = upload.path.rename(files.scratch())
     files.drop(upload.id)
     return files.add(
@@ -112,14 +113,14 @@ async def finalize(files: FileStore, upload: FileRecord, now: int) -> FileRecord
         purpose=UPLOADED,
         created_at=now,
         keep_s=_KEEP_S,
-        scope=SCOPE,
+        scope=facts["scope"],
         file_id=file_id,
         facts={"mime_type": facts["mime_type"], "digest": digest},
     )
 
 
-def _refuse_taken(files: FileStore, file_id: str) -> None:
-    if files.find(file_id, SCOPE) is not None:
+def _refuse_taken(files: FileStore, file_id: str, scope: str) -> None:
+    if files.find(file_id, scope) is not None:
         raise GeminiError(409, f"File files/{file_id} already exists.")
 
 

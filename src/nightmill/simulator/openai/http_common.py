@@ -7,13 +7,15 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from nightmill.simulator.formats import account_in
 from nightmill.simulator.openai.wire import ApiError, no_quota
 
 
 def scope_of(request: web.Request) -> str:
     """The account of a request: files and batches belong to an organisation and a project."""
     headers = request.headers
-    return f"{headers.get('OpenAI-Organization', '')}/{headers.get('OpenAI-Project', '')}"
+    named = f"{headers.get('OpenAI-Organization', '')}/{headers.get('OpenAI-Project', '')}"
+    return f"{named}@{account_in(api_key(request))}"
 
 
 def api_key(request: web.Request) -> str:

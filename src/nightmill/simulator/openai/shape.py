@@ -16,7 +16,7 @@ from nightmill.simulator.formats import BatchRefused, Operation, Refusal, Route,
 from nightmill.simulator.openai import http_batches, http_files, http_live
 from nightmill.simulator.openai.http_common import api_key
 from nightmill.simulator.openai.lines import OpenAIRows
-from nightmill.simulator.openai.wire import ApiError, enqueued_limit_text, server_error
+from nightmill.simulator.openai.wire import ApiError, enqueued_limit_text, no_quota, server_error
 from nightmill.simulator.provider import Provider
 
 _ROUTES = (
@@ -58,6 +58,10 @@ class OpenAI:
         if request.path.startswith("/v1/"):
             api_key(request)
 
+    def key_of(self, request: web.Request) -> str:
+        """The bearer key."""
+        return api_key(request) if request.path.startswith("/v1/") else ""
+
     def take_input(self, batch: Batch, files: FileStore) -> Path:
         """A link to the file the create named: deleting that file does not stop the batch."""
         file_id = batch.facts["input_file_id"]
@@ -81,6 +85,10 @@ class OpenAI:
             case Why.BROKEN:
                 error = server_error()
                 return ApiError(trouble.status or 500, error.message, kind=error.kind, headers=headers)
+            case Why.KEY_REVOKED:
+                return ApiError(401, "Incorrect API key provided: it was revoked.", code="invalid_api_key")
+            case Why.NO_MONEY:
+                return no_quota()
             case Why.RATE:
                 message = "Rate limit reached for requests. Please try again later."
                 return ApiError(429, message, kind="requests", code="rate_limit_exceeded", headers=headers)

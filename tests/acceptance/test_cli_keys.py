@@ -1,0 +1,166 @@
+"""Several keys of a provider: each is an account of its own, and where one is refused the next one goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_kit import Place, adds_up
+
+from nightmill.providers.resolve import rehearsal_environment
+from nightmill.simulator import SimulatorConfig, in_thread
+
+MODELS = ("openai/gpt-4o-mini", "anthropic/claude-haiku-4-5", "gemini/gemini-2.5-flash")
+FAST: dict[str, Any] = {"speed": 1000.0, "batch_s": 20.0, "validating_s": 1.0, "finalizing_s": 1.0, "cancel_s": 1.0}
+A, B = "sk-a@one", "sk-b@two"  # of two accounts that see nothing of each other
+
+
+@contextmanager
+def two_keys(folder: Path, model: str, *faults: dict[str, Any], more: str = "", **config: Any) -> Iterator[Place]:
+    name = model.partition("/")[0]
+    toml = f'[providers.{name}]\napi_key_env = ["KEY_A", "KEY_B"]\n{more}'
+    with in_thread(SimulatorConfig(**{**FAST, **config}, faults=list(faults))) as url:
+        place = Place(folder, url, toml=toml)
+        addresses = {k: v for k, v in rehearsal_environment(url).items() if k.endswith("_BASE_URL")}
+        place.env = {k: v for k, v in place.env.items() if not k.endswith("_API_KEY")} | addresses
+        place.env |= {"KEY_A": A, "KEY_B": B}
+        yield place
+
+
+def run(place: Place, model: str, lane: str, *more: str) -> Any:
+    place.rows(20)
+    return place.run("run", "in.txt", "--model", model, "--lane", lane, "--yes", "--json", *more)
+
+
+def paid_by_key(place: Place) -> dict[str, int]:
+    return {key: bill["nanos"] for key, bill in place.invoice()["keys"].items()}
+
+
+def check_books(place: Place, found: dict[str, Any], rows: int = 20) -> None:
+    """Every row once, and what is booked is what both keys are billed."""
+    bill = place.invoice()
+    assert adds_up(found)
+    assert (found["succeeded"], found["unproven_usd"]) == (rows, 0)
+    assert (bill["executed_rows"], bill["executed_more_than_once"]) == (rows, 0)
+    assert round(found["spent_usd"] * 1e9) == bill["total_nanos"] == sum(paid_by_key(place).values())
+
+
+@pytest.mark.parametrize("fault", ["key_revoked", "quota_used_up"])
+@pytest.mark.parametrize("model", MODELS)
+def test_live_rows_go_on_with_the_next_key(tmp_path: Path, model: str, fault: str) -> None:
+    """A row that met a refused key was not processed: it goes out with the next one, and counts no attempt."""
+    with two_keys(tmp_path, model, {"fault": fault, "key": A, "on": "live", "after": 7}) as place:
+        done = run(place, model, "live", "--concurrency", "3", "--out", "out.jsonl")
+        assert done.code == 0, done.err
+        check_books(place, done.json)
+        paid = paid_by_key(place)
+        assert paid[A] > 0 < paid[B]
+        assert {row["attempt"] for row in place.results("out.jsonl")} == {1}
+
+
+@pytest.mark.parametrize("fault", ["key_revoked", "quota_used_up"])
+@pytest.mark.parametrize("model", MODELS)
+def test_batches_go_on_with_the_next_key(tmp_path: Path, model: str, fault: str) -> None:
+    """What was not sent goes out with the next key; batches that wait are polled and fetched with their own."""
+    after = {"key_revoked": {"on": "create", "after": 0}, "quota_used_up": {"on": "create", "after": 2}}[fault]
+    with two_keys(tmp_path, model, {"fault": fault, "key": A, **after}) as place:
+        done = run(place, model, "batch", "--batch-size", "5")
+        assert done.code == 0, done.err
+        check_books(place, done.json)
+        paid = paid_by_key(place)
+        assert paid[B] > 0
+        assert (paid.get(A, 0) > 0) is (fault == "quota_used_up")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_batch_waits_for_the_key_it_was_made_with(tmp_path: Path, model: str) -> None:
+    """A key that dies while its batch waits: the rest is done with the next, nothing is sent again, resume collects."""
+    fault = {"fault": "key_revoked", "key": A, "on": "poll"}
+    dry = {"fault": "quota_used_up", "key": A, "on": "create", "after": 1}
+    with two_keys(tmp_path, model, dry, fault) as place:
+        done = run(place, model, "batch", "--batch-size", "5")
+        assert done.code == 1, done.err
+        found = done.json
+        assert (found["status"], found["succeeded"], found["pending"]) == ("paused", 15, 5)
+        assert "1 shard waits for KEY_A (…" in found["error"]["why"]
+        assert A not in done.out + done.err
+        place.ask("faults", "DELETE")
+        done = place.run("resume", found["job_id"], "--json")
+        assert done.code == 0, done.err
+        check_books(place, done.json)
+
+
+@pytest.mark.parametrize("lane", ["batch", "live"])
+def test_no_key_is_left(tmp_path: Path, lane: str) -> None:
+    """The job pauses and says which keys and why; a new key in a variable goes on with what is left."""
+    model, on = MODELS[0], {"on": "live" if lane == "live" else "create"}
+    faults = ({"fault": "quota_used_up", "key": A, **on, "after": 1}, {"fault": "key_revoked", "key": B, **on})
+    with two_keys(tmp_path, model, *faults) as place:
+        done = run(place, model, lane, *(["--batch-size", "5"] if lane == "batch" else ["--concurrency", "1"]))
+        assert done.code == 1, done.err
+        why = done.json["error"]["why"]
+        assert done.json["status"] == "paused"
+        assert all(part in why for part in ("no key of openai is left", "KEY_A (…", "KEY_B (…", "quota", "revoked"))
+        place.env["KEY_B"] = "sk-c@three"
+        again = run(place, model, lane, *(["--batch-size", "5"] if lane == "batch" else []))
+        assert again.code == 0, again.err
+        check_books(place, again.json)
+        assert paid_by_key(place).keys() == {A, "sk-c@three"}
+
+
+def test_a_key_that_is_gone_is_named_by_its_fingerprint(tmp_path: Path) -> None:
+    """Its batch is not sent again with another: what is missing is said, and with the key back it is collected."""
+    model = MODELS[0]
+    with two_keys(tmp_path, model, {"fault": "quota_used_up", "key": A, "after": 2, "on": "create"}) as place:
+        place.env["KEY_B"] = ""
+        done = run(place, model, "batch", "--batch-size", "5", "--detach")
+        assert done.code == 1, done.err
+        shown = place.run("show", "@last", "--json").json
+        place.env |= {"KEY_A": "", "KEY_B": B}
+        done = place.run("resume", "@last", "--json")
+        assert done.code == 1, done.err
+        why = done.json["error"]["why"]
+        assert "2 shards wait for a key that is not set any more (…" in why
+        assert done.json["succeeded"] == 10
+        assert len([event for event in place.log() if event["event"] == "create" and event["batch_id"]]) == 4
+        place.env["KEY_A"] = A
+        done = place.run("resume", "@last", "--json")
+        assert done.code == 0, done.err
+        check_books(place, done.json)
+        assert shown["job_id"] == done.json["job_id"]
+
+
+def test_keys_of_one_account_stand_in_for_each_other(tmp_path: Path) -> None:
+    """With same_account a batch made with one key is collected with the other."""
+    model = MODELS[0]
+    faults = ({"fault": "key_revoked", "key": "sk-a@one", "on": "poll"},)
+    with two_keys(tmp_path, model, *faults, more="same_account = true\n") as place:
+        place.env["KEY_B"] = "sk-b@one"
+        done = run(place, model, "batch", "--batch-size", "10")
+        assert done.code == 0, done.err
+        check_books(place, done.json)
+        assert paid_by_key(place).keys() == {A}
+
+
+def test_what_is_at_both_accounts_is_listed_and_compared(tmp_path: Path) -> None:
+    """`batches`, `reconcile`, `show` and `doctor` name each account by its key's variable, and never show a key."""
+    model = MODELS[0]
+    with two_keys(tmp_path, model, {"fault": "quota_used_up", "key": A, "after": 1, "on": "create"}) as place:
+        assert run(place, model, "batch", "--batch-size", "10").code == 0
+        listed, compared = place.run("batches", "openai", "--json"), place.run("reconcile", "openai", "--json")
+        assert sorted(batch["key"][:5] for batch in listed.json["batches"]) == ["KEY_A", "KEY_B"]
+        assert (compared.code, compared.json["compared"], compared.json["difference_usd"]) == (0, 2, 0)
+        shown = place.run("show", "@last", "--json").json
+        keys = [shard["submissions"][-1]["key"][:5] for shard in shown["shards"]]
+        assert sorted(keys) == ["KEY_A", "KEY_B"]
+        table = place.run("show", "@last").out
+        assert "KEY_A (…" in table
+        checked = place.run("doctor", "--json")
+        told = json.dumps(checked.json, ensure_ascii=False)
+        assert "KEY_A (…" in told
+        assert "KEY_B (…" in told
+        assert "sk-a" not in told + table + listed.out + compared.out

@@ -569,8 +569,9 @@ class Engine:
             task.cancel()
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        for provider in {id(each): each for kit in self._kits.values() for each in kit.work.keys}.values():
-            await provider.close()
+        for kit in self._kits.values():
+            for provider in kit.work.keys:
+                await provider.close()
 
 
 def _told(counts: Counts | RowCounts) -> str:

@@ -20,6 +20,8 @@ _PARAMS: dict[str, dict[str, Any]] = {
     "late_error_file": {"lag_s": 1},
     "live_timeout": {"delay_s": 1.0},
     "enqueued_limit_later": {"limit": 5},
+    "key_revoked": {"key": "sk-x"},
+    "quota_used_up": {"key": "sk-x"},
 }
 
 

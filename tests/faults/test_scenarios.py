@@ -37,7 +37,11 @@ def in_state(state: ShardState) -> Callable[[House, Job], bool]:
 def test_every_fault_has_a_test() -> None:
     """A fault that the simulator learns is one that the code of some test asks for by name."""
     here = Path(__file__).parent
-    files = [*here.glob("test_*_faults.py"), Path(__file__), here.parent / "acceptance" / "test_cli_resolve.py"]
+    files = [
+        *here.glob("test_*_faults.py"),
+        Path(__file__),
+        *(here.parent / "acceptance" / f"test_cli_{name}.py" for name in ("resolve", "keys")),
+    ]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     named = {node.value for node in nodes if isinstance(node, ast.Constant)}  # in comments there are none
     assert [name for name in simulator_faults.KNOWN if name not in named] == []

@@ -220,7 +220,7 @@ class Rig:
         self.ledger.moment = lambda: self.now  # type: ignore[method-assign]
         self.desk.wall = lambda: BEGIN + self.now
         self.desk.rand = lambda: 1.0
-        home.provider = lambda model, *, sends=True: self.provider  # type: ignore[method-assign,assignment,return-value]
+        home.providers = lambda model, *, sends=True: [self.provider]  # type: ignore[method-assign,assignment,return-value]
         self.engine = Engine(self.desk, home.open_kit, Stop())
 
     def close(self) -> None:

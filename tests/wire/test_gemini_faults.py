@@ -505,6 +505,28 @@ def test_model_snapshot_changes(base: str) -> None:
     assert all(model.startswith(MODEL + "-") for model in models)
 
 
+# --- keys ---
+
+
+def test_key_revoked(base: str) -> None:
+    """From one of its operations on no call passes with a key: Google's word for it is a bad argument."""
+    set_faults(base, {"fault": "key_revoked", "key": "sk-old", "on": "live", "after": 1})
+    path = f"/v1beta/models/{MODEL}:generateContent"
+    said = [ask(base, "POST", path, request("x"), key=key) for key in ("sk-old", "sk-new", "sk-old", "sk-new")]
+    assert [answer.status for answer in said] == [200, 200, 400, 200]
+    assert said[2].json()["error"]["details"][0]["reason"] == "API_KEY_INVALID"
+
+
+def test_quota_used_up(base: str) -> None:
+    """What costs money is refused until another day; to look is free, and another account sees nothing of it."""
+    created = create(base, lines(1)).json()["name"]
+    set_faults(base, {"fault": "quota_used_up", "key": "sk-dry"})
+    refused = ask(base, "POST", f"/v1beta/models/{MODEL}:generateContent", request("x"), key="sk-dry")
+    assert (refused.status, refused.json()["error"]["status"]) == (429, "RESOURCE_EXHAUSTED")
+    seen = [ask(base, "GET", f"/v1beta/{created}", key=key).status for key in ("sk-dry", "sk-dry@red")]
+    assert seen == [200, 404]
+
+
 # --- the book ---
 
 

@@ -522,6 +522,40 @@ def test_answer_faults_by_count(base: str) -> None:
     assert empty[0] == empty[1]
 
 
+# --- keys ---
+
+
+def test_key_revoked(base: str) -> None:
+    """From one of its operations on no call passes with a key, and every other key still opens."""
+    set_faults(base, {"fault": "key_revoked", "key": "sk-old", "on": "live", "after": 1})
+    body = chat_body("x")
+    said = [call(base, "POST", CHAT, body, key=key).status for key in ("sk-old", "sk-new", "sk-old", "sk-new")]
+    assert said == [200, 200, 401, 200]
+    refused = call(base, "GET", "/v1/models", key="sk-old")
+    assert (refused.status, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+def test_quota_used_up(base: str) -> None:
+    """What costs money is refused, as when there is none; to look is free."""
+    set_faults(base, {"fault": "quota_used_up", "key": "sk-dry"})
+    refused = call(base, "POST", CHAT, chat_body("x"), key="sk-dry")
+    assert (refused.status, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+    assert call(base, "GET", "/v1/batches", key="sk-dry").status == 200
+
+
+def test_keys_have_accounts_and_bills(base: str) -> None:
+    """Keys of one account see the same batches, others none of them; each key is billed for its own calls."""
+    uploaded = upload(base, jsonl(chat_lines(2)), Authorization="Bearer sk-1@blue").json()["id"]
+    asked = {"input_file_id": uploaded, "endpoint": CHAT, "completion_window": "24h"}
+    batch_id = call(base, "POST", "/v1/batches", asked, key="sk-1@blue").json()["id"]
+    seen = [call(base, "GET", f"/v1/batches/{batch_id}", key=key).status for key in ("sk-2@blue", "sk-1@red", "sk-1")]
+    assert seen == [200, 404, 404]
+    call(base, "POST", CHAT, chat_body("x"), key="sk-2@blue")
+    bill = invoice(base)
+    assert bill["keys"]["sk-2@blue"]["nanos"] > 0
+    assert sum(each["nanos"] for each in bill["keys"].values()) == bill["total_nanos"]
+
+
 # --- the book ---
 
 

@@ -104,7 +104,7 @@ class Work:
     held: PriceSheet | None = None  # what holds are counted by, where that is another sheet
     deadline: float | None = None  # unix seconds; what batches do not do in time runs live
     most_live: float = math.inf  # rows a second that limits of live calls allow
-    with_each_key: tuple[Provider, ...] = ()  # the provider once for each of its keys, in the user's order
+    with_each_key: tuple[Provider, ...] = ()  # where there are several: the provider once for each, in order
 
     @property
     def keys(self) -> tuple[Provider, ...]:

@@ -162,7 +162,15 @@ class Home:
         )  # fmt: skip
         regular, work = (
             self.sheet(job.model, Lane.LIVE),
-            Work(job.id, provider, compiled.url, sheet, scissors, confirmed, with_each_key=tuple(keyed)),
+            Work(
+                job.id,
+                provider,
+                compiled.url,
+                sheet,
+                scissors,
+                confirmed,
+                with_each_key=tuple(keyed) if len(keyed) > 1 else (),
+            ),
         )
         rescue = None
         if "live_price" in spec:

@@ -23,7 +23,7 @@ class Lane(StrEnum):
     """A way to get a shard done. Fixed when the shard is born."""
 
     BATCH = "batch"  # one file to the provider's Batch API, answers within its window
-    LIVE = "live"  # one call a request
+    LIVE = "live"  # one call a request, or one for several that ask for embeddings
     CACHE = "cache"  # nothing is sent: the answers were paid for by an earlier job
 
 

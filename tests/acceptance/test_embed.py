@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,105 @@ def test_files_in_a_folder_get_a_vector_each(place: Place) -> None:
     )  # fmt: skip
     assert _good(done)["succeeded"] == 1
     assert len(json.loads((place.folder / "vectors" / "a.txt.json").read_text())) == 4
+
+
+def _asked(server: Any) -> list[list[str]]:
+    """What each call to embeddings asked for."""
+    return [_input(call) for call in server.to("/v1/embeddings")]
+
+
+def _input(call: Call) -> list[str]:
+    given = call.body["input"]
+    return [given] if isinstance(given, str) else given
+
+
+def _of(texts: list[str]) -> Said:
+    """A vector a text, in another order than asked; ``bad`` is refused, and all that is asked with it."""
+    if "bad" in texts:
+        return 400, {"error": {"message": "no", "type": "invalid_request_error", "param": None, "code": "x"}}
+    made = _vectors(*([float(text), 1.0] for text in texts))
+    made["data"].reverse()
+    return made | {"usage": {"prompt_tokens": 7 * len(texts) + 1, "total_tokens": 7 * len(texts) + 1}}
+
+
+def test_live_rows_share_calls_and_their_cost_to_the_last_token(tmp_path: Path) -> None:
+    """150 rows go in three calls; each has its own vector, and their tokens add up to those of the calls."""
+    with serving(lambda call: _of(_input(call))) as server:
+        place = Place(tmp_path, f"{server.url}/v1")
+        _texts(place, *map(str, range(150)))
+        told = _good(_embed(place, "--lane", "live", "--out", "v.jsonl"))
+    asked = _asked(server)
+    assert [len(texts) for texts in asked] == [64, 64, 22]
+    rows = place.results("v.jsonl")
+    assert [row["embedding"] for row in rows] == [[i, 1] for i in range(150)]
+    assert sum(row["tokens_in"] for row in rows) == told["tokens_in"] == 150 * 7 + 3
+    assert round(told["spent_usd"] * 1e9) == (150 * 7 + 3) * 20
+
+
+def test_a_bad_row_is_found_by_halves_and_fails_alone(tmp_path: Path) -> None:
+    """What a call refuses for one row is asked again without it: nobody else fails, and nothing is paid twice."""
+    with serving(lambda call: _of(_input(call))) as server:
+        place = Place(tmp_path, f"{server.url}/v1")
+        _texts(place, *("bad" if i == 11 else str(i) for i in range(60)))
+        done = _embed(place, "--lane", "live", "--out", "v.jsonl")
+    assert (done.code, done.json["succeeded"], done.json["failed"]) == (3, 59, 1)
+    rows = place.results("v.jsonl")
+    assert [row["embedding"] for row in rows] == [None if i == 11 else [i, 1] for i in range(60)]
+    assert (rows[11]["error_kind"], rows[11]["attempt"]) == ("bad_request", 1)
+    answered = [texts for texts in _asked(server) if "bad" not in texts]
+    assert sorted(text for texts in answered for text in texts) == sorted(str(i) for i in range(60) if i != 11)
+    assert len(_asked(server)) <= 13
+    assert round(done.json["spent_usd"] * 1e9) == sum(7 * len(texts) + 1 for texts in answered) * 20
+
+
+@pytest.mark.parametrize("trouble", ["error", "short", "nothing"])
+def test_rows_of_a_call_that_failed_are_asked_again_by_themselves(tmp_path: Path, trouble: str) -> None:
+    """A server error, an answer with a vector too few, none at all: each row has its next try alone."""
+
+    def answer(call: Call) -> Said:
+        texts = call.body["input"]
+        if isinstance(texts, str):
+            return _of([texts])
+        if trouble == "error":
+            return 500, {"error": {"message": "oh", "type": "server_error", "param": None, "code": None}}
+        return _of(texts[1:]) if trouble == "short" else None
+
+    with serving(answer) as server:
+        place = Place(tmp_path, f"{server.url}/v1")
+        _texts(place, *map(str, range(5)))
+        told = _good(_embed(place, "--lane", "live", "--out", "v.jsonl"))
+    assert [len(texts) for texts in _asked(server)] == [5, 1, 1, 1, 1, 1]
+    rows = place.results("v.jsonl")
+    assert [(row["embedding"], row["attempt"]) for row in rows] == [
+        ([i, 1], 2 if trouble == "error" else 1) for i in range(5)
+    ]
+    assert (told["unproven_usd"] > 0) == (trouble != "error")
+
+
+@pytest.mark.parametrize(
+    ("point", "repeated"),
+    [("live.marked:2", 0), ("http.send.answered:2", 64), ("live.journaled:2", 0), ("live.synced", 0)],
+)
+def test_killed_between_calls_at_most_the_rows_of_one_are_asked_again(
+    tmp_path: Path, point: str, repeated: int
+) -> None:
+    """kill -9 at any step of a call for many rows: no row is lost, and no bill is larger than what was booked."""
+    with serving(lambda call: _of(_input(call))) as server:
+        place = Place(tmp_path, f"{server.url}/v1")
+        _texts(place, *map(str, range(200)))
+        command = (
+            "run", "texts.csv", "--task", "embed", "--model", SMALL, "--yes", "--json", "--lane", "live",
+            "--concurrency", "1", "--out", "v.jsonl",
+        )  # fmt: skip
+        place.env["NIGHTMILL_KILL_AT"] = point
+        assert place.run_cold(*command).code == -signal.SIGKILL
+        place.env["NIGHTMILL_KILL_AT"] = ""
+        told = _good(place.run(*command))
+    rows = place.results("v.jsonl")
+    assert [row["embedding"] for row in rows] == [[i, 1] for i in range(200)]
+    asked = _asked(server)
+    assert sum(map(len, asked)) - 200 == repeated
+    billed = sum(7 * len(texts) + 1 for texts in asked) * 20
+    assert billed <= round(told["spent_usd"] * 1e9)
+    proven = round((told["spent_usd"] - told["unproven_usd"]) * 1e9)
+    assert proven == sum(row["tokens_in"] for row in rows) * 20 == billed - (7 * 64 + 1) * 20 * (repeated > 0)

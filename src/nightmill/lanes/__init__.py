@@ -104,6 +104,7 @@ class Work:
     held: PriceSheet | None = None  # what holds are counted by, where that is another sheet
     deadline: float | None = None  # unix seconds; what batches do not do in time runs live
     most_live: float = math.inf  # rows a second that limits of live calls allow
+    together: int = 1  # most rows in a live call
     with_each_key: tuple[Provider, ...] = ()  # where there are several: the provider once for each, in order
 
     @property

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +23,7 @@ from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, keys, 
 from nightmill.lanes.throttle import Throttle
 from nightmill.ledger import Denied, Shard, StoredFile
 from nightmill.pricing import PriceSheet
-from nightmill.providers import LiveProvider, LiveReply
+from nightmill.providers import JoiningProvider, LiveProvider, LiveReply
 from nightmill.store import PACKED
 from nightmill.types import ATTEMPTS, RETRYABLE, Failed, FileRef, Outcome, ShardState
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 UNREACHABLE_TRIES = 8  # rounds in a row, of all calls of a shard together, before the job pauses
 _LOOK_UP_S = 0.2  # between two looks whether to stop
+_CALL_BYTES = 256 * 1024  # of several rows in one call; servers bound its tokens, and a token is a byte at least
 _RETRY_STATUSES = frozenset({0, 408, 409})
 
 Ended = Callable[[Outcome | None], Awaitable[None]]  # how a row ended; None: nobody answered it
@@ -51,7 +52,8 @@ class _Row:
     body: bytes
     attempts: int = 0  # completed exchanges so far
     done: bool = False
-    rest_s: float = 0.0  # before the next try
+    rest_s: float = 0.0  # before the next try; it goes by itself then
+    most: int = 1  # rows it may go with in one call
 
 
 @dataclass(slots=True)
@@ -246,6 +248,7 @@ class _Sender:
         self._renewing = asyncio.Lock()
         current = self._shard.current
         self._covered = current.hold_nanos + current.unproven_nanos  # so much of what the shard may cost
+        self._joining = provider if isinstance(provider, JoiningProvider) and work.together > 1 else None
         self._rows: list[_Row] = []  # all of the shard
         self._under_way = 0  # calls
         self._calls_ended = 0
@@ -306,7 +309,7 @@ class _Sender:
         for index, line in wire.shard_lines(self._desk.store, shard):
             tried = past.attempts.get(index, 0)
             done = index in past.done or tried >= self._tries or shard.cancel_requested
-            rows.append(_Row(index, wire.body_of(line), tried, done))
+            rows.append(_Row(index, wire.body_of(line), tried, done, most=self._work.together if self._joining else 1))
         return rows
 
     async def _book_past(self) -> None:
@@ -368,7 +371,7 @@ class _Sender:
         return self._work.sheet.worst(body_bytes, 1, self._cap)
 
     async def _send_all(self, rows: list[_Row], journal: Journal) -> None:
-        todo = iter([row for row in rows if not row.done])
+        todo = _groups([row for row in rows if not row.done])
         hands = min(sum(not row.done for row in rows), self._throttle.most)
         watch = asyncio.create_task(self._dismiss_idle())
         try:
@@ -395,18 +398,31 @@ class _Sender:
         finally:
             self._idle.discard(task)
 
-    async def _send_some(self, todo: Iterator[_Row], journal: Journal, group: asyncio.TaskGroup | None = None) -> None:
-        """Send one row after the other. Trouble ends every hand, but never a call under way: that is paid for."""
+    async def _send_some(
+        self, todo: Iterator[list[_Row]], journal: Journal, group: asyncio.TaskGroup | None = None
+    ) -> None:
+        """Make one call after the other. Trouble ends every hand, but never a call under way: that is paid for."""
         try:
             await self._send_each(todo, journal, group)
             journal.flush()
         except (_Pause, NightmillError) as trouble:
             self._trouble = self._trouble or trouble
 
-    async def _send_each(self, todo: Iterator[_Row], journal: Journal, group: asyncio.TaskGroup | None) -> None:
-        throttle, tokens = self._throttle, self._tokens + self._cap
-        for row in todo:
-            while not row.done:
+    async def _send_each(self, todo: Iterator[list[_Row]], journal: Journal, group: asyncio.TaskGroup | None) -> None:
+        """``todo``: rows that go together. Those of a call that was of no use go in smaller ones."""
+        throttle = self._throttle
+        for together in todo:
+            while rows := [row for row in together if not row.done]:
+                if any(row.most < len(rows) for row in rows):
+                    await self._send_each(_groups(rows), journal, group)
+                    break
+                if rows[0].rest_s:
+                    if group is not None and self._aside < throttle.window:
+                        self._aside += 1
+                        group.create_task(self._send_later(rows[0], journal))
+                        break
+                    await self._rest(rows[0])  # so many failed that others would fail as well
+                tokens = (self._tokens + self._cap) * len(rows)
                 if not throttle.try_take(tokens):
                     journal.flush()
                     with self._idling():
@@ -415,20 +431,14 @@ class _Sender:
                 try:
                     if self._stopping() or self._trouble is not None:
                         return
-                    answered = await self._exchange(row, journal)
+                    answered = await self._exchange(rows, journal)
                 finally:
                     throttle.give_back(answered=answered)
-                if row.rest_s:
-                    if group is not None and self._aside < throttle.window:
-                        self._aside += 1
-                        group.create_task(self._send_later(row, journal))
-                        break
-                    await self._rest(row)  # so many failed that others would fail as well
 
     async def _send_later(self, row: _Row, journal: Journal) -> None:
         """Send one row after its rest, while the hand that met its failure goes on with others."""
         await self._rest(row)
-        await self._send_some(iter((row,)), journal)
+        await self._send_some(iter(([row],)), journal)
         self._aside -= 1
 
     async def _rest(self, row: _Row) -> None:
@@ -450,56 +460,79 @@ class _Sender:
                 raise LeaseLost(f"shard {self._shard.tag} is another worker's now")
             self._lease.until = until
 
-    async def _exchange(self, row: _Row, journal: Journal) -> bool:
-        """One try for one row, marked first. True when the provider answered it."""
-        custom_id = f"{self._shard.tag}-{row.index}"
-        journal.write(wire.sent_mark(custom_id))
+    async def _exchange(self, rows: list[_Row], journal: Journal) -> bool:
+        """One call, each of its rows marked first. True when the provider answered it."""
+        ids = [f"{self._shard.tag}-{row.index}" for row in rows]
+        journal.write(_marks(wire.sent_mark, ids))
         reach("live.marked")
         began = self._desk.ledger.moment()
         if not self._lease_is_long_enough(began):  # whoever has the shard now may have read past the mark
-            journal.write(wire.unsent_mark(custom_id))
+            journal.write(_marks(wire.unsent_mark, ids))
             await self._keep_lease()
             return False
         try:
-            reply = await self._call(row.body)
+            reply = await self._call(rows)
         except NeverSent as error:
-            journal.write(wire.unsent_mark(custom_id))
+            journal.write(_marks(wire.unsent_mark, ids))
             await self._not_reached(error, began)
             return False
         except Uncertain as error:
-            journal.write(wire.lost_mark(custom_id))
+            journal.write(_marks(wire.lost_mark, ids))
             if self._desk.ledger.moment() - began >= self._request_s:
                 self._throttle.late(began)
-            await self._lost(row, error)
+            await self._lost(rows, error)
             return False
         except UsageError:  # of a model that cannot be loaded: nothing was asked
-            journal.write(wire.unsent_mark(custom_id))
+            journal.write(_marks(wire.unsent_mark, ids))
             raise
-        return await self._answered(row, custom_id, reply, self._desk.ledger.moment() - began, journal)
+        return await self._answered(rows, ids, reply, self._desk.ledger.moment() - began, journal)
 
-    async def _call(self, body: bytes) -> LiveReply:
+    async def _call(self, rows: list[_Row]) -> LiveReply:
+        url, body = self._work.url, rows[0].body
+        if self._joining is not None and len(rows) > 1:
+            url, body = self._joining.joined(url, [row.body for row in rows])
         self._under_way += 1
         try:
-            return await self._provider.send(self._work.url, body, timeout_s=self._request_s)
+            return await self._provider.send(url, body, timeout_s=self._request_s)
         finally:
             self._under_way -= 1
             self._calls_ended += 1
 
-    async def _answered(self, row: _Row, custom_id: str, reply: LiveReply, took_s: float, journal: Journal) -> bool:
+    async def _answered(
+        self, rows: list[_Row], ids: list[str], reply: LiveReply, took_s: float, journal: Journal
+    ) -> bool:
         self._unreachable = 0
         if reply.hint is not None:
             self._throttle.learn(reply.hint)
         if reply.stop:  # quota or key: it was not processed, and nothing else will be
-            journal.write(wire.unsent_mark(custom_id))
+            journal.write(_marks(wire.unsent_mark, ids))
             raise _Pause(self._explain(reply), key=reply.shuts_key)
         if reply.status == 429:
-            journal.write(wire.unsent_mark(custom_id))
+            journal.write(_marks(wire.unsent_mark, ids))
             await self._cool(reply)
             return False
-        if _may_have_run(self._provider, reply):
-            journal.write(wire.lost_mark(custom_id))
-            await self._lost(row, Uncertain("the answer is no answer", why=f"it begins {reply.body[:40]!r}"))
+        if len(rows) > 1 and 400 <= reply.status < 500 and not _again(reply.status):
+            journal.write(_marks(wire.unsent_mark, ids))  # one of them was refused, and nothing done for the others
+            for row in rows:
+                row.most = (len(rows) + 1) // 2
+            return True
+        parts = self._parted(rows, reply)
+        if any(_may_have_run(self._provider, part) for part in parts):
+            journal.write(_marks(wire.lost_mark, ids))
+            await self._lost(rows, Uncertain("the answer is no answer", why=f"it begins {reply.body[:40]!r}"))
             return False
+        kept = [await self._keep(*each, took_s, journal) for each in zip(rows, ids, parts, strict=True)]
+        return all(kept)
+
+    def _parted(self, rows: list[_Row], reply: LiveReply) -> list[LiveReply]:
+        """What each row was answered: all the same where they failed together, nothing where it cannot be told."""
+        if self._joining is None or len(rows) == 1 or not 200 <= reply.status < 300:
+            return [reply] * len(rows)
+        parts = self._joining.parted(reply, [len(row.body) for row in rows])
+        return parts or [replace(reply, body=b"")] * len(rows)
+
+    async def _keep(self, row: _Row, custom_id: str, reply: LiveReply, took_s: float, journal: Journal) -> bool:
+        """One row's answer. True when the provider answered it."""
         line = self._provider.reply_line(custom_id, reply, took_s)
         journal.keep(line)
         row.attempts += 1
@@ -510,7 +543,7 @@ class _Sender:
                 await self._ended(self._provider.decode(line).outcome)
             return reply.status < 500
         journal.flush()
-        row.rest_s = self._desk.backoff_s(row.attempts - 1)
+        row.rest_s, row.most = self._desk.backoff_s(row.attempts - 1), 1
         return False
 
     async def _cool(self, reply: LiveReply) -> None:
@@ -539,14 +572,36 @@ class _Sender:
         with self._idling():
             await asyncio.sleep(max(0.0, self._quiet_until - ledger.moment()))
 
-    async def _lost(self, row: _Row, error: ProviderError) -> None:
-        """Sent, and nobody knows whether it ran: it counts as an attempt and as money."""
-        log.info("shard %s: row %d: %s", self._shard.tag, row.index, error.logged)
-        row.attempts += 1
-        if row.attempts >= self._tries:
-            row.done = True
-            if self._ended is not None:
+    async def _lost(self, rows: list[_Row], error: ProviderError) -> None:
+        """Sent, and nobody knows whether it ran: it counts as an attempt of each row, and as money."""
+        again = []
+        for row in rows:
+            log.info("shard %s: row %d: %s", self._shard.tag, row.index, error.logged)
+            row.attempts += 1
+            row.most = 1
+            row.done = row.attempts >= self._tries
+            if not row.done:
+                again.append(row)
+            elif self._ended is not None:
                 await self._ended(None)
-            return
-        await self._book(self._worst(len(row.body)))
-        row.rest_s = self._desk.backoff_s(row.attempts - 1)
+        await self._book(sum(self._worst(len(row.body)) for row in again))
+        for row in again:
+            row.rest_s = self._desk.backoff_s(row.attempts - 1)
+
+
+def _groups(rows: list[_Row]) -> Iterator[list[_Row]]:
+    """``rows`` in calls, as many in each as each may go with, and as go into a call."""
+    together: list[_Row] = []
+    size = 0
+    for row in rows:
+        size += len(row.body)
+        if together and (len(together) >= min(row.most, together[0].most) or size > _CALL_BYTES):
+            yield together
+            together, size = [], len(row.body)
+        together.append(row)
+    if together:
+        yield together
+
+
+def _marks(mark: Callable[[str], bytes], ids: list[str]) -> bytes:
+    return b"".join(map(mark, ids))

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from nightmill.errors import UsageError
-from nightmill.plan import Parameters
+from nightmill.plan import Compiled, Parameters
+from nightmill.providers import JoiningProvider, Provider
 from nightmill.sinks.vectors import FLOAT_BYTES, Vectors, packed, size_in
 from nightmill.tasks import Task, check_answer
 
@@ -26,6 +27,11 @@ def answer_check(spec: Mapping[str, Any]) -> Check | None:
     if Task.from_dict(spec["task"]).embeds:
         return partial(_check_vector, parameters.extra.get(DIMENSIONS))
     return None
+
+
+def most_together(provider: Provider, compiled: Compiled) -> int:
+    """How many rows may go in one live call."""
+    return provider.most_joined if compiled.embeds and isinstance(provider, JoiningProvider) else 1
 
 
 def _check_vector(size: int | None, text: str) -> tuple[object, str | None]:

@@ -18,7 +18,7 @@ from nightmill.errors import UsageError
 from nightmill.lanes import Desk, Work
 from nightmill.lanes.throttle import Rates
 from nightmill.ledger import LEDGER_NAME, Job, Ledger, Limit
-from nightmill.mill.embedding import answer_check
+from nightmill.mill.embedding import answer_check, most_together
 from nightmill.plan import Compiled, Parameters, Scissors
 from nightmill.pricing import PriceSheet, price_sheet
 from nightmill.providers import Limits, Provider, fingerprint_shown
@@ -170,6 +170,7 @@ class Home:
                 scissors,
                 confirmed,
                 with_each_key=tuple(keyed) if len(keyed) > 1 else (),
+                together=most_together(provider, compiled),
             ),
         )
         rescue = None

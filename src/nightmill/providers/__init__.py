@@ -338,3 +338,21 @@ class LiveProvider(Provider, Protocol):
         Where it is not, something between us and the provider spoke, and the call may have run.
         """
         ...
+
+
+@runtime_checkable
+class JoiningProvider(LiveProvider, Protocol):
+    """A live provider that embeds the texts of several requests in one call."""
+
+    most_joined: int  # requests in a call
+
+    def joined(self, url: str, bodies: Sequence[bytes]) -> tuple[str, bytes]:
+        """Where to send, and what, for ``bodies`` together: each asks for one embedding, all of them alike."""
+        ...
+
+    def parted(self, reply: LiveReply, weights: Sequence[int]) -> list[LiveReply] | None:
+        """The answer to several requests as one for each, in their order; None: it has not one for each.
+
+        The tokens it tells are shared out by ``weights``, to the last one.
+        """
+        ...

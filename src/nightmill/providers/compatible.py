@@ -18,6 +18,7 @@ from nightmill.providers._api import Api, Page, back_to, is_gone, nothing_ran, q
 from nightmill.providers._env import is_nearby
 from nightmill.providers._fitting import fitted
 from nightmill.providers._http import shorten
+from nightmill.providers._joining import JoinsOpenAI
 from nightmill.providers._openai_requests import decode_request
 from nightmill.providers._openai_shape import OpenAILines, is_own, own_error
 from nightmill.providers._openai_talk import METADATA_KEY, batch_view, failure, must_stop, rate_hint, true_status
@@ -32,7 +33,7 @@ _BEING_READ = ("pending", "running", "notRunning")
 _FILE_LOOK_S = 2.0
 
 
-class Compatible(OpenAILines):
+class Compatible(JoinsOpenAI, OpenAILines):
     """One model of one server: a `LiveProvider`."""
 
     def __init__(

@@ -31,6 +31,7 @@ from nightmill.providers._gemini_talk import (
     rate_hint,
     unanswered,
 )
+from nightmill.providers._joining import JoinsGemini
 from nightmill.providers.servers import Server, address, key_of
 from nightmill.types import FailureKind
 
@@ -41,7 +42,7 @@ _FILE_LOOK_S = 2.0
 _FORM = "application/jsonl"
 
 
-class Gemini(GeminiLines):
+class Gemini(JoinsGemini, GeminiLines):
     """One model of one Gemini account: a `LiveProvider`."""
 
     def __init__(

@@ -63,6 +63,7 @@ class PriceSheet:
     date: str  # ISO day for which the price was looked up
     batch_known: bool  # False: a batch, but only the standard price is known, and used
     tiers: tuple[Rates, ...]  # by rising above_tokens, the first 0; a tier applies to the whole request
+    framing_tokens: int = FRAMING_TOKENS  # most input tokens of a request beside its content
     _scale: int = field(default=2, init=False, repr=False, compare=False)
     # The tiers from the highest down: where each begins, and its rates times _scale.
     _meters: tuple[tuple[int, tuple[int, int, int, int, int]], ...] = field(
@@ -163,12 +164,12 @@ class PriceSheet:
 
         Holds for any split of ``content_bytes`` UTF-8 bytes of content and ``output_cap_tokens``
         tokens of output caps among them, since a token is at least one byte, and a request adds
-        at most `FRAMING_TOKENS`.
+        at most `framing_tokens`.
         """
         input_rate, output_rate, request_rate = self._dearest
         if not (input_rate or output_rate or request_rate):
             return 0
-        tokens = content_bytes + requests * FRAMING_TOKENS
+        tokens = content_bytes + requests * self.framing_tokens
         scaled = tokens * input_rate + output_cap_tokens * output_rate + requests * request_rate
         return -(-scaled // self._scale) + requests  # each cost may have been rounded up
 

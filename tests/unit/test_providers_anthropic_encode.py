@@ -160,8 +160,8 @@ def test_an_answer_to_a_schema_is_a_forced_tool_or_an_output_format() -> None:
     bound, encoded = encode(SONNET_5, chat(response_format=SCHEMA), "response_format")
     assert "tools" not in bound
     sent = bound["output_config"]["format"]["schema"]
-    assert sent["properties"]["n"] == {"type": "integer"}
-    assert sent["$defs"]["W"]["properties"]["w"] == {"type": "string"}
+    assert sent["properties"]["n"] == {"type": "integer", "description": '{"minimum": 1}'}
+    assert sent["$defs"]["W"]["properties"]["w"]["type"] == "string"
     assert sent["additionalProperties"] is sent["$defs"]["W"]["additionalProperties"] is False
     assert any("without maxLength, minimum" in note for note in encoded.notes)
 
@@ -186,7 +186,6 @@ REFUSED = [
     ({"tools": [TOOL], "tool_choice": "some"}, "tool_choice"),
     ({"tools": [TOOL], "response_format": SCHEMA}, "both tools and a schema"),
     ({"response_format": {"type": "json_object"}}, "response_format json_object"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}}, "type array"),
     ({"max_completion_tokens": 0}, "max_completion_tokens is 0"),
     ({"model": "claude-opus-5"}, "names the model"),
     ({"messages": []}, "no messages"),

@@ -62,7 +62,7 @@ def prepare(home: Home, job: Job, *, max_output: int | None = None, temperature:
     spec = {name: value for name, value in job.spec.items() if name not in DEADLINE}  # that was for the first time
     spec |= {"price": sheet.to_json(), "min_valid": None, "again": _counted_again(job.spec.get("again", {}), kinds)}
     given = {"max_output": max_output, "temperature": temperature}
-    spec["parameters"] = spec["parameters"] | {k: v for k, v in given.items() if v is not None}
+    spec["parameters"] = _with(spec["parameters"], {name: v for name, v in given.items() if v is not None})
     shards_before = {shard.tag: shard for shard in home.ledger.shards_of(job.id)}
     before = [index for index, (kind, tag) in failed.items() if _was_sent(kind, shards_before.get(tag or ""))]
     never = sorted(failed.keys() - set(before))
@@ -136,6 +136,11 @@ def _cut_rows(home: Home, job: Job, spec: dict[str, Any], indexes: list[int]) ->
             cutter.add(indexes, bodies, cap_tokens=compiled.cap_tokens, inputs=compiled.inputs)
             first += batch.num_rows
     return cutter.close()
+
+
+def _with(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as a job's record has them, with what the user says now."""
+    return {**parameters, **given, "suggested": [name for name in parameters.get("suggested", ()) if name not in given]}
 
 
 def _counted_again(before: Mapping[str, Any], failed: Mapping[int, str]) -> dict[str, Any]:

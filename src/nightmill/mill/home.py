@@ -22,7 +22,7 @@ from nightmill.mill.embedding import answer_check, most_together
 from nightmill.plan import Compiled, Parameters, Scissors
 from nightmill.pricing import PriceSheet, price_sheet
 from nightmill.providers import Limits, Provider, fingerprint_shown
-from nightmill.providers.resolve import resolve_keys, runs_here
+from nightmill.providers.resolve import hidden_tokens, resolve_keys, runs_here
 from nightmill.store import Store
 from nightmill.tasks import Task, bind
 from nightmill.types import Lane
@@ -31,9 +31,10 @@ from nightmill.types import Lane
 def sheet_of(settings: Settings, model: str, lane: Lane) -> PriceSheet:
     """Today's prices of a model, by the settings or the catalogue. Raises UnknownPrice."""
     free = runs_here(model, settings.env, settings.providers)
-    return price_sheet(
+    sheet = price_sheet(
         model, lane, at=dt.datetime.now(dt.UTC), overrides=settings.models, providers=settings.providers, runs_here=free
     )
+    return replace(sheet, framing_tokens=sheet.framing_tokens + hidden_tokens(model, settings.providers))
 
 
 def dearer(one: PriceSheet, other: PriceSheet) -> PriceSheet:

@@ -52,6 +52,7 @@ from nightmill.types import Lane, Quote, Usage
 
 DEADLINE = ("by", "deadline", "live_price")  # what a job's spec says of it
 LIVE_UP_TO = 10  # rows that run live unless told otherwise
+_NUMBERS = ("temperature", "max_output")  # that a task may say
 _EXPECTED_OUTPUT = 300  # tokens, where nobody knows better
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -388,6 +389,7 @@ def _parameters(home: Home, options: RunOptions, task: Task) -> Parameters:
         temperature=_first(options.temperature, task.temperature, home.settings.default_temperature),
         max_output=_first(options.max_output, task.max_output, home.settings.default_max_output),
         schema=schema,
+        suggested=[name for name in _NUMBERS if task.built_in and getattr(options, name) is None],
     )
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nightmill.errors import InputError, TaskError, UsageError
-from nightmill.providers import Encoded, Provider
+from nightmill.providers import OWN_SCHEMA, Encoded, Provider
 from nightmill.sources import decode_row_values, is_json
 from nightmill.tasks import ASKS, BoundTask, Column, Template, as_text
 from nightmill.types import Endpoint
@@ -31,16 +31,20 @@ DEFAULT_MAX_OUTPUT = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What is asked of the model beside the prompt. None: not said by the user or the task."""
+    """What is asked of the model beside the prompt. None: not said by the user or the task.
+
+    What is ``suggested`` only, by a task of ours, gives way where a model does not take it, as our defaults do.
+    """
 
     temperature: float | None = None
     max_output: int | None = None  # tokens
     schema: dict[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # further keys of the canonical request
+    suggested: Sequence[str] = ()  # of "temperature" and "max_output", those that no user said
 
     def to_dict(self) -> dict[str, Any]:
         return {"temperature": self.temperature, "max_output": self.max_output, "schema": self.schema,
-                "extra": dict(self.extra)}  # fmt: skip
+                "extra": dict(self.extra), "suggested": list(self.suggested)}  # fmt: skip
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Parameters:
@@ -250,14 +254,15 @@ class Compiled:
         if p.max_output is not None:
             request.pop("max_tokens", None)
             request[cap] = p.max_output
-            user_set.add(cap)
+            if "max_output" not in p.suggested:
+                user_set.add(cap)
         elif is_responses or "max_tokens" not in request:  # every request has a cap
             request.setdefault(cap, DEFAULT_MAX_OUTPUT)
-        if p.temperature is not None:
+        if p.temperature is not None and "temperature" not in p.suggested:
             user_set.add("temperature")
         if p.schema is not None:
             name = "text" if is_responses else "response_format"
-            user_set.add(name)
+            user_set |= {name, OWN_SCHEMA}
             request[name] = _format(p.schema, is_responses=is_responses)
 
     def _cut(self) -> tuple[list[bytes], tuple[str, ...]]:

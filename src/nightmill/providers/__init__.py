@@ -17,6 +17,9 @@ from nightmill.types import Answer, Endpoint, FailureKind, Usage
 Request = Mapping[str, Any]  # canonical: an OpenAI chat-completions, embeddings or responses body
 
 
+OWN_SCHEMA = "schema"  # in ``user_set``: the schema of answers is no row's own, so that each provider has its say of it
+
+
 def endpoint_of(request: Request) -> Endpoint:
     """What a canonical request is for. One to the responses endpoint always has ``max_output_tokens``."""
     if "messages" in request or "input" not in request:

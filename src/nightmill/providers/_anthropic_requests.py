@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nightmill.errors import CannotCarry
@@ -17,6 +17,7 @@ from nightmill.providers import Encoded, Request, endpoint_of
 from nightmill.providers._anthropic_shape import ANSWER_TOOL
 from nightmill.providers._fitting import fit_cap
 from nightmill.providers._openai_requests import carried, json_line, refuse_responses
+from nightmill.providers._schemas import ANTHROPIC_FORMAT, Unfit, fit, is_one_object, told_in_prompt
 
 URL = "/v1/messages"
 
@@ -43,6 +44,9 @@ def encoded(name: str, model: str, request: Request, user_set: frozenset[str]) -
     notes: list[str] = []
     thinks = _thinks(model, body)
     fit_cap(model, body, notes, user_set, thinks=thinks, context=0)
+    schema: dict[str, Any] = {}
+    _check_chat(body)
+    _add_schema(body, schema, notes, thinks=thinks)
     system, messages = _conversation(body)
     out: dict[str, Any] = {"model": model, "max_tokens": body["max_completion_tokens"]}
     if system:
@@ -51,7 +55,7 @@ def encoded(name: str, model: str, request: Request, user_set: frozenset[str]) -
     _add_sampling(model, body, out, notes, user_set)
     _add_stops(body, out)
     _add_tools(body, out)
-    _add_schema(body, out, notes, thinks=thinks)
+    out |= schema
     _add_user(body, out)
     _refuse_rest(name, body, notes, user_set)
     return Encoded(URL, json_line(out), tuple(notes), out["max_tokens"])
@@ -68,15 +72,18 @@ def _thinks(model: str, body: Mapping[str, Any]) -> bool:
 # -- what is asked -----------------------------------------------------------------------------
 
 
-def _conversation(body: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The system's texts, and the turns: what tools gave goes into turns of the user's."""
+def _check_chat(body: Mapping[str, Any]) -> None:
     chat = body.get("messages")
     if not isinstance(chat, list | tuple) or not chat:
         why = "a model answers to messages"
         raise CannotCarry("the request has no messages", why=why, fix="give each row a prompt")
+
+
+def _conversation(body: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The system's texts, and the turns: what tools gave goes into turns of the user's."""
     system: list[str] = []
     turns: list[dict[str, Any]] = []
-    for message in chat:
+    for message in body["messages"]:
         role = message.get("role") if isinstance(message, Mapping) else None
         if role in ("system", "developer"):
             if turns:
@@ -262,8 +269,11 @@ def _add_user(body: Mapping[str, Any], out: dict[str, Any]) -> None:
 # -- answers to a schema -----------------------------------------------------------------------
 
 
-def _add_schema(body: Mapping[str, Any], out: dict[str, Any], notes: list[str], *, thinks: bool) -> None:
-    """Bind the answer to a schema: by a tool that is forced on the model, or, while it thinks, by its output format."""
+def _add_schema(body: dict[str, Any], out: dict[str, Any], notes: list[str], *, thinks: bool) -> None:
+    """Bind the answer to a schema: by a tool that is forced on the model, or, while it thinks, by its output format.
+
+    A schema that neither takes is told in the prompt: then ``body`` has it in its messages, and ``out`` nothing.
+    """
     asked = body.get("response_format")
     kind = asked.get("type") if isinstance(asked, Mapping) else None
     if not isinstance(asked, Mapping) or kind == "text":
@@ -273,51 +283,30 @@ def _add_schema(body: Mapping[str, Any], out: dict[str, Any], notes: list[str], 
     if kind != "json_schema" or not isinstance(schema, Mapping):
         why = "a model is bound to a JSON Schema, or not at all"
         raise CannotCarry(f"response_format {kind} is not carried", why=why, fix="give a json_schema")
-    if schema.get("type", "object") != "object":
-        why = "an answer is an object here"
-        raise CannotCarry(f"a schema of the type {schema['type']}", why=why, fix="make it a property of an object")
-    schema = {"type": "object", **schema}
+    if schema.keys().isdisjoint(("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const")):
+        schema = {"type": "object", **schema}
     if thinks:
-        left: set[str] = set()
-        out["output_config"] = {"format": {"type": "json_schema", "schema": _plainer(schema, left)}}
-        if left:
-            names = ", ".join(sorted(left))
-            notes.append(f"the schema is sent without {names}: answers are held to all of it here")
+        try:
+            fitted = fit(schema, ANTHROPIC_FORMAT)
+        except Unfit as unfit:
+            _tell(body, schema, notes, str(unfit))
+            return
+        notes += [fitted.note] if fitted.note else []
+        out["output_config"] = {"format": {"type": "json_schema", "schema": fitted.schema}}
         return
-    if "tools" in out:
+    if not is_one_object(schema):
+        _tell(body, schema, notes, "the whole is not one kind of object")
+        return
+    if body.get("tools"):
         why = "an answer to a schema is a forced tool there, so that no other could be called"
         raise CannotCarry("both tools and a schema", why=why, fix="leave one of them out")
     out["tools"] = [{"name": ANSWER_TOOL, "description": "Give the answer with this.", "input_schema": schema}]
     out["tool_choice"] = {"type": "tool", "name": ANSWER_TOOL}
 
 
-_FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
-_TAKEN = frozenset({"type", "enum", "const", "required", "description", "title", "default", "$ref"})
-_ONE, _MANY, _NAMED = ("items",), ("anyOf", "allOf"), ("properties", "$defs")
-
-
-def _plainer(schema: Any, left: set[str]) -> Any:
-    """``schema`` in the words that output formats take; what went is added to ``left``.
-
-    What an answer may be becomes wider, but for objects: those are closed, as they have to be.
-    """
-    if not isinstance(schema, Mapping):
-        return schema
-    made: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in _TAKEN or (key == "format" and value in _FORMATS) or (key == "minItems" and value in (0, 1)):
-            made[key] = value
-        elif key in _ONE:
-            made[key] = _plainer(value, left)
-        elif key in (*_MANY, "oneOf") and isinstance(value, Sequence):
-            made["anyOf" if key == "oneOf" else key] = [_plainer(each, left) for each in value]
-        elif key in _NAMED and isinstance(value, Mapping):
-            made[key] = {name: _plainer(each, left) for name, each in value.items()}
-        elif key not in ("additionalProperties", "$schema", "$id"):
-            left.add(key)
-    if "properties" in made or made.get("type") == "object":
-        made["additionalProperties"] = False
-    return made
+def _tell(body: dict[str, Any], schema: Mapping[str, Any], notes: list[str], why: str) -> None:
+    body["messages"] = told_in_prompt(body["messages"], schema)
+    notes.append(f"the schema is said in the prompt: {why}, and answers are bound to one only")
 
 
 # -- what is left ------------------------------------------------------------------------------

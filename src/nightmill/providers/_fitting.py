@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from nightmill.errors import CannotCarry
-from nightmill.providers import Encoded, Request, endpoint_of
+from nightmill.providers import OWN_SCHEMA, Encoded, Request, endpoint_of
 from nightmill.providers._openai_requests import cap_of, carried, inputs_of, json_line, refuse_responses, whole_of
+from nightmill.providers._schemas import OPENAI_STRICT, Unfit, fit, is_one_object, told_in_prompt
 from nightmill.providers.servers import Server
 
 DEFAULT_CAP = 2_000
@@ -67,6 +67,7 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
         fit_cap(model, body, notes, user_set, thinks=thinks, context=context, field="max_output_tokens")
         if thinks:
             _drop_sampling(model, body, notes, user_set)
+        _fit_schema(server, body, notes, user_set)
         return Encoded(server.batch_url + "/responses", json_line(body), tuple(notes), cap_of(body))
     if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
         why = "a model answers to messages"
@@ -74,7 +75,7 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
     fit_cap(model, body, notes, user_set, thinks=thinks, context=context)
     if thinks:
         _drop_sampling(model, body, notes, user_set)
-    _fit_schema(server, body, notes)
+    _fit_schema(server, body, notes, user_set)
     cap_tokens = cap_of(body)
     body[server.max_tokens_field] = body.pop("max_completion_tokens")
     return Encoded(server.batch_url + "/chat/completions", json_line(body), tuple(notes), cap_tokens)
@@ -172,26 +173,54 @@ def _drop_sampling(model: str, body: dict[str, Any], notes: list[str], user_set:
         notes.append(f"{name} {body.pop(name)} left out: {model} takes none")
 
 
-def _fit_schema(server: Server, body: dict[str, Any], notes: list[str]) -> None:
-    """Where the server cannot be bound to a schema, the model is told it; answers are checked against it anyhow."""
-    asked = body.get("response_format")
-    if server.schema == "json_schema" or not isinstance(asked, Mapping) or asked.get("type") != "json_schema":
+def _fit_schema(server: Server, body: dict[str, Any], notes: list[str], user_set: frozenset[str]) -> None:
+    """How the answer is bound to a schema. What a row says itself is sent as it is."""
+    field = "text" if "text" in body else "response_format"
+    asked = body.get(field)
+    named = _named(asked)
+    if named is None or not isinstance(asked, Mapping):
         return
-    schema = asked.get("json_schema")
-    told = json.dumps(schema.get("schema") if isinstance(schema, Mapping) else schema, ensure_ascii=False)
-    text = f"Answer with one JSON object and nothing else. It must fit this JSON Schema: {told}"
-    messages = list(body["messages"])
-    first = messages[0] if isinstance(messages[0], Mapping) else {}
-    if first.get("role") == "system" and isinstance(first.get("content"), str):
-        messages[0] = {**first, "content": f"{first['content']}\n\n{text}"}
-    else:
-        messages.insert(0, {"role": "system", "content": text})
-    body["messages"] = messages
-    if server.schema == "json_object":
-        body["response_format"] = {"type": "json_object"}
-    else:
-        del body["response_format"]
-    notes.append("the schema is said in the prompt: the server cannot be bound to one")
+    schema = named.get("schema")
+    if server.schema != "json_schema" and field == "response_format":
+        body["messages"] = told_in_prompt(body["messages"], schema)
+        if server.schema == "json_object":
+            body[field] = {"type": "json_object"}
+        else:
+            del body[field]
+        notes.append("the schema is said in the prompt: the server cannot be bound to one")
+    elif server.strict and OWN_SCHEMA in user_set and isinstance(schema, Mapping):
+        _bind(body, field, named, notes)
+
+
+def _named(asked: Any) -> Mapping[str, Any] | None:
+    """The name and schema of what a request wants, at either endpoint; None where it wants no schema."""
+    if not isinstance(asked, Mapping):
+        return None
+    form = asked.get("format", asked)
+    if not isinstance(form, Mapping) or form.get("type") != "json_schema":
+        return None
+    named = form.get("json_schema", form)
+    return named if isinstance(named, Mapping) else {"schema": named}
+
+
+def _bind(body: dict[str, Any], field: str, named: Mapping[str, Any], notes: list[str]) -> None:
+    """Bind answers to a schema of the user's as closely as OpenAI can."""
+    schema = named["schema"]
+    try:
+        fitted_schema = fit(schema, OPENAI_STRICT)
+    except Unfit as unfit:
+        if is_one_object(schema):
+            notes.append(f"the schema is sent, but does not bind answers: {unfit}; they are held to all of it here")
+            return
+        key = "input" if field == "text" else "messages"
+        asked = body[key] if isinstance(body[key], list | tuple) else [{"role": "user", "content": body[key]}]
+        body[key] = told_in_prompt(asked, schema)
+        del body[field]
+        notes.append(f"the schema is said in the prompt: {unfit}, and answers are bound to one only")
+        return
+    notes += [fitted_schema.note] if fitted_schema.note else []
+    made = {**named, "schema": fitted_schema.schema, "strict": True}
+    body[field] = {"format": made} if field == "text" else {"type": "json_schema", "json_schema": made}
 
 
 def _fit_embeddings(

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from nightmill.errors import CannotCarry
 from nightmill.providers import Encoded, Request, endpoint_of
 from nightmill.providers._openai_requests import carried, json_line, refuse_responses, whole_of
+from nightmill.providers._schemas import GEMINI_JSON, Unfit, fit, told_in_prompt
 
 DEFAULT_CAP = 2_000
 THINKING_CAP = 8_000  # thoughts are billed as output and count against the cap
@@ -57,9 +58,9 @@ def encoded(name: str, model: str, request: Request, user_set: frozenset[str]) -
     if endpoint_of(asked) == "embeddings":
         return _embedding(model, asked, user_set)
     notes: list[str] = []
+    bound = _answer_format(asked, notes)
     body, said = _told(asked.pop("messages", None)), asked
-    config = _sampling(model, said, notes, user_set)
-    config |= _answer_format(said.pop("response_format", None))
+    config = _sampling(model, said, notes, user_set) | bound
     if thinking := _thinking(model, said.pop("reasoning_effort", None)):
         config["thinkingConfig"] = thinking
     body["generationConfig"] = config
@@ -217,7 +218,9 @@ def _thinking(model: str, effort: Any) -> dict[str, Any]:
     raise CannotCarry(f"reasoning_effort {effort!r} is not carried", why=f"{model} has no such", fix="leave it out")
 
 
-def _answer_format(asked: Any) -> dict[str, Any]:
+def _answer_format(body: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """How the answer is bound; takes ``response_format`` out of ``body``, and tells there what cannot be bound."""
+    asked = body.pop("response_format", None)
     kind = asked.get("type") if isinstance(asked, Mapping) else asked
     if kind in (None, "text"):
         return {}
@@ -228,7 +231,14 @@ def _answer_format(asked: Any) -> dict[str, Any]:
     if not isinstance(named, Mapping) or not isinstance(named.get("schema"), Mapping):
         why = "it is neither text, json_object nor a json_schema"
         raise CannotCarry("the response_format is not carried", why=why, fix="correct it")
-    return {**found, "responseJsonSchema": named["schema"]}
+    try:
+        fitted = fit(named["schema"], GEMINI_JSON)
+    except Unfit as unfit:
+        body["messages"] = told_in_prompt(body.get("messages") or (), named["schema"])
+        notes.append(f"the schema is said in the prompt: {unfit}, and answers are bound to one only")
+        return found
+    notes += [fitted.note] if fitted.note else []
+    return {**found, "responseJsonSchema": fitted.schema}
 
 
 def _tools(said: dict[str, Any]) -> dict[str, Any]:

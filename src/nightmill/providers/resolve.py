@@ -257,6 +257,14 @@ def lacking_key(ref: str, env: Mapping[str, str], tables: Tables = _NO_TABLES) -
     return " or ".join(server.keys) if server.lacks_key(env) else ""
 
 
+def hidden_tokens(ref: str, tables: Tables = _NO_TABLES) -> int:
+    """The most input tokens that whoever answers ``ref`` adds to a request by itself, and bills."""
+    provider, _ = parse_model(ref)
+    if provider not in SERVERS and provider not in tables:
+        return 0
+    return configured(provider, tables.get(provider, {})).hidden_tokens
+
+
 def runs_here(ref: str, env: Mapping[str, str], tables: Tables = _NO_TABLES) -> bool:
     """Whether the model runs on hardware of the user's own, so that nobody bills for it."""
     provider, model = parse_model(ref)

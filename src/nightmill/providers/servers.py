@@ -19,6 +19,7 @@ from nightmill.providers._env import is_nearby, no_key, sendable
 _MB = 1024 * 1024
 _USUAL_BATCH = {"batch_requests": 50_000, "batch_bytes": 100 * _MB}  # where nobody says what a batch may hold
 _INLINE_BYTES = 256_000_000 - 1024  # of a create with all its requests: nobody says which MB are meant
+_TOOL_PROMPT_TOKENS = 804  # before the tools of a request: the most of Anthropic's table of them, 290 to 804 by model
 _OPENAI_ONLY = frozenset({"key_header", "max_tokens_field", "schema", "responses", "window"})
 _GPT = r"(o[134]|gpt-[56])(?![0-9])"
 
@@ -39,6 +40,7 @@ class Server:
     max_tokens_field: str = "max_completion_tokens"
     schema: str = "json_schema"  # how an answer is bound to a schema: that, or "json_object", or "none"
     base64: bool = False  # whether embeddings come as base64 where that is asked for: fewer than half the bytes
+    strict: bool = False  # whether that binds answers as closely as OpenAI's rules let it
     responses: bool = False  # whether it has "/responses" beside "/chat/completions"
     batch_url: str = "/v1"  # what the lines of a batch file have before "/chat/completions"
     window: str = "24h"  # how long a batch may take, in hours or days
@@ -46,6 +48,7 @@ class Server:
     thinks_first: str = ""  # how models that reason are called, as a pattern: no sampling, a higher cap
     limits: Limits = field(default_factory=Limits)  # no batch lane where ``batch_requests`` is 0
     runs_models: bool = False  # itself, so that on the user's own hardware they cost nothing
+    hidden_tokens: int = 0  # most input tokens that it adds to a request by itself, and bills
     passes_on: str = ""  # how models are called that it has answered elsewhere, as a pattern
     example: str = "MODEL"
     wire: str = "openai"  # the format it speaks
@@ -77,14 +80,14 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
     {
         "openai": Server(
             "https://api.openai.com/v1", "OPENAI_BASE_URL", keys=("OPENAI_API_KEY",), thinks_first=_GPT,
-            responses=True, base64=True,
+            responses=True, base64=True, strict=True,
             limits=Limits(batch_requests=50_000, batch_bytes=200 * _MB, batch_inputs=50_000),
             example="gpt-5-mini",
         ),
         "anthropic": Server(
             "https://api.anthropic.com", "ANTHROPIC_BASE_URL", keys=("ANTHROPIC_API_KEY",), key_header="x-api-key",
             wire="anthropic", limits=Limits(batch_requests=100_000, batch_bytes=_INLINE_BYTES),
-            example="claude-haiku-4-5",
+            hidden_tokens=_TOOL_PROMPT_TOKENS, example="claude-haiku-4-5",
         ),
         "gemini": Server(
             "https://generativelanguage.googleapis.com", "GEMINI_BASE_URL", keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 _WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron")
 _FORMATS = {
     "date-time": "2026-01-15T12:00:00Z",
@@ -28,6 +30,18 @@ _MAX_DEPTH = 12  # below this only what is required, and the shortest of everyth
 
 class Unsatisfiable(ValueError):
     """The schema is one this generator has no instance for."""
+
+
+def _described(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a description ends with as JSON: words that bind nothing here, and that a model does as well as it can."""
+    text = schema.get("description")
+    if not isinstance(text, str) or not text.endswith("}") or '{"' not in text:
+        return {}
+    try:
+        said = msgspec.json.decode(text[text.index('{"') :])
+    except msgspec.DecodeError:
+        return {}
+    return said if isinstance(said, Mapping) else {}
 
 
 class _Maker:
@@ -71,7 +85,7 @@ class _Maker:
             folded["properties"] = {**schema.get("properties", {}), **part.get("properties", {})}
             folded["required"] = [*schema.get("required", ()), *part.get("required", ())]
             schema = {k: v for k, v in folded.items() if k != "allOf" and v not in ({}, [])}
-        return schema
+        return {**_described(schema), **schema}
 
     def _follow(self, ref: str) -> Mapping[str, Any]:
         at: Any = self._root

@@ -41,6 +41,7 @@ class Task:
     temperature: float | None = None
     max_output: int | None = None  # tokens
     expect: int | None = None  # output tokens of a typical answer
+    built_in: bool = False  # one of ours: its numbers give way where a model does not take them
     examples: list[dict[str, Any]] = field(default_factory=list)  # each an input, by name, and the output for it
 
     @property

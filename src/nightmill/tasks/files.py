@@ -45,7 +45,7 @@ class TaskFile:
         """Raises TaskError for what is no task."""
         table = self._table()
         table.pop("about", None)
-        return Task(self.name, **table)
+        return Task(self.name, built_in=self.path is None, **table)
 
     def about(self) -> str:
         """What the task does, in its own words; empty where it does not say. Raises TaskError."""

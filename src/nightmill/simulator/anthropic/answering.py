@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,17 @@ _CACHEABLE_TOKENS = 1024  # a shorter prefix is not cached, whatever the request
 _HOUR = "1h"
 _ONLY_LIVE = ("stream", "speed", "store", "previous_thread_event_id", "cache_hint", "context_hint")
 _ROLES = ("user", "assistant", "system")  # the last since version 2026-10-21, in the official client's types
+_TOOL_PROMPTS = (  # tokens said before the tools of a request: its models, by choice auto or none, by any or a tool
+    (r"opus-4-8", 290, 410),
+    (r"opus-4-7", 675, 804),
+    (r"(opus|sonnet)-4-6", 497, 589),
+    (r"(opus|sonnet|haiku)-4-5", 496, 588),
+    (r"(opus|sonnet)-4", 313, 315),
+    (r"sonnet-5(?!-)", 354, 474),
+    (r"3-opus", 530, 281),
+    (r"3(-5)?-haiku", 264, 340),
+    (r"", 675, 804),  # of the models that nobody has a number for: the most that there is
+)
 _THOUGHT = "Let me think about this for a moment."
 
 
@@ -116,6 +128,8 @@ def count(body: bytes, catalogue: Catalogue) -> int:
 
 def _blocks(asked: Asked | Counted) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Tokens and cache mark of each piece of a prompt, in the order in which caches see them."""
+    if asked.tools:
+        yield _tool_prompt(asked), None
     for tool in asked.tools or ():
         yield text_tokens(encode(tool).decode()), tool.get("cache_control")
     if asked.system:
@@ -124,6 +138,17 @@ def _blocks(asked: Asked | Counted) -> Iterator[tuple[int, dict[str, Any] | None
     for message in asked.messages:
         yield from _content(message.content)
         yield MESSAGE_TOKENS, None
+
+
+def _tool_prompt(asked: Asked | Counted) -> int:
+    """Tokens of what models are told about tools before those of the caller.
+
+    Source: Anthropic's table of tool use system prompts, as of the family 5.
+    """
+    choice = asked.tool_choice if isinstance(asked, Asked) else None
+    is_forced = (choice or {}).get("type") in ("any", "tool")
+    _, free, forced = next(each for each in _TOOL_PROMPTS if re.search(each[0], asked.model))
+    return forced if is_forced else free
 
 
 def _content(content: str | list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | None]]:

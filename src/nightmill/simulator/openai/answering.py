@@ -24,7 +24,7 @@ from nightmill.simulator.answering import (
 from nightmill.simulator.billing import Catalogue
 from nightmill.simulator.formats import Reply, encode
 from nightmill.simulator.instances import Unsatisfiable
-from nightmill.simulator.openai import responses
+from nightmill.simulator.openai import responses, strict
 from nightmill.simulator.openai.wire import CHAT_URL, RESPONSES_URL, ApiError, unknown_model
 
 _MAX_CHOICES = 128
@@ -351,6 +351,8 @@ def _schema(raw: bytes) -> dict[str, Any] | None:
         where = "response_format.json_schema" + ("" if form.json_schema is None else ".name")
         raise ApiError(400, f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter")
     schema = form.json_schema.get("schema")
+    if form.json_schema.get("strict") is True:
+        strict.check(schema)
     return schema if isinstance(schema, dict) else {"type": "object"}
 
 

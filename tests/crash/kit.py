@@ -44,6 +44,7 @@ DONE = (0, 3)  # exit codes: every row succeeded; finished with failed rows
 OVERTAKEN = 2  # exit code: another worker did the same job while this one still planned it
 PATIENT_S = 6.0  # a lease that nobody has to wait for: its owner is dead
 MODEL = "gpt-4o-mini"
+_NOT_OURS = ("NIGHTMILL_", "OPENAI_", "ANTHROPIC_", "GEMINI_", "GOOGLE_")  # of the environment that workers get
 
 # Short, but long enough that a busy machine does not turn every create into a doubtful one.
 TIMING = """
@@ -184,7 +185,7 @@ class Home:
         return self.folder / "home/nightmill.db"
 
     def env(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("NIGHTMILL_", "OPENAI_", "ANTHROPIC_"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_OURS)}
         return {
             **kept,
             "NIGHTMILL_HOME": str(self.folder / "home"),
@@ -192,6 +193,8 @@ class Home:
             "OPENAI_BASE_URL": self.simulator.url,
             "ANTHROPIC_API_KEY": self._own_key,
             "ANTHROPIC_BASE_URL": self.simulator.url.removesuffix("/v1"),
+            "GEMINI_API_KEY": "AIza-crash",
+            "GEMINI_BASE_URL": self.simulator.url.removesuffix("/v1"),
         }
 
     def start(self, kill_at: str = "", *, how: str = "kill", log: Path | None = None, **more: Any) -> Worker:
@@ -538,13 +541,26 @@ class _Audit:
 
     def _journaled(self, shards: list[Shard]) -> int:
         """What the answers on disk cost, by the simulator's own rates."""
-        card, total = Catalogue().card(MODEL, batch=False), 0
+        provider, _, model = self._scenario.model.partition("/")
+        card = Catalogue(provider="google" if provider == "gemini" else provider).card(model, batch=False)
         assert card is not None
-        for line in (line for shard in shards if shard.lane is Lane.LIVE for line in _answers(self._mill, shard)):
-            usage = ((line.get("response") or {}).get("body") or {}).get("usage")
-            if usage:
-                total += card.nanos(usage["prompt_tokens"], usage["completion_tokens"])
-        return total
+        live = (line for shard in shards if shard.lane is Lane.LIVE for line in _answers(self._mill, shard))
+        return sum(card.nanos(*tokens) for tokens in map(_tokens, live) if tokens)
+
+
+def _tokens(line: dict[str, Any]) -> tuple[int, int] | None:
+    """What an answer in a live journal used, input and output, in whichever format it is; None: nothing was answered.
+
+    No row of these scenarios is cached anywhere.
+    """
+    answer = line.get("response") or line.get("result") or {}
+    if told := answer.get("usageMetadata"):
+        return told["promptTokenCount"], told["candidatesTokenCount"] + told.get("thoughtsTokenCount", 0)
+    if told := (answer.get("message") or {}).get("usage"):
+        return told["input_tokens"], told["output_tokens"]
+    if told := (answer.get("body") or {}).get("usage"):
+        return told["prompt_tokens"], told["completion_tokens"]
+    return None
 
 
 def _journals(mill: Mill, shard: Shard) -> Iterator[list[dict[str, Any]]]:
@@ -558,7 +574,13 @@ def _journals(mill: Mill, shard: Shard) -> Iterator[list[dict[str, Any]]]:
 
 def _answers(mill: Mill, shard: Shard) -> Iterator[dict[str, Any]]:
     """The answers in a live shard's journals."""
-    return (line for lines in _journals(mill, shard) for line in lines if "custom_id" in line)
+    return (line for lines in _journals(mill, shard) for line in lines if _name(line))
+
+
+def _name(line: dict[str, Any]) -> str | None:
+    """Which request a line is the answer to; None: it is a mark."""
+    name: str | None = line.get("custom_id") or line.get("key")
+    return name
 
 
 def _unanswered(mill: Mill, shard: Shard) -> Iterator[str]:
@@ -572,7 +594,7 @@ def _unanswered(mill: Mill, shard: Shard) -> Iterator[str]:
                 pending.discard(line["lost"])
                 yield line["lost"]
             else:
-                pending.discard(line.get("unsent") or line["custom_id"])
+                pending.discard(line.get("unsent") or _name(line))
         yield from pending
 
 

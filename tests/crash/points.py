@@ -18,8 +18,6 @@ ELSEWHERE: dict[str, str] = {
     "refuse_key": "only where a provider takes a key no more; killed before it, the next worker is refused once more",
     "forgive_keys": "only where a person resumes after that; it lets a key be tried again, and moves nothing else",
     "models": "a call that costs nothing and changes nothing, to see whether a key is taken",
-    "exclude": "only where a batch of another turns out not to be ours, by a provider that tags none",
-    "back_to_doubt": "only where a batch that was taken for ours turns out not to be, by a provider that tags none",
     "note_answered": "only where a create is answered after its worker was overtaken; who looks finds its batch anyway",
     "give_back_finish": "only where building the results fails; what it gives back would run out by itself",
 }

@@ -82,8 +82,11 @@ BATCH = (
     ),
     Scenario(
         "batch-deadline", "batch", asked={"by": "7s", "concurrency": 4, **_TWO_SHARDS}, twice=4, unproven=True,
-        # a second after it was begun what its batches have not done is taken back; two rows of each go live
-        faults=(_fault("never_finishes"), _fault("null_counts"), _fault("row_errors", count=2)),
+        # a second after it was begun what its batches have not done is taken back; two rows of each go live, late
+        faults=(
+            _fault("never_finishes"), _fault("null_counts"), _fault("row_errors", count=2),
+            _fault("slow_cancel", lag_s=4200),
+        ),
         toml="cancel_s = 2.0\ncollect_s = 0.1\n",
     ),
 )  # fmt: skip
@@ -100,6 +103,11 @@ UNNAMED = tuple(
         ("dropped", {}, (_fault("create_dropped_before", **_ONCE),)),
         ("twin", {"twin": True}, (_ACCEPTED,)),
         ("only-a-twin", {"twin": True}, (_fault("create_500_before", **_ONCE),)),
+        # it still runs when it is taken for ours
+        (
+            "a-twin-that-runs", {"twin": True},
+            (_fault("create_500_before", **_ONCE), _fault("slow_batch", lag_s=600, times=1)),
+        ),
         ("one-shard", {"batch_size": 6}, (_ACCEPTED,)),
         ("listed-late", {}, (_ACCEPTED, _fault("late_listing", lag_s=600, times=1))),  # a second of ours
     )
@@ -131,4 +139,36 @@ LIVE = (
     ),
 )  # fmt: skip
 
-ALL = BATCH + UNNAMED + LIVE
+# Found again by the name that a batch shows, its file by one of its own; what ends early hands back nothing.
+_GEMINI = "gemini/gemini-2.5-flash-lite"
+GEMINI = tuple(
+    Scenario(f"gem-{name}", "batch", model=_GEMINI, asked={**_TWO_SHARDS, **more}, faults=faults, twice=twice)
+    for name, more, faults, twice in (
+        ("plain", {}, (), 0),
+        ("accepted", {}, (_ACCEPTED,), 0),
+        ("accepted-then-silence", {}, (_fault("create_accepted_then_timeout", delay_s=0.2, **_ONCE),), 0),
+        ("dropped", {}, (_fault("create_dropped_before", **_ONCE),), 0),
+        ("upload-lost", {}, (_fault("upload_500", **_ONCE),), 0),
+        (
+            "listed-late",
+            {"batch_size": 6},
+            (_ACCEPTED, _fault("late_listing", lag_s=600, times=1), _fault("poll_500", times=25)),
+            6,
+        ),
+        ("limited", {}, (_fault("enqueued_limit_later", limit=5, **_ONCE),), 0),
+        ("expired", {}, (_fault("expire_at", fraction=0.5, **_ONCE),), 0),
+        ("failing-rows", {}, (_fault("row_errors", count=1, **_ONCE),), 0),
+    )
+)
+LIVE_ELSEWHERE = tuple(
+    Scenario(
+        f"{name}-live", "live", model=model, rows=8, failed=1, unproven=True, asked={"concurrency": 3},
+        faults=(
+            _fault("live_429", count=1, after=1, retry_after=0.1), _fault("live_500", count=1, after=2),
+            _fault("live_timeout", count=1, after=3, delay_s=0.3),
+        ),
+    )
+    for name, model in (("gem", _GEMINI), ("ant", "anthropic/claude-haiku-4-5"))
+)  # fmt: skip
+
+ALL = BATCH + UNNAMED + GEMINI + LIVE + LIVE_ELSEWHERE

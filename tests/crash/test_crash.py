@@ -8,14 +8,16 @@ import pytest
 from campaign import Campaign, Kill
 from kit import Scenario
 from points import known_points
-from scenarios import ALL, BATCH, LIVE, UNNAMED
+from scenarios import ALL, BATCH, GEMINI, LIVE, LIVE_ELSEWHERE, UNNAMED
 
 pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.skipif(sys.platform == "win32", reason="there is neither SIGKILL nor SIGSTOP"),
 ]
 
-both_lanes = pytest.mark.parametrize("scenarios", [BATCH + UNNAMED, LIVE], ids=["batch", "live"])
+each_way = pytest.mark.parametrize(
+    "scenarios", [BATCH, LIVE, UNNAMED, GEMINI, LIVE_ELSEWHERE], ids=["batch", "live", "anthropic", "gemini", "others live"]
+)
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +41,9 @@ def test_every_point_is_reached(explored: Campaign) -> None:
 
 
 @pytest.mark.req("X1")
-@both_lanes
+@each_way
 def test_killed_at_every_point(explored: Campaign, scenarios: tuple[Scenario, ...]) -> None:
-    """Killed once at each point of a lane, the same command goes on to the right end."""
+    """Killed once at each point of a lane, at each provider, the same command goes on to the right end."""
     cases = [Kill(scenario, point) for point, scenario in explored.points_of(scenarios).items()]
     assert explored.strike(cases) == []
 

@@ -299,6 +299,23 @@ def test_never_finishes(base: str) -> None:
     assert until(base, made["id"], "cancelled")["request_counts"]["completed"] == ROWS
 
 
+def test_slow_cancel(base: str) -> None:
+    """Asked to be cancelled, it takes its time."""
+    set_faults(base, {"fault": "never_finishes"}, {"fault": "slow_cancel", "lag_s": 1e9})
+    made = create(base, chat_lines(ROWS)).json()
+    call(base, "POST", f"/v1/batches/{made['id']}/cancel")
+    call(base, "POST", "/simulator/forward", 1e8)
+    assert poll(base, made["id"])["status"] == "cancelling"
+
+
+def test_slow_batch(base: str) -> None:
+    """It takes its time: one that was made later overtakes it."""
+    set_faults(base, {"fault": "slow_batch", "lag_s": 80_000.0, "times": 1})
+    slow, quick = (create(base, chat_lines(ROWS)).json()["id"] for _ in range(2))
+    until(base, quick, "completed")
+    assert poll(base, slow)["status"] in ("validating", "in_progress")
+
+
 # --- files on the way down ---
 
 

@@ -174,12 +174,12 @@ class BatchRunner:
         if "never_finishes" in batch.faults:
             await batch.cancelled.wait()
             return State.CANCELLED
-        limit_s, share = config.batch_s, 1.0
+        limit_s, share = float(batch.faults.get("slow_batch", {}).get("lag_s", config.batch_s)), 1.0
         window_s = self._wire.window_s if config.window_s is None else config.window_s
         if "expire_at" in batch.faults:
             share = float(batch.faults["expire_at"].get("fraction", 0.8))
-        elif config.batch_s > window_s:
-            share = window_s / config.batch_s
+        elif limit_s > window_s:
+            share = window_s / limit_s
         await self._wait(batch, limit_s * share)
         if batch.cancelled.is_set():
             return State.CANCELLED
@@ -221,7 +221,7 @@ class BatchRunner:
             await self._wait(batch, self._config.finalizing_s)
             ending = State.CANCELLED if batch.cancelled.is_set() else ending
         if ending is State.CANCELLED:
-            await self._clock.sleep(self._config.cancel_s)
+            await self._clock.sleep(float(batch.faults.get("slow_cancel", {}).get("lag_s", self._config.cancel_s)))
         batch.input.unlink()
         if ending is not State.ENDED and not self._wire.keeps_partial:
             tally = Tally(not_run=batch.total)

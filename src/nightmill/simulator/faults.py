@@ -47,6 +47,8 @@ BATCH_FAULTS: dict[str, str] = {
     "batch_failed_unexplained": "failed, and no errors",
     "batch_failed_line": "line (1), code, message, param: failed, naming a line",
     "never_finishes": "stays in_progress until cancelled",
+    "slow_batch": "lag_s: so long until its rows are done",
+    "slow_cancel": "lag_s: so long from asking to cancel it until it is cancelled",
 }
 # Change answers, in batches and live.
 ANSWER_FAULTS: dict[str, str] = {

@@ -16,7 +16,9 @@ pytestmark = [
 ]
 
 each_way = pytest.mark.parametrize(
-    "scenarios", [BATCH, LIVE, UNNAMED, GEMINI, LIVE_ELSEWHERE], ids=["batch", "live", "anthropic", "gemini", "others live"]
+    "scenarios",
+    [BATCH, LIVE, UNNAMED, GEMINI, LIVE_ELSEWHERE],
+    ids=["batch", "live", "anthropic", "gemini", "others live"],
 )
 
 

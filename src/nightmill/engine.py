@@ -472,24 +472,22 @@ class Engine:
             log.info("job %s: %s: %s", job.id, state, _told(counts))
             for path, _ in packed:  # the ledger names the packed ones now
                 desk.store.path(path).unlink(missing_ok=True)
-            if kit.tidies and isinstance(kit.provider, BatchProvider):
-                await self._tidy(kit.provider, job.id, shards)
+            if kit.tidies:
+                await self._tidy(kit, shards)
         self._on_change(job.id)
 
-    async def _tidy(self, provider: BatchProvider, job_id: str, shards: Sequence[Shard]) -> None:
+    async def _tidy(self, kit: JobKit, shards: Sequence[Shard]) -> None:
         """A courtesy to the provider's storage: what is left of it is for `gc`."""
-        try:
-            await tidying.delete_files(self._desk, provider, shards)
-        except (ProviderError, TimeoutError) as error:
-            why = error.logged if isinstance(error, ProviderError) else "no answer in time"
-            log.warning("job %s: files stay at the provider: %s", job_id, why)
+        _, failed = await tidying.delete_files(self._desk, kit.work.keys, shards)
+        for error in failed:
+            log.warning("job %s: files stay at the provider: %s", kit.job.id, error.logged)
 
     async def _look_back(self, kit: JobKit, job: Job) -> bool:
         """Whether something came after its shard had settled; no job waits for a provider that cannot tell."""
         if job.lane is not Lane.BATCH or not isinstance(kit.provider, BatchProvider):
             return False
         try:
-            return await late.reopen(self._desk, kit.provider, job, settled_for_s=self._desk.timing.reread_s)
+            return await late.reopen(self._desk, kit.work.keys, job, settled_for_s=self._desk.timing.reread_s)
         except (ProviderError, TimeoutError) as error:
             why = error.logged if isinstance(error, ProviderError) else "no answer in time"
             log.warning("job %s: could not look for what came late: %s", job.id, why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,3 +165,51 @@ def test_what_is_at_both_accounts_is_listed_and_compared(tmp_path: Path) -> None
         assert "KEY_A (…" in told
         assert "KEY_B (…" in told
         assert "sk-a" not in told + table + listed.out + compared.out
+
+
+def test_what_is_in_doubt_stays_with_its_key(tmp_path: Path) -> None:
+    """A create that nobody answered, and its key revoked: it is never sent again, and the rest goes on."""
+    model = MODELS[0]
+    lost = {"fault": "create_accepted_then_500", "times": 1}
+    dry = {"fault": "quota_used_up", "key": A, "on": "create", "after": 1}
+    with two_keys(tmp_path, model, lost, dry, {"fault": "key_revoked", "key": A, "on": "list"}) as place:
+        done = run(place, model, "batch", "--batch-size", "10")
+        assert done.code == 1, done.err
+        assert (done.json["succeeded"], done.json["pending"]) == (10, 10)
+        assert "1 shard waits for KEY_A (…" in done.json["error"]["why"]
+        place.ask("faults", "DELETE")
+        done = place.run("resume", "@last", "--json")
+        assert done.code == 0, done.err
+        check_books(place, done.json)
+
+
+def test_files_are_tidied_away_at_each_account(tmp_path: Path) -> None:
+    """With provider_files = "delete" nothing of a finished job is left at any of its accounts."""
+    model, dry = MODELS[0], {"fault": "quota_used_up", "key": A, "after": 1, "on": "create"}
+    with two_keys(tmp_path, model, dry, more='[retention]\nprovider_files = "delete"\n') as place:
+        done = run(place, model, "batch", "--batch-size", "10")
+        assert done.code == 0, done.err
+        assert paid_by_key(place).keys() == {A, B}
+        assert [files_at(place, key) for key in (A, B)] == [[], []]
+
+
+def test_a_batch_made_elsewhere_is_adopted_with_the_key_that_sees_it(tmp_path: Path) -> None:
+    """Each key is asked for it; its job stays with that account."""
+    model = MODELS[0]
+    with two_keys(tmp_path, model) as place:
+        other = place.env | {"KEY_A": B, "KEY_B": "", "NIGHTMILL_HOME": str(tmp_path / "elsewhere")}
+        mine, place.env = place.env, other
+        assert run(place, model, "batch").code == 0
+        batch_id = place.log()[-1].get("batch_id") or next(e["batch_id"] for e in place.log() if e.get("batch_id"))
+        place.env = mine
+        done = place.run("adopt", f"openai/{batch_id}", "--json")
+        assert done.code == 0, done.err
+        assert done.json["succeeded"] == 20
+        shown = place.run("show", "@last", "--json").json
+        assert shown["shards"][0]["submissions"][0]["key"].startswith("KEY_B (…")
+
+
+def files_at(place: Place, key: str) -> list[str]:
+    asked = urllib.request.Request(f"{place.url}/files", headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(asked) as answer:
+        return [file["id"] for file in json.load(answer)["data"]]

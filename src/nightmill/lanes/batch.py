@@ -630,6 +630,8 @@ async def bring_back(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard
     except (ProviderError, TimeoutError) as error:
         if isinstance(error, ProviderError) and is_shut_out(error):
             raise
+        if isinstance(error, Refused) and keys.is_elsewhere(provider, shard.current):
+            raise keys.gone(provider, shard.current, error) from error
         reason = said(error) if isinstance(error, ProviderError) else "fetching the results took too long"
         await desk.book(desk.ledger.release, shard, due_in_s=max(desk.timing.poll_s, desk.backoff_s(2)), reason=reason)
         return None
@@ -728,7 +730,7 @@ async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard | N
                 files = {wire.OUTPUT: view.output_file, wire.ERROR: view.error_file}
                 seen.append((sub.n, facts(view, sub, over=True)))
         came = {kind: f"{folder}/{sub.name}.{shard.epoch}.{read}.{kind}.jsonl" for kind in files if kind in wanted}
-        came = {k: p for k, p in came.items() if (file := files[k]) and await provider.fetch(file, desk.store.path(p))}
+        came = {k: p for k, p in came.items() if (file := files[k]) and await _brought(desk, provider, sub, file, p)}
         if sub.unconfirmed:
             if not await _is_proven(desk, provider, shard, list(came.values())):
                 return None
@@ -737,6 +739,15 @@ async def _fetch(desk: Desk, provider: BatchProvider, shard: Shard) -> Shard | N
             ref = await asyncio.to_thread(kept, desk, shard, path)
             stored.append(StoredFile(ref, kind, shard.tag, sub.n, read_as))
     return await desk.book(desk.ledger.note_fetched, shard, read, stored, seen)
+
+
+async def _brought(desk: Desk, provider: BatchProvider, sub: Submission, file_id: str, path: str) -> bool:
+    """Whether a result file is there, and now here. To a key of another account it may only not be shown."""
+    if await provider.fetch(file_id, desk.store.path(path)):
+        return True
+    if keys.is_elsewhere(provider, sub):
+        raise keys.gone(provider, sub, Refused("fetch: refused", why=f"there is no file {file_id}", status=404))
+    return False
 
 
 async def _is_proven(desk: Desk, provider: BatchProvider, shard: Shard, came: Sequence[str]) -> bool:

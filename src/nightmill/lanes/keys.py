@@ -11,7 +11,7 @@ from collections.abc import Container, Mapping, Sequence
 from nightmill.errors import ProviderError, Refused
 from nightmill.lanes import Desk, Work
 from nightmill.ledger import RefusedKey, Shard, Submission, SubmissionState
-from nightmill.providers import Account, Provider, fingerprint_shown
+from nightmill.providers import Account, BatchProvider, Provider, fingerprint_shown
 from nightmill.types import Lane, ShardState
 
 _TO_SEND = (ShardState.PLANNED, ShardState.SENDING)
@@ -42,6 +42,12 @@ def choose(providers: Sequence[Provider], shard: Shard, refused: Container[str])
         return usable[0]
     is_sent = shard.lane is not Lane.CACHE and shard.state in _TO_SEND and not shard.cancel_requested
     return None if is_sent else (own or providers)[0]
+
+
+def one_each(providers: Sequence[Provider]) -> list[BatchProvider]:
+    """The providers with batches, one for each account."""
+    found = {each.account.id: each for each in reversed(providers) if isinstance(each, BatchProvider)}
+    return list(found.values())[::-1]
 
 
 def is_elsewhere(provider: Provider, sub: Submission) -> bool:

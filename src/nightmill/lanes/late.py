@@ -14,10 +14,10 @@ from typing import Any
 from nightmill import wire
 from nightmill.errors import ProviderError, Refused
 from nightmill.killpoints import reach
-from nightmill.lanes import Desk, untagged
+from nightmill.lanes import Desk, keys, untagged
 from nightmill.lanes.batch import KEPT_S, facts, find_batches, has_answers, is_of, kept, view_of
 from nightmill.ledger import CAME_LATE, Job, Late, LateBatch, Shard, StoredFile, Submission, SubmissionState
-from nightmill.providers import BatchProvider, BatchView, UntaggedBatches
+from nightmill.providers import BatchProvider, BatchView, Provider, UntaggedBatches
 from nightmill.types import Lane, ShardState
 
 
@@ -53,24 +53,39 @@ def _unread(shard: Shard) -> list[Submission]:
     return [s for s in booked if s.unproven_nanos or shard.missing]
 
 
-async def reopen(desk: Desk, provider: BatchProvider, job: Job, *, settled_for_s: float = 0.0) -> bool:
+async def reopen(desk: Desk, providers: Sequence[Provider], job: Job, *, settled_for_s: float = 0.0) -> bool:
     """Look once for what came late, and open the shards of which something did; whether any did.
+
+    ``providers``: one for each key; each account is asked for what was handed over to it.
 
     Raises:
         ProviderError: this was no complete look; nothing was changed.
         Conflict: something came, but an unfinished job has the name or fingerprint of this one.
     """
     shards = await desk.book(desk.ledger.shards_of, job.id)
-    doubted = doubtful(desk, shards, settled_for_s=settled_for_s)
-    if not doubted:
-        return False
-    batches = await _listed(desk, provider, doubted)
+    found: list[Late] = []
+    failed: ProviderError | None = None
+    asked = [(each, keys.choose(providers, each, ())) for each in doubtful(desk, shards, settled_for_s=settled_for_s)]
+    for provider in keys.one_each([provider for _, provider in asked if provider is not None]):
+        mine = [shard for shard, whose in asked if whose and whose.account == provider.account]
+        try:
+            found += await _came(desk, provider, mine)
+        except ProviderError as error:  # what another account has is taken all the same
+            failed = error
+    if failed is not None and not found:
+        raise failed
+    return bool(found) and await desk.book(desk.ledger.reopen, job, found)
+
+
+async def _came(desk: Desk, provider: BatchProvider, shards: Sequence[Shard]) -> list[Late]:
+    """What came late of shards of one account. Raises ProviderError: this was no complete look."""
+    batches = await _listed(desk, provider, shards)
     found = []
-    for shard in doubted:
+    for shard in shards:
         files, seen = await _appeared(desk, provider, shard)
         if files or seen or batches.get(shard.tag):
             found.append(Late(shard, tuple(batches.get(shard.tag, ())), tuple(files), tuple(seen)))
-    return bool(found) and await desk.book(desk.ledger.reopen, job, found)
+    return found
 
 
 async def _listed(desk: Desk, provider: BatchProvider, shards: Sequence[Shard]) -> dict[str, list[LateBatch]]:

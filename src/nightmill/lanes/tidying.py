@@ -7,11 +7,13 @@ money is unproven; an input file tells a look whose batch it was made for. What 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
-from nightmill.lanes import Desk
+from nightmill.errors import ProviderError
+from nightmill.lanes import Desk, keys
 from nightmill.lanes.late import doubtful
 from nightmill.ledger import Shard, Submission
-from nightmill.providers import BatchProvider
+from nightmill.providers import BatchProvider, Provider
 from nightmill.types import Lane, ShardState
 
 
@@ -26,12 +28,28 @@ def files_of(sub: Submission) -> list[str]:
     return [file for file in (sub.output_file, sub.error_file, sub.file_id) if file]
 
 
-async def delete_files(desk: Desk, provider: BatchProvider, shards: Sequence[Shard]) -> int:
-    """Delete what `spare` finds and this account may delete; how many files. Raises ProviderError."""
+async def delete_files(
+    desk: Desk, providers: Sequence[Provider], shards: Sequence[Shard]
+) -> tuple[int, list[ProviderError]]:
+    """Delete what `spare` finds, each file with the key of its account; how many files, and what went wrong."""
+    count, failed = 0, list[ProviderError]()
+    accounts = {provider.account.id: provider for provider in keys.one_each(providers)}
+    for account, mine in groupby(sorted(spare(desk, shards), key=_account), _account):
+        try:
+            if account in accounts:
+                count += await _delete(desk, accounts[account], list(mine))
+        except ProviderError as error:
+            failed.append(error)
+    return count, failed
+
+
+def _account(sub: Submission) -> str:
+    return sub.account
+
+
+async def _delete(desk: Desk, provider: BatchProvider, subs: Sequence[Submission]) -> int:
     count = 0
-    for sub in spare(desk, shards):
-        if sub.account != provider.account.id:
-            continue
+    for sub in subs:
         deleted = [await provider.delete_file(file) for file in files_of(sub)]
         count += sum(deleted)
         if all(deleted):

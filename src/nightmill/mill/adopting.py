@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -53,16 +54,28 @@ async def adopt(home: Home, reference: str, *, name: str | None = None) -> Adopt
     known = home.ledger.submission_of(batch_id)
     if known is not None:
         return Adopted(_adopted_before(home, batch_id, known), is_new=False)
-    provider = home.provider(account_model(provider_name, home.settings.env, home.settings.providers))
+    keyed = home.providers(account_model(provider_name, home.settings.env, home.settings.providers))
+    opened = [each for each in keyed if isinstance(each, OpenBatches)]
+    if not opened:
+        why = "it does not keep what was sent in a batch"
+        raise UsageError(f"batches of {provider_name} cannot be adopted", why=why, fix="fetch its results by hand")
     try:
-        if not isinstance(provider, OpenBatches):
-            why = "it does not keep what was sent in a batch"
-            raise UsageError(f"batches of {provider_name} cannot be adopted", why=why, fix="fetch its results by hand")
+        provider = await _that_sees(opened, batch_id)
         view = await _look(provider, batch_id)
         _refuse_ours(home, view)
         return await _take_over(home, provider, view, name)
     finally:
-        await provider.close()
+        for each in keyed:
+            await each.close()
+
+
+async def _that_sees(keyed: list[OpenBatches], batch_id: str) -> OpenBatches:
+    """The provider with the key that the batch is shown to; the last where none is: it says why."""
+    for provider in keyed[:-1]:
+        with contextlib.suppress(Refused):
+            await provider.poll(batch_id)
+            return provider
+    return keyed[-1]
 
 
 def _adopted_before(home: Home, batch_id: str, known: str) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nightmill.errors import Conflict, Refused, UsageError
+from nightmill.lanes import keys
 from nightmill.lanes.batch import is_shut_out, not_found, note_terms, said, unproven
 from nightmill.ledger import Shard
 from nightmill.mill.home import Home
@@ -86,7 +87,9 @@ def _claim_doubtful(home: Home, shard: Shard, adopt: str | None) -> Shard:
 
 
 def _batch_provider(home: Home, shard: Shard) -> BatchProvider:
-    provider = home.provider(home.job(shard.job_id).model)
+    provider = keys.choose(home.providers(home.job(shard.job_id).model), shard, ())
+    if provider is None:  # of a shard in doubt there is always one
+        raise TypeError(f"shard {shard.tag} is {shard.state}")
     if not isinstance(provider, BatchProvider):
         raise UsageError(f"{provider.name} has no batches", why="only a batch can be adopted", fix="use --resend")
     return provider

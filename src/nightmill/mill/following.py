@@ -79,7 +79,8 @@ class Follower:
                 return Look(job, now, 0, "", outside)
             self._journals[job_id] = SoFar(home.store, kit.provider, kit.list_sheet, kit.check), kit.provider
         journals, provider = self._journals[job_id]
-        if ledger.cooling_until(provider.account.id, provider.model) > ledger.moment():
+        accounts = {shard.submissions[-1].account for shard in shards if shard.submissions}
+        if any(ledger.cooling_until(account, provider.model) > ledger.moment() for account in accounts):
             outside = replace(outside, reason=_COOLING.format(provider.name))
         found = journals.look(shards)
         return Look(job, _joined(now, found), found.in_hand, self._key(job_id, found.last_row), outside)

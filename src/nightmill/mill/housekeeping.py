@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nightmill.config import LEAST_DAYS
-from nightmill.errors import Conflict, ProviderError, StoreError, UsageError
+from nightmill.errors import Conflict, StoreError, UsageError
 from nightmill.killpoints import reach
 from nightmill.lanes import late, tidying
 from nightmill.ledger import Job
 from nightmill.mill.home import Home
-from nightmill.providers import BatchProvider
 from nightmill.types import UNFINISHED
 from nightmill.wire import RESULTS
 
@@ -210,14 +209,17 @@ class _Sweeper:
                 self._swept.provider_files += sum(len(tidying.files_of(sub)) for sub in spare)
                 continue
             try:
-                provider = home.provider(job.model)
-                try:
-                    if isinstance(provider, BatchProvider):
-                        self._swept.provider_files += await tidying.delete_files(home.desk, provider, shards)
-                finally:
-                    await provider.close()
-            except (ProviderError, UsageError) as error:
+                keyed = home.providers(job.model)
+            except UsageError as error:
                 self._swept.notes.append(f"files of job {job_id} stay at the provider: {error}")
+                continue
+            try:
+                count, failed = await tidying.delete_files(home.desk, keyed, shards)
+            finally:
+                for provider in keyed:
+                    await provider.close()
+            self._swept.provider_files += count
+            self._swept.notes += [f"files of job {job_id} stay at the provider: {error}" for error in failed]
 
     # -- shared by the rules above
 

@@ -21,8 +21,9 @@ async def look_again(home: Home, job: Job) -> bool:
     """
     if job.finished_at is None or job.spec.get("wire") or not late.doubtful(home.desk, home.ledger.shards_of(job.id)):
         return False
-    provider = home.provider(job.model)
+    keyed = home.providers(job.model)
     try:
-        return isinstance(provider, BatchProvider) and await late.reopen(home.desk, provider, job)
+        return isinstance(keyed[0], BatchProvider) and await late.reopen(home.desk, keyed, job)
     finally:
-        await provider.close()
+        for provider in keyed:
+            await provider.close()

@@ -113,6 +113,24 @@ UNNAMED = tuple(
     )
 )  # fmt: skip
 
+# The first rows go first; nobody waits for more of them than there are.
+CANARY = (
+    Scenario("canary-batch", "batch", asked={"canary": 2, **_TWO_SHARDS}),
+    Scenario(  # killed between a mark and its answer, a live row is sent again
+        "canary-live", "batch", rows=12, twice=2, unproven=True,
+        asked={"lane": "auto", "canary": 2, "batch_size": 5},
+    ),
+    Scenario(
+        "canary-bad", "live", rows=8, failed=8, asked={"command": "insist", "once": True, "canary": 2},
+        faults=(_fault("empty_answers", count=2),),
+    ),
+    Scenario(
+        "turned-bad", "live", rows=40, failed=40,
+        asked={"command": "resume", "once": True, "canary": 0, "min_valid": 0.9, "concurrency": 4},
+        faults=(_fault("empty_answers", from_row=10),),
+    ),
+)  # fmt: skip
+
 LIVE = (
     Scenario("live", "live", rows=8, asked={"command": "nightmill run", "concurrency": 3}),
     Scenario("live-again", "live", rows=8, asked={"concurrency": 3}, before="killed while sending"),
@@ -179,4 +197,4 @@ LIVE_ELSEWHERE = tuple(
     for name, model in (("gem", _GEMINI), ("ant", "anthropic/claude-haiku-4-5"))
 )  # fmt: skip
 
-ALL = BATCH + UNNAMED + GEMINI + LIVE + LIVE_ELSEWHERE
+ALL = BATCH + UNNAMED + GEMINI + CANARY + LIVE + LIVE_ELSEWHERE

@@ -8,7 +8,7 @@ import pytest
 from campaign import Campaign, Kill
 from kit import Scenario
 from points import known_points
-from scenarios import ALL, BATCH, GEMINI, LIVE, LIVE_ELSEWHERE, UNNAMED
+from scenarios import ALL, BATCH, CANARY, GEMINI, LIVE, LIVE_ELSEWHERE, UNNAMED
 
 pytestmark = [
     pytest.mark.timeout(1800),
@@ -17,7 +17,7 @@ pytestmark = [
 
 each_way = pytest.mark.parametrize(
     "scenarios",
-    [BATCH, LIVE, UNNAMED, GEMINI, LIVE_ELSEWHERE],
+    [BATCH, LIVE + CANARY, UNNAMED, GEMINI, LIVE_ELSEWHERE],
     ids=["batch", "live", "anthropic", "gemini", "others live"],
 )
 

@@ -51,7 +51,11 @@ _MODEL = "openai/gpt-4o-mini"
 
 def options_of(folder: Path, asked: dict[str, Any]) -> RunOptions:
     """What the command line would be."""
-    said = {k: asked[k] for k in ("lane", "by", "batch_size", "budget_nanos", "concurrency") if k in asked}
+    said = {
+        k: asked[k]
+        for k in ("lane", "by", "batch_size", "budget_nanos", "concurrency", "canary", "min_valid")
+        if k in asked
+    }
     prompt = asked.get("prompt", _PROMPT)
     return RunOptions((str(folder / "in.csv"),), prompt=prompt, model=asked["model"], max_output=400, **said)
 
@@ -104,6 +108,14 @@ async def resume(mill: Mill, job: Job, _: dict[str, Any]) -> None:
     if (await work(mill, job)).state is JobState.PAUSED:
         mill.resume(mill.job(job.id))
         await work(mill, job)
+
+
+async def insist(mill: Mill, job: Job, asked: dict[str, Any]) -> None:
+    """run; where the first rows stop it, give the same command again, which stops again, and then go on all the same"""
+    if (await work(mill, job)).state is JobState.PAUSED:
+        mill.submit(mill.prepare(options_of(mill.settings.home.parent, asked)))
+        await work(mill, job)
+        await resume(mill, job, asked)
 
 
 async def cancel(mill: Mill, job: Job, _: dict[str, Any]) -> None:
@@ -273,7 +285,7 @@ def _call(url: str, method: str = "GET", body: bytes | None = None) -> Any:
 COMMANDS = {
     "run": plain, "resume": resume, "cancel": cancel, "retry": retry, "late": late, "poor": poor, "tight": tight,
     "resolve": resolve, "delete": delete, "sweep": sweep, "adopt": plain, "reconcile": reconcile,
-    "unnamed": unnamed,
+    "unnamed": unnamed, "insist": insist,
 }  # fmt: skip
 
 

@@ -161,10 +161,12 @@ def verdict(job: Job, found: Canary, free: int | None, least: float | None) -> t
     if found.rows and least is not None and found.valid < least * found.rows:
         told = f"of the first {found.rows:,} rows {share(found.valid, found.rows)} have a valid answer; --min-valid "
         return "min_valid", f"{told}asks for {least:.0%}: {named}"
+    if job.quote is None or found.expected_nanos <= job.quote.expected_nanos:
+        return None, ""
     rest = found.expected_nanos - found.spent_nanos
     dearer = f"by its first {found.rows:,} rows the job will probably cost ${usd(found.expected_nanos):.6f}"
     if free is not None and rest > free:
         return "budget", f"{dearer}, of which ${usd(rest):.6f} are to come, and the budget has ${usd(free):.6f} free"
-    if job.quote is not None and found.expected_nanos > job.quote.at_most_nanos:
+    if found.expected_nanos > job.quote.at_most_nanos:
         return "budget", f"{dearer}, and you agreed to ${usd(job.quote.at_most_nanos):.6f} at most"
     return None, ""

@@ -246,12 +246,12 @@ def phase(look: Look) -> str:
         return "done"
     if job.cancel_requested:
         return "cancelling"
-    if job.canary_last is not None and job.canary is None and job.state is not JobState.PAUSED:
-        return "first rows"
     doing = next((words for state, words in _PHASES if states.get(state)), "writing results")
     if job.lane is Lane.LIVE and states.get(ShardState.PLANNED) and states.get(ShardState.SETTLED):
         doing = "sending"  # between two slices: what the slice in hand is at changes too fast to say
     doing = doing.format(job.model.partition("/")[0])
+    if job.canary_last is not None and job.canary is None:
+        doing = f"first rows: {doing}"
     return f"paused, {doing}" if job.state is JobState.PAUSED else doing
 
 

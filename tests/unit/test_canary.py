@@ -1,0 +1,138 @@
+"""First rows and the watch: what is too bad, what the first rows tell of the whole, and which rows they are."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plan_kit import CAP, ROOMY, plan_of, sheet_of
+
+from nightmill.canary import LEAST_ROWS, WINDOW, Watch, is_too_bad, verdict
+from nightmill.ledger import Canary, Job
+from nightmill.plan import Bounds, First
+from nightmill.types import JobState, Lane, Quote
+
+FOUND = Canary(20, 20, {}, 100, 50, 1_000, 20_000, 1_000_000, 5_000_000)
+
+
+def job_of(expected: int = 900_000, at_most: int = 6_000_000) -> Job:
+    quote = Quote(Lane.BATCH, 1_000, 1, 1, expected, at_most, 1, 1, "tests")
+    return Job(
+        "job", None, JobState.RUNNING, None, None, "f", "openai/m", Lane.BATCH, {}, quote, 1_000, 0, 0, 0, None, False,
+        0.0, None, None, 1, 19, None,
+    )  # fmt: skip
+
+
+@given(st.integers(0, 500), st.integers(0, 500), st.floats(0.01, 1.0))
+def test_more_valid_answers_are_never_worse(rows: int, valid: int, least: float) -> None:
+    """What stops a job stops it with fewer valid answers as well, and a share that is met never does."""
+    valid = min(valid, rows)
+    if is_too_bad(valid, rows, least):
+        assert valid < rows * least
+        assert rows >= LEAST_ROWS
+        assert valid == 0 or is_too_bad(valid - 1, rows, least)
+
+
+def test_chance_stops_no_job() -> None:
+    """Answers somewhat better than the floor pass a window after the other; some that are far below it do not."""
+    rand, seen = random.Random(7), Watch()
+    for _ in range(100_000):
+        seen.add(valid=rand.random() < 0.93, least=0.9)
+    assert not seen.tripped
+    bad = 0
+    while not seen.tripped:
+        seen.add(valid=False, least=0.9)
+        bad += 1
+    assert bad <= WINDOW / 4
+
+
+def test_a_watch_begins_anew_when_a_person_lets_the_job_go_on() -> None:
+    """Rows from before say nothing then."""
+    seen = Watch()
+    for _ in range(LEAST_ROWS):
+        seen.add(valid=False, least=0.5)
+    assert seen.tripped
+    seen.reset()
+    seen.add(valid=False, least=0.5)
+    assert not seen.tripped
+
+
+@pytest.mark.parametrize(
+    ("valid", "least", "free", "quoted", "stopped"),
+    [
+        (20, None, None, 900_000, None),
+        (1, None, None, 900_000, None),
+        (0, None, None, 900_000, "canary"),
+        (18, 0.9, None, 900_000, None),
+        (17, 0.9, None, 900_000, "min_valid"),
+        (20, 0.9, 979_999, 900_000, "budget"),
+        (20, 0.9, 980_000, 900_000, None),
+        (20, 0.9, 1, 1_000_000, None),  # it costs what was quoted: waves as ever
+    ],
+)
+def test_why_first_rows_stop_a_job(
+    valid: int, least: float | None, free: int | None, quoted: int, stopped: str | None
+) -> None:
+    """None valid, fewer than the floor, or more than quoted and than there is: each has its word and its reason."""
+    found = replace(FOUND, valid=valid, why={"invalid_output: no score": 20 - valid} if valid < 20 else {})
+    word, reason = verdict(job_of(expected=quoted), found, free, least)
+    assert (word, bool(reason)) == (stopped, stopped is not None)
+    if valid < 20 and stopped:
+        assert "invalid_output: no score" in reason
+
+
+def test_more_than_was_agreed_to_stops_a_job() -> None:
+    """The most that a person said yes to is not passed without asking."""
+    assert verdict(job_of(at_most=999_999), FOUND, None, None)[0] == "budget"
+    assert verdict(job_of(at_most=1_000_000), FOUND, None, None)[0] is None
+
+
+def first(rows: int, above: int, lane: Lane = Lane.BATCH, bounds: Bounds = ROOMY) -> First:
+    return First(rows, above, lane, bounds, sheet_of(lane))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 12), st.integers(1, 5))
+def test_first_rows_are_shards_of_their_own_only_where_enough_come(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, own: int, more: int, size: int
+) -> None:
+    """Every row is in one shard, in order; the first ones share none with the others, and fewer rows are as ever."""
+    folder = tmp_path_factory.mktemp("plan")
+    texts = [f"row {i}" for i in range(rows)]
+    how = first(own, own + more, Lane.LIVE, Bounds(size, 0, None))
+    _, _, plan = plan_of(folder, texts, first=how)
+    assert sum(shard.count for shard in plan.shards) == rows
+    if rows <= own + more:
+        assert plan.canary_last is None
+        assert [(s.lane, s.count) for s in plan.shards] == [(Lane.BATCH, rows)]
+        return
+    assert plan.canary_last == own - 1
+    ahead = [s for s in plan.shards if s.last < own]
+    assert sum(s.count for s in ahead) == own
+    assert all(s.lane is Lane.LIVE and s.count <= size for s in ahead)
+    assert [(s.lane, s.first, s.last) for s in plan.shards if s not in ahead] == [(Lane.BATCH, own, rows - 1)]
+
+
+def test_rows_that_are_not_sent_are_no_first_rows(tmp_path: Path) -> None:
+    """Duplicates neither make a job large nor fill its canary."""
+    texts = ["same"] * 6 + [f"row {i}" for i in range(6)]
+    _, _, small = plan_of(tmp_path, texts, "small", first=first(2, 7))
+    assert (small.duplicates, small.canary_last) == (5, None)
+    _, _, large = plan_of(tmp_path, texts, "large", first=first(2, 6))
+    assert large.canary_last == 6
+    assert [(s.count, s.last) for s in large.shards] == [(2, 6), (5, 11)]
+
+
+def test_the_quote_counts_first_rows_at_the_price_of_their_lane(tmp_path: Path) -> None:
+    """Live rows ahead of a batch cost twice as much, in what is expected and at most."""
+    texts = [f"row {i:03d}" for i in range(10)]
+    _, _, plain = plan_of(tmp_path, texts, "plain")
+    _, _, ahead = plan_of(tmp_path, texts, "ahead", first=first(2, 5, Lane.LIVE))
+    assert ahead.quote.expected_nanos == plain.quote.expected_nanos * 12 // 10
+    assert ahead.quote.at_most_nanos == pytest.approx(plain.quote.at_most_nanos * 1.2, rel=0.01)
+    assert ahead.fingerprint == plain.fingerprint
+    assert sum(shard.cap_tokens for shard in ahead.shards) == 10 * CAP

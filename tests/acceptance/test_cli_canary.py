@@ -135,3 +135,114 @@ def test_a_job_whose_answers_turn_bad_half_way_stops_before_it_spends_the_rest(t
         assert on.code == 3, on.err
         assert (on.json["pending"], adds_up(on.json), on.json["sent"]) == (0, True, 2_000)
         assert is_billed(place, on.json)
+
+
+def test_batches_under_way_are_cancelled_when_answers_are_too_bad(tmp_path: Path) -> None:
+    """One that would never end is ended; what it has not done is not paid, and goes out when the job is resumed."""
+    stuck = {"fault": "never_finishes", "after": 1, "times": 1}
+    with server({"fault": BAD, "fraction": 0.5, "on": "batch"}, stuck) as url:
+        place = place_at(tmp_path, url)
+        done = run(place, 60, "--canary", "0", "--min-valid", "0.9", "--batch-size", "30")
+        assert [event["event"] for event in place.log()].count("cancel") == 1
+        assert (done.code, done.json["pending"] > 0) in {(5, True), (3, False)}, done.err
+        assert is_billed(place, done.json)
+        place.ask("faults", "DELETE")
+        on = place.run("resume", "@last", "--json") if done.code == 5 else done
+        assert (on.code, on.json["pending"], adds_up(on.json)) == (3, 0, True), on.err
+        assert is_billed(place, on.json)
+
+
+def test_whoever_detaches_waits_for_live_first_rows(tmp_path: Path) -> None:
+    """They are answered and looked at before the rest is handed over; bad ones end it with 5, and nothing is sent."""
+    with server() as url:
+        place = place_at(tmp_path, url)
+        left = run(place, 40, "--canary", "5", "--detach")
+        assert (left.code, left.json["canary"]["valid"], left.json["rows_left"]) == (0, 5, 0), left.err
+        done = place.run("results", "@last", "--out", "r.jsonl", "--json")
+        assert [row["lane"] for row in place.results("r.jsonl")] == ["live"] * 5 + ["batch"] * 35, done.err
+    with server({"fault": BAD, "on": "live"}) as url:
+        place = place_at(tmp_path, url)
+        bad = run(place, 41, "--canary", "5", "--detach", "--no-cache")
+        assert (bad.code, bad.json["status"], bad.json["sent"]) == (5, "paused", 5), bad.err
+
+
+def test_first_rows_in_a_batch_leave_the_rest_to_whoever_comes_back(tmp_path: Path) -> None:
+    """Asked for batches, first rows are one; who detaches is told what is left, and coming back sends it."""
+    with in_thread(SimulatorConfig(speed=600.0, batch_s=1_200.0)) as url:
+        place = place_at(tmp_path, url)
+        left = run(place, 40, "--canary", "5", "--detach", "--lane", "batch")
+        assert (left.code, left.json["rows_at_provider"], left.json["rows_left"]) == (0, 5, 35), left.err
+        assert left.json["canary"] is None
+        assert "still to send: 35 rows, by whoever comes back when the first rows are answered" in left.err
+        done = place.run("results", "@last", "--out", "r.jsonl", "--json")
+        assert (done.code, done.json["canary"]["valid"]) == (0, 5), done.err
+        assert {row["lane"] for row in place.results("r.jsonl")} == {"batch"}
+        assert is_billed(place, done.json)
+
+
+def test_first_rows_of_a_job_with_a_deadline_go_live(tmp_path: Path) -> None:
+    """There is no time for a batch of their own; they are not counted among the rows rescued for the deadline."""
+    with server() as url:
+        place = place_at(tmp_path, url)
+        done = run(place, 40, "--canary", "5", "--by", "2h", "--lane", "batch", "--out", "r.jsonl")
+        assert (done.code, done.json["rescued"], done.json["canary"]["valid"]) == (0, 0, 5), done.err
+        assert [row["lane"] for row in place.results("r.jsonl")] == ["live"] * 5 + ["batch"] * 35
+        assert is_billed(place, done.json)
+
+
+def test_rows_that_cost_more_than_there_is_pause_the_job_with_four(tmp_path: Path) -> None:
+    """Where a row takes more than the quote said, and the money would not do, a person decides before it is spent."""
+    with server() as url:
+        place = place_at(tmp_path, url)
+        (tmp_path / "short.toml").write_text('prompt = "Say {{ text }}"\nexpect = 1\nmax_output = 400\n')
+        rows = place.rows(200, "a line to speak of {}")
+        asked = ("run", rows, "--task", "short.toml", "--model", MODEL, "--yes", "--json", "--canary", "10")
+        done = place.run(*asked, "--budget", "0.0015")
+        assert (done.code, done.json["stopped"], done.json["sent"]) == (4, "budget", 10), done.err
+        canary = done.json["canary"]
+        assert canary["quoted_usd"] < 0.0015 < canary["expected_usd"]
+        assert "by its first 10 rows the job will probably cost $0.00" in done.json["error"]["why"]
+        same = place.run(*asked)
+        assert (same.code, same.json["sent"]) == (4, 10), same.err
+        richer = place.run(*asked, "--budget", "1")
+        assert (richer.code, richer.json["succeeded"]) == (0, 200), richer.err
+        assert is_billed(place, richer.json)
+
+
+def test_two_processes_decide_about_first_rows_once(tmp_path: Path) -> None:
+    """Started twice at once, the job's first rows run once, and nothing else before they were looked at."""
+    with server() as url:
+        place = place_at(tmp_path, url)
+        asked = ("run", place.rows(60, "a {}"), *ASKED, "--canary", "5", "--batch-size", "20")
+        first = place.start(*asked)
+        second = place.run(*asked)
+        one = first.end()
+        assert (one.code, second.code) == (0, 0), one.err + second.err
+        bill = place.invoice()
+        assert (bill["live_calls"], len(bill["batches"]), bill["executed_more_than_once"]) == (5, 3, 0)
+
+
+def test_settings_say_it_for_all_jobs(tmp_path: Path) -> None:
+    """[defaults] canary and min_valid hold where nothing else is said, a share as a number or in percent."""
+    with server({"fault": BAD, "count": 2, "on": "live"}) as url:
+        place = place_at(tmp_path, url)
+        settings = tmp_path / "nightmill.toml"
+        settings.write_text('[defaults]\ncanary = 10\nmin_valid = "85%"\n' + settings.read_text())
+        done = run(place, 501)
+        assert (done.code, done.json["canary"]["rows"], done.json["canary"]["valid"]) == (5, 10, 8), done.err
+        assert "asks for 85%" in done.json["error"]["why"]
+        settings.write_text(settings.read_text().replace('"85%"', "0.8"))
+        done = run(place, 501, "--new", "--no-cache")
+        assert (done.code, done.json["canary"]["valid"]) == (0, 10), done.err
+        settings.write_text(settings.read_text().replace("min_valid = 0.8", "min_valid = 8"))
+        wrong = run(place, 501)
+        assert (wrong.code, "a share above 0, such as 0.9 or 90%" in wrong.err) == (2, True)
+
+
+@pytest.mark.parametrize("said", [("--min-valid", "0"), ("--min-valid", "101%"), ("--canary", "-1")])
+def test_what_is_no_share_or_number_is_refused(tmp_path: Path, said: tuple[str, str]) -> None:
+    """Before anything is planned, with what it should have been."""
+    place = Place(tmp_path)
+    done = place.run("run", place.rows(2), "--prompt", "{{ text }}", "--model", "python:funcs.upper", *said)
+    assert done.code == 2
+    assert said[0] in done.err

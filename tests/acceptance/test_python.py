@@ -564,3 +564,23 @@ def test_ctrl_c_ends_a_cell_and_the_same_cell_goes_on(place: Place) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["interrupted running", "completed 300 True", "stopped running", "completed"]
+
+
+@pytest.mark.req("X3")
+def test_first_rows_can_be_looked_at_and_stop_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """job.canary has what they showed; too few valid answers raise, and resume goes on all the same."""
+    asked: dict[str, Any] = {"prompt": "{{ text }}", "model": MODEL, "max_output": 50, "canary": 4}
+    bad = {"fault": "empty_answers", "from_row": 12, "count": 3, "on": "live"}  # of the second job
+    with in_thread(SimulatorConfig(**FAST, batch_s=20, faults=[bad])) as url:
+        enter(Place(tmp_path, url), monkeypatch)
+        job = nm.run([f"good {i}" for i in range(12)], **asked, min_valid=0.5)
+        assert job.canary is not None
+        assert (job.canary["rows"], job.canary["valid"], job.canary["stopped"]) == (4, 4, None)
+        assert job.canary["row_usd"] > 0
+        with pytest.raises(errors.StoppedByAnswers, match="too few answers are valid"):
+            nm.run([f"bad {i}" for i in range(12)], **asked, min_valid="50%")
+        stopped = nm.Mill().job("@last")
+        assert (stopped.state, stopped.counts["sent"]) == ("paused", 4)
+        assert stopped.resume().counts["succeeded"] == 9
+        with pytest.raises(errors.UsageError, match="min_valid = 2"):
+            nm.run(["one"], **asked, min_valid=2)

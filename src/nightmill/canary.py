@@ -70,9 +70,9 @@ async def watch(desk: Desk, job_id: str, seen: Watch) -> float | None:
     if seen.told and job.stopped is None:
         seen.reset()
     least = least_valid(job)
-    if least is None:
+    if least is None or (job.canary_last is not None and job.canary is None):  # the latter is decided about first
         seen.reset()
-        return None
+        return least
     reason = ""
     if seen.tripped:
         reason = _too_bad(sum(seen.ended), len(seen.ended), least, "last")
@@ -91,7 +91,7 @@ async def watch(desk: Desk, job_id: str, seen: Watch) -> float | None:
 
 
 def _too_bad(valid: int, rows: int, least: float, which: str) -> str:
-    return f"of the {which} {rows:,} answers {share(valid, rows)} are valid; --min-valid asks for {least:.0%}"
+    return f"of the {which} {rows:,} answers {share(valid, rows)} are valid; --min-valid asks for {least * 100:g}%"
 
 
 def share(valid: int, rows: int) -> str:
@@ -160,7 +160,7 @@ def verdict(job: Job, found: Canary, free: int | None, least: float | None) -> t
         return "canary", f"none of the first {found.rows:,} rows has a valid answer: {named}"
     if found.rows and least is not None and found.valid < least * found.rows:
         told = f"of the first {found.rows:,} rows {share(found.valid, found.rows)} have a valid answer; --min-valid "
-        return "min_valid", f"{told}asks for {least:.0%}: {named}"
+        return "min_valid", f"{told}asks for {least * 100:g}%: {named}"
     if job.quote is None or found.expected_nanos <= job.quote.expected_nanos:
         return None, ""
     rest = found.expected_nanos - found.spent_nanos

@@ -102,6 +102,16 @@ def test_bad_first_rows_stop_the_job_before_the_rest_and_a_person_may_insist(tmp
         assert is_billed(place, lower.json)
 
 
+def test_first_rows_that_are_all_bad_stop_the_job_once(tmp_path: Path) -> None:
+    """The first rows are decided about as such, not by the watch over all answers: whoever resumes is asked once."""
+    with server({"fault": BAD, "on": "live"}) as url:
+        place = place_at(tmp_path, url)
+        done = run(place, 60, "--canary", "25", "--min-valid", "0.5")
+        assert (done.code, done.json["stopped"], done.json["sent"]) == (5, "canary", 25), done.err
+        on = place.run("resume", "--json")
+        assert (on.code, on.json["succeeded"]) == (3, 35), on.err
+
+
 def test_resume_goes_on_whatever_the_first_rows_were(tmp_path: Path) -> None:
     """Without a floor a job stops where no first row has a valid answer; resumed it runs to its end."""
     with server({"fault": BAD, "count": 3, "on": "live"}) as url:

@@ -73,6 +73,34 @@ def test_what_a_slow_batch_has_not_done_in_time_is_finished_live(tmp_path: Path,
         assert [event["event"] for event in place.log()].count("cancel") == 1
 
 
+def gemini_at(folder: Path, url: str) -> Place:
+    """A place whose models are Google's, where a cancelled batch hands nothing back."""
+    place = place_at(folder, url)
+    place.env |= {"GEMINI_API_KEY": "AIza-test", "GEMINI_BASE_URL": url.removesuffix("/v1")}
+    return place
+
+
+def test_what_would_be_lost_with_a_batch_is_not_paid_for_twice(tmp_path: Path) -> None:
+    """Where a cancelled batch hands nothing back one that has answered rows is waited for, late as it is, and told of."""
+    with server(batch_s=1200.0) as url:
+        place = gemini_at(tmp_path, url)
+        done = run(place, 16, "--by", "8s", "--model", "gemini/gemini-2.5-flash-lite")
+        assert (done.code, lanes(place), done.json["rescued"]) == (0, {"batch": 16, "live": 0}, 0), done.err
+        assert is_paid_once(place, done)
+        assert "cancel" not in [event["event"] for event in place.log()]
+        assert "they would be paid for twice" in done.err
+
+
+def test_a_batch_that_has_answered_nothing_goes_live_as_a_whole(tmp_path: Path) -> None:
+    """... while one that has not begun is taken back, and all of it runs live in time."""
+    with server(batch_s=1e6) as url:
+        place = gemini_at(tmp_path, url)
+        done = run(place, 16, "--by", "8s", "--model", "gemini/gemini-2.5-flash-lite")
+        assert (done.code, lanes(place), done.json["rescued"]) == (0, {"batch": 0, "live": 16}, 16), done.err
+        assert is_paid_once(place, done)
+        assert "in time" in done.err
+
+
 def test_a_batch_that_is_quick_enough_is_left_alone(tmp_path: Path) -> None:
     """With time to spare all rows cost half, and nothing is cancelled."""
     with server(batch_s=50.0) as url:

@@ -124,7 +124,7 @@ class Untagged:
         self._inner, self._world = resolve(MODEL, env=ENV, model_paths={}), world
         self._heard = False
         for name in ("name", "model", "account", "limits", "encode", "line_pieces", "decode", "decode_plain",
-                     "reply_line", "error_body", "unanswered"):  # fmt: skip
+                     "reply_line", "error_body", "unanswered", "hands_back_partial"):  # fmt: skip
             setattr(self, name, getattr(self._inner, name))
 
     async def close(self) -> None:

@@ -470,10 +470,11 @@ async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
         log.info("shard %s: batch %s has ended", shard.tag, shard.current.batch_id)
 
 
-def _answered(shard: Shard, seen: Sequence[tuple[int, dict[str, Any]]]) -> int:
-    """Requests of a shard's own batch that have an answer, good or bad, by the provider's counts."""
+def _answered(shard: Shard, seen: Sequence[tuple[int, dict[str, Any]]]) -> int | None:
+    """Requests of a shard's own batch that have an answer, good or bad, by the provider's counts; None: it has none."""
     told = next((values for n, values in seen if n == shard.submission), {})
-    return (told.get("completed") or 0) + (told.get("failed") or 0)
+    counts = [told.get(name) for name in ("completed", "failed")]
+    return None if counts == [None, None] else sum(count or 0 for count in counts)
 
 
 def _age_s(desk: Desk, provider: BatchProvider, sub: Submission) -> float:

@@ -30,6 +30,7 @@ _ASSUMED_RATE = (
 _MOST_ASSUMED = 64.0  # ... where much is allowed: as many as go out at once, four seconds each
 _BREATH_S = 0.05  # between two looks at the least
 _WAITS = "the cancel for the deadline has not come through"
+_STAYS = "the batch is not cancelled for the deadline"
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -76,13 +77,14 @@ def outlook(desk: Desk, work: Work, *, but: str | None = None, left_here: int = 
 
 
 async def mind(
-    desk: Desk, work: Work, provider: BatchProvider, shard: Shard, answered: int
+    desk: Desk, work: Work, provider: BatchProvider, shard: Shard, answered: int | None
 ) -> tuple[float, str | None]:
     """Cancel a batch of which ``answered`` requests have an answer, where the rest has to run live.
 
-    Seconds after which this is to be asked again at the latest, and what the shard waits for, if that is worth saying.
+    ``answered`` None: the provider does not say. Seconds after which this is to be asked again at the latest, and what
+    the shard waits for, if that is worth saying.
     """
-    sub, left = shard.current, max(0, shard.count - answered)
+    sub, left = shard.current, max(0, shard.count - (answered or 0))
     if sub.cancel_asked:
         return desk.timing.poll_s, await _tell_if_late(desk, work, shard, left)
     if not left:
@@ -90,6 +92,8 @@ async def mind(
     decision, in_s = await desk.book(outlook, desk, work, but=shard.tag, left_here=left)
     if decision is Decision.WAIT:
         return max(in_s, _BREATH_S), None
+    if answered != 0 and not provider.hands_back_partial:
+        return desk.timing.poll_s, await _tell_it_stays(desk, shard, answered)
     try:
         await provider.cancel(sub.batch_id or "")
     except ProviderError as error:
@@ -99,6 +103,18 @@ async def mind(
     at = desk.wall() + provider.clock_skew_s()
     await desk.book(desk.ledger.note_cancel_asked, shard, [sub.n], at=at)
     return desk.timing.poll_s, None
+
+
+async def _tell_it_stays(desk: Desk, shard: Shard, answered: int | None) -> str:
+    """Say, once, that a batch is not taken back: what it has answered would be lost with it, and paid for again."""
+    if not (shard.reason or "").startswith(_STAYS):
+        some = "may have answered rows" if answered is None else f"has answered {answered:,} of {shard.count:,} rows"
+        text = (
+            f"batch {shard.current.batch_id} {some} and would hand back none of them if it were cancelled: it is waited "
+            "for, since they would be paid for twice; its rows may be late"
+        )
+        await desk.book(desk.ledger.alert, shard.job_id, shard.tag, "deadline", text)
+    return f"{_STAYS}: what it has answered would be paid for twice"
 
 
 async def _tell_if_late(desk: Desk, work: Work, shard: Shard, left: int) -> str | None:

@@ -238,6 +238,8 @@ class BatchProvider(Provider, Protocol):
     Where no errors are named, a call may raise any ProviderError.
     """
 
+    hands_back_partial: bool  # whether a batch that is cancelled gives the answers that it had by then
+
     async def upload(self, file: Path, *, name: str) -> str:
         """Upload a shard file; the provider's file id, or ``name`` where nothing is uploaded before the create.
 

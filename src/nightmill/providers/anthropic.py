@@ -70,6 +70,8 @@ class Anthropic(AnthropicLines):
 class Batches(Anthropic):
     """The same with batches: an `UntaggedBatches` provider."""
 
+    hands_back_partial = True
+
     async def upload(self, file: Path, *, name: str) -> str:
         """See `BatchProvider.upload`. Nothing is sent: the requests travel in the create."""
         return name

@@ -84,6 +84,8 @@ class Compatible(JoinsOpenAI, OpenAILines):
 class Batches(Compatible):
     """One model of a server that takes batches as well: a `BatchProvider`, too."""
 
+    hands_back_partial = True
+
     async def upload(self, file: Path, *, name: str) -> str:
         """See `BatchProvider.upload`. Whatever goes wrong, nothing can have run."""
         with nothing_ran():

@@ -83,6 +83,8 @@ class Gemini(JoinsGemini, GeminiLines):
 class Batches(Gemini):
     """The same with batches: a `BatchProvider`, too."""
 
+    hands_back_partial = False
+
     async def upload(self, file: Path, *, name: str) -> str:
         """See `BatchProvider.upload`. Whatever goes wrong, nothing can have run."""
         with nothing_ran():

@@ -81,7 +81,7 @@ def gemini_at(folder: Path, url: str) -> Place:
 
 
 def test_what_would_be_lost_with_a_batch_is_not_paid_for_twice(tmp_path: Path) -> None:
-    """Where a cancelled batch hands nothing back one that has answered rows is waited for, late as it is, and told of."""
+    """Where a cancelled batch hands nothing back one that has answered rows is waited for, and told of."""
     with server(batch_s=1200.0) as url:
         place = gemini_at(tmp_path, url)
         done = run(place, 16, "--by", "8s", "--model", "gemini/gemini-2.5-flash-lite")

@@ -110,8 +110,8 @@ async def _tell_it_stays(desk: Desk, shard: Shard, answered: int | None) -> str:
     if not (shard.reason or "").startswith(_STAYS):
         some = "may have answered rows" if answered is None else f"has answered {answered:,} of {shard.count:,} rows"
         text = (
-            f"batch {shard.current.batch_id} {some} and would hand back none of them if it were cancelled: it is waited "
-            "for, since they would be paid for twice; its rows may be late"
+            f"batch {shard.current.batch_id} {some} and would hand back none of them if it were cancelled: it is "
+            "waited for, since they would be paid for twice; its rows may be late"
         )
         await desk.book(desk.ledger.alert, shard.job_id, shard.tag, "deadline", text)
     return f"{_STAYS}: what it has answered would be paid for twice"

@@ -26,11 +26,11 @@ from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, batch, keys, late, live, rescue, tidying
 from nightmill.lanes.throttle import Rates, Throttle, tightest
 from nightmill.ledger import Counts, Job, Shard, StoredFile, standing_of
-from nightmill.plan import Compiled
+from nightmill.plan import CLIMBS, Climb, Compiled, Ladder, bounds
 from nightmill.pricing import PriceSheet
 from nightmill.providers import BatchProvider, LiveProvider, Provider
 from nightmill.store import PACKED, Store
-from nightmill.types import Failed, JobState, Lane, Outcome, ShardState
+from nightmill.types import Failed, FailureKind, JobState, Lane, Outcome, ShardState, Succeeded
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,45 @@ class JobKit:
     on_error: str  # continue, stop, threshold:N or threshold:N%
     tidies: bool = False  # files at the provider go when nothing of them can be needed
     rescue: Work | None = None  # of a batch job of which some rows go live: as those see it
+    ladder: Ladder = field(default_factory=Ladder)
+    lane: Lane = Lane.LIVE  # of what its ladder asks this model
+    open_other: Callable[[str], JobKit] | None = None  # the same job, asked of another model of its ladder
+    others: dict[str, JobKit] = field(default_factory=dict)  # those that are open
+
+    def at(self, rung: int) -> JobKit:
+        """The job as its requests on a rung of its ladder see it: asked of that rung's model, at its prices."""
+        step = self.ladder.at(rung)
+        if step is None or step.model == self.job.model or self.open_other is None:
+            return self
+        if step.model not in self.others:
+            self.others[step.model] = self.open_other(step.model)
+        return self.others[step.model]
+
+    def climb_from(self, shard: Shard, store: Store, rows: StoredFile, *, urgent: bool) -> Climb | None:
+        """Where rows of ``shard`` go whose answers do not fit the schema; None: no step of the ladder is left.
+
+        ``urgent``: there is no time for batches.
+        """
+        rung = shard.rung + 1
+        step = self.ladder.at(rung)
+        if step is None or self.check is None:
+            return None
+        kit = self.at(rung)
+        hurries = (urgent or shard.lane is Lane.LIVE) and isinstance(kit.provider, LiveProvider)
+        is_live = hurries or kit.lane is Lane.LIVE
+        work = kit.rescue if is_live and kit.rescue is not None else kit.work
+        lane = Lane.LIVE if is_live else Lane.BATCH
+        limits = bounds(lane, kit.provider.limits, batch_size=self.job.spec["batch_size"], hold_nanos=None,
+                        embeddings=False)  # fmt: skip
+        return Climb(
+            rung, step.is_reask, lane, store, rows, kit.provider, kit.compiled, work.held or work.sheet, limits,
+            kit.work.scissors.take_seqs,
+        )  # fmt: skip
+
+    @property
+    def opened(self) -> list[JobKit]:
+        """This and every other that was opened."""
+        return [self, *self.others.values()]
 
     def sent_with(self, provider: Provider) -> JobKit:
         """The same with another of its keys."""
@@ -197,7 +236,7 @@ class Engine:
     async def _work_on(self, lease: Lease) -> None:
         shard = lease.shard
         try:
-            await self._try_step(self._kit(shard.job_id), lease)
+            await self._try_step(self._kit(shard.job_id).at(shard.rung), lease)
         except LeaseLost as lost:
             log.warning("shard %s: %s", shard.tag, lost.logged)
         except asyncio.CancelledError:
@@ -318,7 +357,9 @@ class Engine:
         least = await self._watch(kit)
         failures = self._failures.get(kit.job.id)
         floor = None if canary.is_of(kit.job, lease.shard) else least  # a canary is judged as a whole
-        ended = None if failures is None and floor is None else partial(self._note_end, kit, failures, floor, tag)
+        climbs = self._kit(kit.job.id).ladder.at(lease.shard.rung + 1) is not None
+        told = partial(self._note_end, kit, failures, floor, tag, climbs)
+        ended = None if failures is None and floor is None else told
         try:
             work, throttle = kit.work_on(lease.shard), self._throttle(kit)
             done = await live.run_shard(self._desk, work, kit.provider, throttle, lease, stopping, ended)
@@ -343,14 +384,17 @@ class Engine:
             if fetched is None:
                 return
             shard = fetched
-        sheet = PriceSheet.from_json(shard.price) if shard.price else kit.work_on(shard).sheet
-        context = Context(desk.store, kit.provider, sheet, kit.list_sheet, kit.check, kit.work.scissors)
         if shard.settled_before:
-            await self._settle_late(context, shard)
+            await self._settle_late(shard)
             return
         elsewhere = desk.aside if shard.lane is Lane.LIVE else asyncio.to_thread  # a batch may take minutes
         stopping = shard.cancel_requested or wire.is_foreign(shard)  # nothing of it goes out again
         urgent = not stopping and await rescue.rest_goes_live(desk, kit.work, shard)
+        context = self._context(shard)
+        whole = self._kit(shard.job_id)
+        if not stopping and whole.ladder.at(shard.rung + 1) is not None:
+            rows = await desk.book(desk.ledger.files_of, shard.job_id, wire.ROWS)
+            context = replace(context, climb=whole.climb_from(shard, desk.store, rows[0], urgent=urgent))
         collected = await elsewhere(settle_shard, context, shard, stopping=stopping, urgent=urgent)
         if collected.read_again:
             await desk.book(desk.ledger.note_reread, shard, due_in_s=desk.timing.reread_s)
@@ -362,7 +406,13 @@ class Engine:
         await self._count_failures(kit)
         await self._watch(kit)
 
-    async def _settle_late(self, context: Context, shard: Shard) -> None:
+    def _context(self, shard: Shard) -> Context:
+        """By whom a shard is answered, and at which prices."""
+        kit = self._kit(shard.job_id).at(shard.rung)
+        sheet = PriceSheet.from_json(shard.price) if shard.price else kit.work_on(shard).sheet
+        return Context(self._desk.store, kit.provider, sheet, kit.list_sheet, kit.check, kit.work.scissors)
+
+    async def _settle_late(self, shard: Shard) -> None:
         """Book what came late of a shard. Those of one job one by one, in order: each counts rows of the others."""
         desk = self._desk
         others = await desk.book(desk.ledger.shards_of, shard.job_id)
@@ -370,7 +420,7 @@ class Engine:
             reason = "waits for an earlier shard to settle"
             await desk.book(desk.ledger.release, shard, due_in_s=desk.timing.poll_s, reason=reason)
             return
-        settlement = await asyncio.to_thread(settle_late, context, shard, others)
+        settlement = await asyncio.to_thread(settle_late, self._context, shard, others)
         if settlement is None:
             await desk.book(desk.ledger.note_reread, shard, due_in_s=desk.timing.reread_s)
         else:
@@ -398,10 +448,16 @@ class Engine:
         return await canary.watch(self._desk, kit.job.id, seen)
 
     async def _note_end(
-        self, kit: JobKit, failures: _Failures | None, least: float | None, tag: str, outcome: Outcome | None
-    ) -> None:
-        """A row of a live shard under way has ended."""
-        bad = outcome is None or isinstance(outcome, Failed) or (kit.check and kit.check(outcome.text)[1] is not None)
+        self, kit: JobKit, failures: _Failures | None, least: float | None, tag: str, climbs: bool,
+        outcome: Outcome | None,
+    ) -> None:  # fmt: skip
+        """A row of a live shard under way has ended. ``climbs``: an answer that does not fit is not the last of it."""
+        kind = outcome.kind if isinstance(outcome, Failed) else None
+        if isinstance(outcome, Succeeded) and kit.check and kit.check(outcome.text)[1] is not None:
+            kind = FailureKind.INVALID_OUTPUT
+        if climbs and kind in CLIMBS:
+            return
+        bad = outcome is None or kind is not None
         if bad and failures is not None:
             failures.under_way[tag] += 1
             await self._mind_errors(kit)
@@ -472,8 +528,9 @@ class Engine:
             log.info("job %s: %s: %s", job.id, state, _told(counts))
             for path, _ in packed:  # the ledger names the packed ones now
                 desk.store.path(path).unlink(missing_ok=True)
-            if kit.tidies:
-                await self._tidy(kit, shards)
+            for each in kit.opened:
+                if kit.tidies:
+                    await self._tidy(each, [shard for shard in shards if kit.at(shard.rung) is each])
         self._on_change(job.id)
 
     async def _tidy(self, kit: JobKit, shards: Sequence[Shard]) -> None:
@@ -484,10 +541,20 @@ class Engine:
 
     async def _look_back(self, kit: JobKit, job: Job) -> bool:
         """Whether something came after its shard had settled; no job waits for a provider that cannot tell."""
-        if job.lane is not Lane.BATCH or not isinstance(kit.provider, BatchProvider):
+        if job.lane is not Lane.BATCH:
             return False
+        shards = await self._desk.book(self._desk.ledger.shards_of, job.id)
+        for rung in sorted({shard.rung for shard in shards if shard.lane is Lane.BATCH}):
+            if await self._look_back_at(kit.at(rung), job, [shard for shard in shards if shard.rung == rung]):
+                return True  # of the other rungs the next look tells
+        return False
+
+    async def _look_back_at(self, kit: JobKit, job: Job, shards: Sequence[Shard]) -> bool:
+        if not isinstance(kit.provider, BatchProvider):
+            return False
+        settled_for_s = self._desk.timing.reread_s
         try:
-            return await late.reopen(self._desk, kit.work.keys, job, settled_for_s=self._desk.timing.reread_s)
+            return await late.reopen(self._desk, kit.work.keys, job, shards, settled_for_s=settled_for_s)
         except (ProviderError, TimeoutError) as error:
             why = error.logged if isinstance(error, ProviderError) else "no answer in time"
             log.warning("job %s: could not look for what came late: %s", job.id, why)
@@ -567,7 +634,7 @@ class Engine:
             task.cancel()
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        for kit in self._kits.values():
+        for kit in [each for job in self._kits.values() for each in job.opened]:
             for provider in kit.work.keys:
                 await provider.close()
 
@@ -606,7 +673,8 @@ def results_of(store: Store, kit: JobKit, shards: list[Shard], files: list[Any])
     twins, bad = (next((f for f in files if f.kind == kind), None) for kind in (wire.TWINS, wire.BAD))
     sheets = {s.tag: PriceSheet.from_json(s.price) for s in shards if s.price}
     job = JobFiles(rows, twins, bad, shards, sheets, kit.list_sheet)
-    return Results(store, job, kit.provider, kit.compiled, kit.check)
+    others = {shard.rung: kit.at(shard.rung).provider for shard in shards if shard.rung}
+    return Results(store, job, kit.provider, kit.compiled, kit.check, others)
 
 
 def build_results(

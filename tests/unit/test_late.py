@@ -96,7 +96,7 @@ def test_two_parts_come_to_the_whole(
     before = settle_shard(context, shard, stopping=stopping).settlement
     again = booked(shard, before)
     again = replace(again, files=(in_time, too_late), submissions=(*again.submissions, *more))
-    after = settle_late(context, again, [])
+    after = settle_late(lambda _: context, again, [])
 
     at_once = shard_of(new, files=[in_time, too_late], subs=[first, *more], submission=1, **about)
     whole = settle_shard(context, at_once, stopping=stopping).settlement
@@ -129,7 +129,7 @@ def three_shards(tmp_path: Path, *words: str) -> tuple[House, list[Shard]]:
 def late_in(house: House, shard: Shard, others: list[Shard], line: bytes) -> LateSettlement:
     order, store, _ = house
     file: StoredFile = store_lines(store, "wire/late", [line], ERROR, shard.tag, read=CAME_LATE)
-    return settle_late(context_of(order, store), replace(shard, files=(*shard.files, file)), others)
+    return settle_late(lambda _: context_of(order, store), replace(shard, files=(*shard.files, file)), others)
 
 
 def test_a_late_answer_counts_where_the_row_was_sent_last(tmp_path: Path) -> None:
@@ -167,5 +167,5 @@ def test_what_another_shard_has_not_settled_yet_does_not_count(tmp_path: Path) -
     assert first.moved == (Moved(shards[2].tag, "missing", "succeeded"),)
     answered = replace(shards[0], files=(store_lines(store, "wire/answered", [answer(f"{shards[0].tag}-0", "1")], ERROR,
                                                      shards[0].tag),))  # fmt: skip
-    then = settle_late(context_of(order, store), second, [answered, second, shards[2]])
+    then = settle_late(lambda _: context_of(order, store), second, [answered, second, shards[2]])
     assert (then.moved, then.extra_answers) == ((), 1)

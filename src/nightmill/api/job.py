@@ -13,7 +13,7 @@ import pyarrow as pa
 from nightmill.api.loops import blocking_iterator
 from nightmill.api.values import Handed, Result, results_in
 from nightmill.errors import NightmillError, UsageError
-from nightmill.mill import Group, canary_told, paused
+from nightmill.mill import Group, canary_told, paused, steps_told
 from nightmill.providers.function import is_importable
 from nightmill.sinks import parse_target
 from nightmill.sinks.columns import as_table, properties, table_schema
@@ -102,6 +102,11 @@ class Job:
     def canary(self) -> dict[str, Any] | None:
         """What the first rows showed, in the words of ``--json``; None: there are none, or they are not done yet."""
         return canary_told(self._record)
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """How its rows fared on its ladder, step by step, in the words of ``--json``; empty where it has none."""
+        return steps_told(self._mill._house.steps(self._record))
 
     # -- results -------------------------------------------------------------------------------
 

@@ -54,6 +54,8 @@ class Options(TypedDict, total=False):
     cache: bool
     dedupe: bool
     canary: int  # rows that go out before all others; 0: none; left out, 20 of more than 500
+    repair: bool  # answers that do not fit the schema are put right here where they can be
+    reask: int  # ... times they are asked again, with what is wrong
     min_valid: float | str  # 0.9 or "90%": the job stops where a smaller share of the answers is valid
 
 
@@ -186,6 +188,8 @@ _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "concurrency": _WHOLE,
     "cache": _SWITCH,
     "dedupe": _SWITCH,
+    "repair": _SWITCH,
+    "reask": ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
     "canary": ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
     "min_valid": ('a share above 0, such as 0.9 or "90%"', _is_share),
 }

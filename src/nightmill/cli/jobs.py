@@ -13,6 +13,7 @@ import click
 from nightmill.cli import flags, present, views
 from nightmill.cli.edge import Edge
 from nightmill.cli.firstrows import canary_lines
+from nightmill.cli.ladder import step_lines
 from nightmill.errors import UsageError
 from nightmill.mill import Event, Job, Mill, Shard, paused
 from nightmill.types import UNFINISHED, JobState, ShardState, usd
@@ -75,7 +76,8 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     lines = [present.fitted(head, width=edge.width, unicode=edge.unicode)]
     lines.append(present.end_report(replace(view, next=()), width=edge.width, unicode=edge.unicode))
     quoted = views.against_quote(job, now)
-    lines += [present.fitted(line, width=edge.width, unicode=edge.unicode) for line in (*quoted, *canary_lines(job))]
+    told = (*quoted, *canary_lines(job), *step_lines(mill, job))
+    lines += [present.fitted(line, width=edge.width, unicode=edge.unicode) for line in told]
     if now.held_nanos:
         lines.append(f"  held {present.money(now.held_nanos)}")
     lines += present.table(_shard_lines(shards, keys), width=edge.table_width, unicode=edge.unicode, right=(3, 4))
@@ -93,6 +95,7 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
             "difference_usd": usd(now.spent_nanos - job.quote.expected_nanos) if job.quote else None,
             "failures": [{"kind": g.kind, "count": g.count, "message": g.message, "row": g.row} for g in view.failures],
             "shards": [_shard_object(shard, keys) for shard in shards],
+            **views.steps_object(mill, job),
             "alerts": [{"kind": alert.kind, "shard": alert.shard, "text": alert.text} for alert in alerts],
         }
     )  # fmt: skip
@@ -128,7 +131,7 @@ def _key(shard: Shard, keys: Mapping[str, str]) -> str:
 def _shard_object(shard: Shard, keys: Mapping[str, str]) -> dict[str, Any]:
     return {
         "shard": shard.tag, "state": shard.state.value, "lane": shard.lane.value, "rows": shard.count,
-        "first": shard.first, "last": shard.last, "attempt": shard.attempt, "reason": shard.reason,
+        "first": shard.first, "last": shard.last, "attempt": shard.attempt, "rung": shard.rung, "reason": shard.reason,
         "spent_usd": usd(sum(s.spent_nanos for s in shard.submissions)),
         "held_usd": usd(sum(s.hold_nanos for s in shard.submissions)),
         "submissions": [
@@ -151,8 +154,10 @@ def _show_row(edge: Edge, mill: Mill, job: Job, row: int) -> int:
     record["cost_usd"] = usd(cost)
     tries = mill.tries(job, row)
     for shard in tries:
-        edge.put(present.fitted(f"was in {_whereabouts(shard)}", width=edge.table_width, unicode=edge.unicode))
-    edge.answer(record | {"job_id": job.id, "tries": [_try_object(shard) for shard in tries]})
+        step = f"{mill.step_name(job, shard)}: " if job.spec.get("ladder") else ""
+        edge.put(present.fitted(f"{step}was in {_whereabouts(shard)}", width=edge.table_width, unicode=edge.unicode))
+    told = [_try_object(shard) | {"step": mill.step_name(job, shard)} for shard in tries]
+    edge.answer(record | {"job_id": job.id, "tries": told})
     return 0
 
 

@@ -71,6 +71,10 @@ class _Manner:
     help="Rows that go out before all others; 0: none. Where nothing is said, 20 of more than 500.",
 )
 @click.option("--min-valid", type=flags.SHARE, help="Stop where a smaller share of the answers is valid: 0.9 or 90%.")
+@click.option("--repair/--no-repair", default=None,
+              help="Put answers that do not fit the schema right on this machine, where that can be.")  # fmt: skip
+@click.option("--reask", type=flags.COUNT, metavar="N",
+              help="Then ask such rows again with what is wrong, up to N times.")  # fmt: skip
 @click.option("--batch-size", type=flags.WHOLE, help="Most rows in a shard.")
 @click.option("--temperature", type=flags.TEMPERATURE, help="How freely a model may choose its words; 0: least.")
 @click.option("--max-output", type=flags.WHOLE, help="Most tokens an answer may have.")

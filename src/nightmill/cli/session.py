@@ -18,6 +18,7 @@ from nightmill.cli import present, views
 from nightmill.cli.edge import Edge, error_object
 from nightmill.cli.firstrows import canary_lines
 from nightmill.cli.keys import unechoed
+from nightmill.cli.ladder import step_lines
 from nightmill.cli.progress import Mode, Progress
 from nightmill.engine import Stop
 from nightmill.errors import Conflict, NightmillError, StoreError
@@ -272,7 +273,7 @@ def _conclude_one(edge: Edge, mill: Mill, job: Job, order: Order, *, interrupted
     edge.known = views.job_object(job, now, interrupted=interrupted)
     paths = _export(mill, job, order)
     code, error = tell_end(edge, mill, job, now, interrupted=interrupted, wrote=bool(paths), cancels=order.cancels)
-    found = views.job_object(job, now, out=paths, interrupted=interrupted)
+    found = views.job_object(job, now, out=paths, interrupted=interrupted) | views.steps_object(mill, job)
     if error is not None:
         found["error"] = error_object(error)
     for path in paths:
@@ -290,6 +291,8 @@ def tell_end(
         code, error = 0, None
     view = views.end_view(mill, job, now, interrupted=interrupted and not goes_on, wrote=wrote)
     edge.say(present.end_report(view, width=edge.width, unicode=edge.unicode))
+    for line in step_lines(mill, job):
+        edge.say(present.fitted(line, width=edge.width, unicode=edge.unicode))
     for alert in mill.alerts(job):
         edge.say(present.fitted(f"  alert: {alert.text}", width=edge.width, unicode=edge.unicode))
     if error is not None:

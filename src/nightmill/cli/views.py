@@ -11,7 +11,7 @@ from nightmill.cli import present
 from nightmill.cli.edge import Interrupted
 from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, ProgressView, QuoteView, some
 from nightmill.errors import NightmillError, UsageError
-from nightmill.mill import Handed, Job, LaneCost, Look, Mill, Prepared, Standing, canary_told, ending_error
+from nightmill.mill import Handed, Job, LaneCost, Look, Mill, Prepared, Standing, canary_told, ending_error, steps_told
 from nightmill.types import UNFINISHED, JobState, Lane, ShardState, usd
 
 _PHASES = (  # what is worth saying first, when shards are in several states
@@ -127,6 +127,12 @@ def job_object(job: Job, now: Standing, *, out: Sequence[str] = (), interrupted:
 def _first_rows(job: Job) -> dict[str, Any]:
     """What ``--json`` says of a canary, where there is one; null until somebody has looked at it."""
     return {"canary": canary_told(job)} if job.canary_last is not None else {}
+
+
+def steps_object(mill: Mill, job: Job) -> dict[str, Any]:
+    """What ``--json`` says of a ladder, where there is one."""
+    found = mill.steps(job)
+    return {"ladder": steps_told(found)} if found else {}
 
 
 def handed_object(there: Handed) -> dict[str, Any]:

@@ -58,20 +58,29 @@ def settle_shard(context: Context, shard: Shard, *, stopping: bool, urgent: bool
     once only: the settlement must not be written then.
     """
     sizes = BodySizes(context.store, shard)
-    acc = account(context.store, shard, context.provider, context.sheet, context.list_sheet, context.check)
-    found = verdict(acc, stopping=stopping, urgent=urgent)
+    climb = None if stopping else context.climb
+    acc = account(
+        context.store, shard, context.provider, context.sheet, context.list_sheet, context.check,
+        keep_said=climb is not None,
+    )  # fmt: skip
     if shard.lane is Lane.BATCH and acc.open and shard.reads < 2 and not _explained(acc, shard):
-        return Collected(Settlement(found.counts, ()), read_again=True)
-    leftovers = _leftovers(context, shard, found, urgent=urgent)
+        return Collected(Settlement(verdict(acc, stopping=stopping, urgent=urgent).counts, ()), read_again=True)
+    climbing = acc.climbing()
+    higher, climbed = climb.shards(shard, climbing) if climb is not None and climbing else ([], set[int]())
+    found = verdict(acc, stopping=stopping, urgent=urgent, climbed=climbed)
+    leftovers = _leftovers(context, shard, found, urgent=urgent) + higher
     resent = {kind: len(rows) for kind, rows in found.resend.items()}
     settlement = Settlement(
         counts=found.counts,
         bookings=bookings(acc, context.sheet, sizes),
         resent=Counts(
-            failed=resent.get("failed", 0), missing=resent.get("missing", 0), expired=resent.get("expired", 0)
+            failed=resent.get("failed", 0) + len(climbed),
+            missing=resent.get("missing", 0),
+            expired=resent.get("expired", 0),
         ),
         extra_answers=acc.extra_answers,
         unknown_ids=acc.unknown_ids,
+        repaired=len(acc.repaired),
         tokens_in=acc.tokens_in,
         tokens_out=acc.tokens_out,
         tokens_cached=acc.tokens_cached,

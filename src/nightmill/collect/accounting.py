@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
 from nightmill.ledger import Booking, Counts, Shard, Submission, SubmissionState
+from nightmill.plan import CLIMBS, Said
 from nightmill.pricing import PriceSheet
 from nightmill.providers import BatchProvider, PlainAnswers, Provider
 from nightmill.store import Store
-from nightmill.types import ATTEMPTS, RETRYABLE, FailureKind, Lane, Outcome, Succeeded, Usage, usd
+from nightmill.tasks import Repaired
+from nightmill.types import ATTEMPTS, RETRYABLE, Failed, FailureKind, Lane, Outcome, Succeeded, Usage, usd
 from nightmill.wire import JOURNAL, body_of, bunches, chosen, is_sent_mark, read_mark, sent_id, shard_lines
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ _MOST_DIGITS = 18  # of a row's number
 _FEW = 16  # lines that are decoded in one go where one of a bunch is no plain answer
 _AT_ONCE_BYTES = 4 << 20  # of a live journal that is held whole; answers may be large
 _CODE = {kind: 3 + i for i, kind in enumerate(_KINDS)}
+_CLIMBING = frozenset(_CODE[kind] for kind in CLIMBS)
 
 
 class BodySizes:
@@ -92,6 +96,8 @@ class Accounting:
     models: set[str] = field(default_factory=set)
     unproven_rows: list[int] = field(default_factory=list)  # live: one entry a send that may have been billed
     unanswered: FailureKind = FailureKind.MISSING  # what a request without any line is
+    repaired: set[int] = field(default_factory=set)  # places whose answer is as repair made it
+    said: dict[int, Said] | None = None  # by row: what does not fit the schema, where that is to be kept
 
     def word(self, index: int) -> str:
         """How the request of row ``index`` ended: ``succeeded``, or the kind of its failure."""
@@ -117,6 +123,15 @@ class Accounting:
         """Rows whose request ended so, those without any line included where that is what they are."""
         return self.rows(*(_CODE[kind] for kind in kinds), *((_OPEN,) if self.unanswered in kinds else ()))
 
+    def climbing(self) -> dict[int, Said]:
+        """Rows whose answer another step of the ladder may better, and what they were answered."""
+        said = self.said or {}
+        return {row: said[row] for row in self.rows(*_CLIMBING) if row in said}
+
+    def kind_of(self, row: int) -> FailureKind:
+        """How the request of a row failed that did, with a line."""
+        return _KINDS[self.seen[row - self.shard.first] - _CODE[_KINDS[0]]]
+
     def count(self, kind: FailureKind) -> int:
         return self.seen.count(_CODE[kind]) + (self.open if kind is self.unanswered else 0)
 
@@ -135,10 +150,15 @@ class Accounting:
 
 
 def account(
-    store: Store, shard: Shard, provider: Provider, sheet: PriceSheet, list_sheet: PriceSheet, check: Check | None
-) -> Accounting:
-    """Read every result line of ``shard`` and add up what it says."""
+    store: Store, shard: Shard, provider: Provider, sheet: PriceSheet, list_sheet: PriceSheet, check: Check | None,
+    *, keep_said: bool = False,
+) -> Accounting:  # fmt: skip
+    """Read every result line of ``shard`` and add up what it says.
+
+    ``keep_said``: also what answers that do not fit the schema said, in memory: at most what came back for the shard.
+    """
     acc = Accounting(shard, _expected(store, shard), unanswered=unanswered_in(shard, provider))
+    acc.said = {} if keep_said else None
     sizes = BodySizes(store, shard)
     hashes = array("q", bytes(8 * len(acc.seen)))
     n, earlier = -1, b""
@@ -308,12 +328,7 @@ class _Reader:
     def _take(self, place: int, outcome: Outcome) -> None:
         acc, before = self.acc, self.acc.seen[place]
         text, usage = outcome.text or "", outcome.usage
-        if isinstance(outcome, Succeeded):
-            code = _SUCCEEDED
-            if self._check is not None and self._check(text)[1] is not None:
-                code = _CODE[FailureKind.INVALID_OUTPUT]
-        else:
-            code = _CODE[outcome.kind]
+        code, fault, is_repaired = self._judged(outcome)
         if is_unstated(outcome):
             usage = estimated(outcome, self._sizes.tokens(acc.shard.first + place), self._cap)
         if outcome.model:
@@ -325,10 +340,25 @@ class _Reader:
             self._hashes[place] = hash(text)
         else:
             self._again(place, code, before, text)
+        if is_repaired and before != _SUCCEEDED:
+            acc.repaired.add(place)
+        if acc.said is not None and code in _CLIMBING:
+            acc.said[acc.shard.first + place] = Said(text, fault)
         if not is_first:
             acc.again[self.n] = acc.again.get(self.n, 0) + 1
         if usage is not None:
             self._pay(usage, is_first=is_first, says_it_again=says_it_again)
+
+    def _judged(self, outcome: Outcome) -> tuple[int, str, bool]:
+        """The code of an outcome, what is wrong with its answer, and whether it is right only since repair."""
+        if isinstance(outcome, Failed):
+            return _CODE[outcome.kind], outcome.message, False
+        if self._check is None:
+            return _SUCCEEDED, "", False
+        value, fault = self._check(outcome.text)
+        if fault is not None:
+            return _CODE[FailureKind.INVALID_OUTPUT], fault, False
+        return _SUCCEEDED, "", isinstance(value, Repaired)
 
     def _is_first_here(self, place: int) -> bool:
         """Whether a row that has a line has it from another submission of the shard."""
@@ -445,15 +475,15 @@ class Verdict:
     """How a shard's requests ended, and which of them go out again."""
 
     counts: Counts
-    resend: dict[str, list[int]]  # "failed", "expired", "missing" -> row indexes
+    resend: dict[str, list[int]]  # "failed", "expired", "missing" -> row indexes, those that climb the ladder not
     failures: dict[str, int]  # final failures by kind
 
 
-def verdict(acc: Accounting, *, stopping: bool, urgent: bool = False) -> Verdict:
+def verdict(acc: Accounting, *, stopping: bool, urgent: bool = False, climbed: Collection[int] = ()) -> Verdict:
     """Decide what is final.
 
     ``stopping``: the job was cancelled or stopped, nothing goes out again. ``urgent``: rows go out live, where none
-    expires.
+    expires. ``climbed``: rows with an answer that does not fit, which are asked again on the next step of the ladder.
     """
     shard = acc.shard
     kinds = acc.failed_kinds()
@@ -473,7 +503,8 @@ def verdict(acc: Accounting, *, stopping: bool, urgent: bool = False) -> Verdict
     if not stopping and shard.lane is Lane.BATCH:  # somebody cancelled the batch elsewhere: as good as expired
         expired, cancelled = expired + cancelled, 0
     counts = Counts(acc.succeeded, sum(kinds.values()), missing, expired, cancelled)
-    return Verdict(counts, {k: v for k, v in resend.items() if v}, _final_failures(kinds, resend))
+    final = Counter(_final_failures(kinds, resend)) - Counter(acc.kind_of(row).value for row in climbed)
+    return Verdict(counts, {k: v for k, v in resend.items() if v}, dict(final))
 
 
 def _final_failures(kinds: dict[FailureKind, int], resend: dict[str, list[int]]) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nightmill.collect.accounting import Check
-from nightmill.plan import Scissors
+from nightmill.plan import Climb, Scissors
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.store import Store
@@ -21,3 +21,4 @@ class Context:
     list_sheet: PriceSheet  # the live standard price, for what was saved
     check: Check | None  # of the task's schema
     scissors: Scissors
+    climb: Climb | None = None  # the next step for answers that do not fit the schema; None: there is none

@@ -6,7 +6,7 @@ keeps it as the first in file order, and the late one is paid and counted beside
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from nightmill.collect.accounting import SUCCEEDED, Accounting, BodySizes, account, alerts_of, bookings, without_answer
@@ -16,17 +16,18 @@ from nightmill.types import Lane
 from nightmill.wire import shard_lines
 
 
-def settle_late(context: Context, shard: Shard, others: Sequence[Shard]) -> LateSettlement | None:
+def settle_late(contexts: Callable[[Shard], Context], shard: Shard, others: Sequence[Shard]) -> LateSettlement | None:
     """What changes by the result files of ``shard`` that are not accounted for yet.
 
     ``others`` are the job's other shards, each with what is accounted for and perhaps more. None: lines
-    are wanting in what came, and it was read once only.
+    are wanting in what came, and it was read once only. ``contexts``: by whom each of them was answered.
     """
+    context = contexts(shard)
     before, now = _account(context, _as_it_settled(shard)), _account(context, shard)
     if shard.reads < 2 and _is_short(context, before, now):
         return None
     changed = now.differing_from(before)
-    moved, beside = _moves(before, now, changed, _holders(context, shard, others, set(changed)))
+    moved, beside = _moves(before, now, changed, _holders(contexts, shard, others, set(changed)))
     return LateSettlement(
         bookings=_bookings(context, before, now),
         moved=tuple(moved),
@@ -60,7 +61,7 @@ def _account(context: Context, shard: Shard) -> Accounting:
 
 
 def _holders(
-    context: Context, shard: Shard, others: Sequence[Shard], rows: Collection[int]
+    contexts: Callable[[Shard], Context], shard: Shard, others: Sequence[Shard], rows: Collection[int]
 ) -> dict[int, list[Accounting]]:
     """By row, the accountings of the other shards that have it, by number, as far as they are booked."""
     found: dict[int, list[Accounting]] = {}
@@ -70,6 +71,7 @@ def _holders(
     for other in others:
         if other.tag == shard.tag or other.lane is Lane.CACHE or other.last < low or other.first > high:
             continue
+        context = contexts(other)
         shared = [index for index, _ in shard_lines(context.store, other) if index in rows]
         if shared:
             acc = _account(context, _as_it_settled(other))

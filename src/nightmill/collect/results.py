@@ -42,6 +42,7 @@ from nightmill.providers import PlainAnswers, Provider
 from nightmill.sinks.columns import RESULT_SCHEMA
 from nightmill.sinks.vectors import packed
 from nightmill.store import Store, Writer
+from nightmill.tasks import Repaired
 from nightmill.types import Failed, FailureKind, Lane, ShardState, Succeeded, Usage
 
 log = logging.getLogger(__name__)
@@ -141,14 +142,18 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
     attempt: int = 0
     duration_s: float | None = None
     line: bytes = b""
+    is_repaired: bool = False  # its value is as repair made it, and not what its text says
 
 
 class Results:
     """Reads the results of one job. ``check`` validates answers, ``compiled`` gives the prompts."""
 
     def __init__(
-        self, store: Store, files: JobFiles, provider: Provider, compiled: Compiled, check: Check | None
-    ) -> None:
+        self, store: Store, files: JobFiles, provider: Provider, compiled: Compiled, check: Check | None,
+        others: Mapping[int, Provider] | None = None,
+    ) -> None:  # fmt: skip
+        """``others``: by rung of the job's ladder, who answered there, where that is another than ``provider``."""
+        self._others = others or {}
         self._store, self._files, self._provider, self._compiled, self._check = store, files, provider, compiled, check
         self._has_schema = check is not None and not compiled.embeds
         self._wire = [(i, wire.chosen(s.files)) for i, s in enumerate(files.shards)]
@@ -160,6 +165,10 @@ class Results:
     @property
     def rows(self) -> int:
         return self._files.rows.last + 1
+
+    def provider_of(self, shard: Shard) -> Provider:
+        """Who answered the requests of ``shard``, or is to."""
+        return self._others.get(shard.rung, self._provider)
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """``(first, end)`` of each row range of the job."""
@@ -181,7 +190,7 @@ class Results:
             for start in range(first, end, GROUP_ROWS):
                 with _damage_told(self._files.rows):
                     batch = _row_group(source, start)
-                table = _Table(self._provider.name, has_schema=self._has_schema, embeds=self._compiled.embeds)
+                table = _Table(self.provider_of, has_schema=self._has_schema, embeds=self._compiled.embeds)
                 for rows in reader.outcomes(start, start + batch.num_rows):
                     if isinstance(rows, _Run):
                         self.counts.succeeded += len(rows.lines)
@@ -244,7 +253,7 @@ class Results:
             shard, lines, first = rows.shard, [rows.line], rows.index
         else:
             return
-        if shard.lane is Lane.CACHE:
+        if shard.lane is Lane.CACHE or shard.rung:  # what was asked on a later step no job asks first
             return
         bodies = sent.bodies(shard, range(first, first + len(lines)))
         if len(bodies) == len(lines):
@@ -309,8 +318,8 @@ def _row_group(source: pq.ParquetFile, start: int) -> pa.RecordBatch:
 class _Table:
     """A result table in the making, column by column; keys and prompts come from the rows themselves."""
 
-    def __init__(self, provider: str, *, has_schema: bool, embeds: bool) -> None:
-        self._provider, self._has_schema, self._embeds = provider, has_schema, embeds
+    def __init__(self, provider_of: Callable[[Shard], Provider], *, has_schema: bool, embeds: bool) -> None:
+        self._provider_of, self._has_schema, self._embeds = provider_of, has_schema, embeds
         self._columns: dict[str, list[Any]] = {name: [] for name in RESULT_SCHEMA.names}
 
     def add_run(self, run: _Run) -> None:
@@ -321,7 +330,8 @@ class _Table:
             tokens_in=answers.input_tokens, tokens_out=answers.output_tokens, duration=answers.durations_s,
             error=nothing, error_kind=nothing, finish_reason=answers.finish_reasons,
             parsed=answers.texts if self._has_schema else nothing, embedding=nothing, model=answers.models,
-            provider=[self._provider] * n, lane=[file.shard.lane] * n, tokens_cached=answers.cached_tokens,
+            provider=[self._provider_of(file.shard).name] * n, lane=[file.shard.lane] * n,
+            tokens_cached=answers.cached_tokens,
             cost_nanos=run.costs, cost_estimated=[False] * n, attempt=[file.attempt] * n,
             shard=[file.shard.tag] * n, batch_id=[file.batch_id] * n,
         )  # fmt: skip
@@ -334,13 +344,15 @@ class _Table:
         is_good = isinstance(outcome, Succeeded)
         error, kind = (None, None) if isinstance(outcome, Succeeded) else (outcome.message, outcome.kind)
         tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens) if usage else (None, None, None)
-        parsed = (outcome.text if self._has_schema else outcome.parsed) if isinstance(outcome, Succeeded) else None
+        is_text = self._has_schema and not row.is_repaired
+        parsed = (outcome.text if is_text else outcome.parsed) if isinstance(outcome, Succeeded) else None
         vector = packed(outcome.text) if self._embeds and isinstance(outcome, Succeeded) else None
         self._extend(
             index=[row.index], response=[None if vector else outcome.text], success=[is_good], tokens_in=[tokens[0]],
             tokens_out=[tokens[1]], duration=[row.duration_s], error=[error], error_kind=[kind],
             finish_reason=[outcome.finish_reason], parsed=[parsed], embedding=[vector],
-            model=[outcome.model], provider=[self._provider], lane=[shard.lane if shard else None],
+            model=[outcome.model], provider=[self._provider_of(shard).name if shard else None],
+            lane=[shard.lane if shard else None],
             tokens_cached=[tokens[2]], cost_nanos=[0 if is_twin else row.cost_nanos],
             cost_estimated=[bool(usage and usage.estimated)], attempt=[row.attempt],
             shard=[shard.tag if shard else None], batch_id=[row.batch_id],
@@ -480,7 +492,7 @@ class _RangeReader:
     def _decoded_index(self, line: bytes, shard: Shard) -> int:
         """The row of a line in which the request's name is not spelled out: JSON may write any letter as an escape."""
         try:
-            index = index_of(self._results._provider.decode(line).custom_id, shard)
+            index = index_of(self._results.provider_of(shard).decode(line).custom_id, shard)
         except ValueError:
             return -1
         return -1 if index is None else index
@@ -537,8 +549,8 @@ class _RangeReader:
 
     def _run(self, index: int, end: int) -> _Run | None:
         file, lines = self._lines(index, end)
-        found, check = self._results._provider.decode_plain(lines), self._results._check
-        if found is None or (check is not None and any(check(text)[1] is not None for text in found.texts)):
+        found, check = self._results.provider_of(file.shard).decode_plain(lines), self._results._check
+        if found is None or (check is not None and not all(map(_is_plain, map(check, found.texts)))):
             return None
         tokens = (found.input_tokens, found.output_tokens, found.cached_tokens, found.cache_write_tokens)
         return _Run(index, file, found, file.sheet.costs(*tokens) if file.sheet else [0] * len(lines), lines)
@@ -574,8 +586,8 @@ class _RangeReader:
         if best is not None and (isinstance(best.outcome, Succeeded) or index not in self._open_rows):
             if answers == 1:
                 return best
-            is_live = best.shard is not None and best.shard.lane is Lane.LIVE
-            attempt = answers if is_live else best.attempt
+            counts_lines = best.shard is not None and (best.shard.lane is Lane.LIVE or best.shard.rung > 0)
+            attempt = answers if counts_lines else best.attempt
             return msgspec.structs.replace(best, cost_nanos=cost, attempt=attempt)
         if index in self._open_rows:
             return _Row(index, None)
@@ -586,18 +598,21 @@ class _RangeReader:
         results, shard = self._results, file.shard
         line = self._streams.read(file.stored, offset, length)
         try:
-            answer = results._provider.decode(line)
+            answer = results.provider_of(shard).decode(line)
         except ValueError:
             return None
         outcome = answer.outcome
         usage = outcome.usage
         if is_unstated(outcome):
             usage = estimated(outcome, results._sizes[file.number].tokens(index), shard.cap_tokens // shard.count)
+        is_repaired = False
         if isinstance(outcome, Succeeded) and results._check is not None:
-            outcome = _checked(outcome, usage, results._check)
+            outcome, is_repaired = _checked(outcome, usage, results._check)
         cost = file.sheet.cost(usage) if file.sheet and usage else 0
-        kept = line if isinstance(outcome, Succeeded) else b""
-        return _Row(index, outcome, shard, file.batch_id, usage, cost, file.attempt, answer.duration_s, kept)
+        # Another job may be without repair, and would have nothing from such an answer but that it does not ask.
+        kept = line if isinstance(outcome, Succeeded) and not is_repaired else b""
+        found = (shard, file.batch_id, usage, cost, file.attempt, answer.duration_s, kept, is_repaired)
+        return _Row(index, outcome, *found)
 
     def _without_line(self, index: int) -> _Row:
         """A row that no result line names: the provider lost it, or it was never sent."""
@@ -618,7 +633,7 @@ class _RangeReader:
             return _Row(index, Failed(FailureKind.MISSING, "written off: nobody knows whether it ran"), newest)
         kind = self._ends.get(newest.tag)
         if kind is None:
-            kind = self._ends[newest.tag] = unanswered_in(newest, self._results._provider)
+            kind = self._ends[newest.tag] = unanswered_in(newest, self._results.provider_of(newest))
         return _Row(index, Failed(kind, _UNANSWERED[kind]), newest)
 
 
@@ -630,8 +645,18 @@ def _wins(row: _Row, best: _Row) -> bool:
     return is_try or isinstance(row.outcome, Succeeded)
 
 
-def _checked(outcome: Succeeded, usage: Usage | None, check: Check) -> Succeeded | Failed:
-    error = check(outcome.text)[1]
-    if error is None:
-        return outcome
-    return Failed(FailureKind.INVALID_OUTPUT, error, usage, outcome.text, outcome.finish_reason, outcome.model)
+def _is_plain(checked: tuple[object, str | None]) -> bool:
+    """Whether an answer fits the schema as it is."""
+    value, error = checked
+    return error is None and not isinstance(value, Repaired)
+
+
+def _checked(outcome: Succeeded, usage: Usage | None, check: Check) -> tuple[Succeeded | Failed, bool]:
+    """The outcome as the schema has it, and whether its value had to be repaired."""
+    value, error = check(outcome.text)
+    if error is not None:
+        kind = FailureKind.INVALID_OUTPUT
+        return Failed(kind, error, usage, outcome.text, outcome.finish_reason, outcome.model), False
+    if isinstance(value, Repaired):
+        return msgspec.structs.replace(outcome, parsed=value.json), True
+    return outcome, False

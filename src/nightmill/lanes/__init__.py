@@ -152,6 +152,8 @@ async def handle_denied(desk: Desk, work: Work, shard: Shard, denied: Denied) ->
         await desk.book(ledger.release, shard, due_in_s=wait, reason=_waits_for(denied))
     elif shard.count > 1 and can_be_cut(shard):
         await halve(desk, work, shard)
+    elif shard.rung:  # every row of it has its outcome, and keeps that
+        await desk.book(ledger.give_up, shard, over_budget(denied))
     else:
         await desk.book(ledger.release, shard, reason=_waits_for(denied))
         await desk.book(ledger.pause, work.job_id, over_budget(denied), stopped="budget")

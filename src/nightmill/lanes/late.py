@@ -53,8 +53,10 @@ def _unread(shard: Shard) -> list[Submission]:
     return [s for s in booked if s.unproven_nanos or shard.missing]
 
 
-async def reopen(desk: Desk, providers: Sequence[Provider], job: Job, *, settled_for_s: float = 0.0) -> bool:
-    """Look once for what came late, and open the shards of which something did; whether any did.
+async def reopen(
+    desk: Desk, providers: Sequence[Provider], job: Job, shards: Sequence[Shard], *, settled_for_s: float = 0.0
+) -> bool:
+    """Look once for what came late of these shards of ``job``, and open those of which something did; whether any did.
 
     ``providers``: one for each key; each account is asked for what was handed over to it.
 
@@ -62,7 +64,6 @@ async def reopen(desk: Desk, providers: Sequence[Provider], job: Job, *, settled
         ProviderError: this was no complete look; nothing was changed.
         Conflict: something came, but an unfinished job has the name or fingerprint of this one.
     """
-    shards = await desk.book(desk.ledger.shards_of, job.id)
     found: list[Late] = []
     failed: ProviderError | None = None
     asked = [(each, keys.choose(providers, each, ())) for each in doubtful(desk, shards, settled_for_s=settled_for_s)]

@@ -15,6 +15,7 @@ from nightmill.ledger.history import Event, HistoryVerbs
 from nightmill.ledger.housekeeping import Deletion, HousekeepingVerbs
 from nightmill.ledger.jobs import JobVerbs
 from nightmill.ledger.keys import KeyVerbs
+from nightmill.ledger.ladder import LadderVerbs, StepTally
 from nightmill.ledger.late import LateVerbs
 from nightmill.ledger.money import MoneyVerbs
 from nightmill.ledger.pace import PaceVerbs
@@ -86,6 +87,7 @@ __all__ = [
     "Shard",
     "SoFarValid",
     "Standing",
+    "StepTally",
     "StoredFile",
     "Submission",
     "SubmissionState",
@@ -101,6 +103,7 @@ class Ledger(
     SharingVerbs,
     KeyVerbs,
     LateVerbs,
+    LadderVerbs,
     UntaggedVerbs,
     AccountVerbs,
     MoneyVerbs,

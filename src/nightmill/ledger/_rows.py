@@ -20,7 +20,7 @@ def insert_shards(connection: Connection, job_id: str, new: Iterable[NewShard], 
             "tag": s.tag, "job_id": job_id, "seq": s.seq, "lane": s.lane, "state": ShardState.PLANNED,
             "attempt": s.attempt, "expiries": s.expiries, "missings": s.missings, "splits": s.splits,
             "first": s.first, "last": s.last, "count": s.count, "content_bytes": s.content_bytes,
-            "cap_tokens": s.cap_tokens, "input_tokens": s.input_tokens, "path": s.file.path,
+            "cap_tokens": s.cap_tokens, "input_tokens": s.input_tokens, "rung": s.rung, "path": s.file.path,
             "size_bytes": s.file.size_bytes, "digest": s.file.digest, "due": now + s.due_in_s,
         }
         for s in new
@@ -67,7 +67,7 @@ def note_models(connection: Connection, job_id: str, tag: str, models: Iterable[
 _SHARD_PLAIN = (
     "tag", "job_id", "seq", "attempt", "expiries", "missings", "splits", "first", "last", "count", "content_bytes",
     "cap_tokens", "input_tokens", "due", "lease_until", "lease_was_until", "epoch", "submission", "looks", "reads",
-    "refusals", "waits", "price", "reason", "missing", "settled_at", "job_stopped",
+    "refusals", "waits", "price", "reason", "missing", "settled_at", "job_stopped", "rung",
 )  # fmt: skip
 _SUBMISSION_PLAIN = (
     "tag", "n", "account", "hold_nanos", "spent_nanos", "unproven_nanos", "intent_at", "file_id", "batch_id",

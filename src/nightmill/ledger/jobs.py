@@ -57,7 +57,7 @@ def _claimed(job: Job) -> Any:
 def _rescued(connection: Connection, job_id: str) -> tuple[int, int]:
     """Requests in live shards of a batch job, and what those cost so far: a deadline makes such, beside a canary."""
     mine = and_(shards.c.job_id == job_id, shards.c.lane == Lane.LIVE, jobs.c.id == job_id, jobs.c.lane == Lane.BATCH,
-                ~of_canary())  # fmt: skip
+                shards.c.rung == 0, ~of_canary())  # fmt: skip
     rows = select(func.coalesce(func.sum(shards.c["count"]), 0)).select_from(shards.join(jobs, mine))
     paid = select(func.coalesce(func.sum(submissions.c.spent_nanos), 0)).select_from(
         submissions.join(shards, submissions.c.tag == shards.c.tag).join(jobs, mine)
@@ -456,6 +456,7 @@ class JobVerbs(Database):
             handed = connection.execute(
                 select(func.coalesce(func.sum(shards.c["count"] - unsent), 0)).where(
                     mine, shards.c.attempt == 1, shards.c.expiries == 0, shards.c.missings == 0, shards.c.splits == 0,
+                    shards.c.rung == 0,
                     went_out.exists())
             ).scalar_one()  # fmt: skip
             rescued, rescued_nanos = _rescued(connection, job_id)

@@ -120,6 +120,7 @@ class Shard:
     missing: int = 0  # of its requests, as it settled
     settled_at: float | None = None  # unix seconds; kept when something came late and it is open again
     job_stopped: str | None = None  # why its job was stopped or is paused
+    rung: int = 0  # of the job's ladder: 0 asked first, above that asked again for an answer that fits the schema
 
     @property
     def settled_before(self) -> bool:
@@ -140,7 +141,7 @@ class Shard:
     @property
     def is_part(self) -> bool:
         """Whether its rows are what an earlier shard left over."""
-        return bool(self.attempt > 1 or self.expiries or self.missings or self.splits)
+        return bool(self.attempt > 1 or self.expiries or self.missings or self.splits or self.rung)
 
     @property
     def current(self) -> Submission:
@@ -166,6 +167,7 @@ class NewShard:
     missings: int = 0
     splits: int = 0
     due_in_s: float = 0.0
+    rung: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,7 @@ class Settlement:
     resent: Counts = Counts()  # of those, moved into new shards (failed, missing, expired)
     extra_answers: int = 0
     unknown_ids: int = 0
+    repaired: int = 0  # of those that succeeded, put right by local repair
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_cached: int = 0

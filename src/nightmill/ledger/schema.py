@@ -94,6 +94,7 @@ shards = Table(
     _int("expiries"),  # submissions its rows expired in before
     _int("missings"),  # times its rows came back missing before
     _int("splits"),  # whole-shard refusals that named a line, before
+    _int("rung"),  # of its job's ladder: 0 asked first, above that asked again for an answer that fits the schema
     _int("first"),
     _int("last"),
     _int("count"),
@@ -127,6 +128,7 @@ shards = Table(
     _int("resent_expired"),
     _int("extra_answers"),
     _int("unknown_ids"),
+    _int("repaired"),  # of those that succeeded, put right by local repair
     _int("tokens_in"),
     _int("tokens_out"),
     _int("tokens_cached"),

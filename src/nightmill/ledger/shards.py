@@ -498,9 +498,9 @@ class ShardVerbs(Database):
                 connection, shard, ShardState.SETTLED,
                 succeeded=c.succeeded, failed=c.failed, missing=c.missing, expired=c.expired, cancelled=c.cancelled,
                 resent_failed=r.failed, resent_missing=r.missing, resent_expired=r.expired,
-                extra_answers=done.extra_answers, unknown_ids=done.unknown_ids, tokens_in=done.tokens_in,
-                tokens_out=done.tokens_out, tokens_cached=done.tokens_cached, list_nanos=done.list_nanos,
-                failures=json.dumps(done.failures), settled_at=wall(), reason=done.reason,
+                extra_answers=done.extra_answers, unknown_ids=done.unknown_ids, repaired=done.repaired,
+                tokens_in=done.tokens_in, tokens_out=done.tokens_out, tokens_cached=done.tokens_cached,
+                list_nanos=done.list_nanos, failures=json.dumps(done.failures), settled_at=wall(), reason=done.reason,
             )  # fmt: skip
             for booking in done.bookings:
                 self._book(connection, shard, booking)
@@ -541,7 +541,12 @@ class ShardVerbs(Database):
         )
         idle = and_(shards.c.job_id == job_id, shards.c.state == ShardState.PLANNED, ~lost.exists(),
                     shards.c.lane != Lane.CACHE, shards.c.lease_until <= self.moment())  # fmt: skip
-        done = {"state": ShardState.SETTLED, "cancelled": shards.c.count, "settled_at": wall()}
+        # What waits on a later step of the ladder was answered, and stays as it was answered.
+        count, is_first = shards.c["count"], shards.c.rung == 0
+        done = {
+            "state": ShardState.SETTLED, "settled_at": wall(), "cancelled": case((is_first, count), else_=0),
+            "failed": case((is_first, 0), else_=count),
+        }  # fmt: skip
         with self._write("drop_planned") as connection:
             dropped = connection.execute(update(shards).where(idle).values(**done).returning(shards.c.tag)).all()
         return len(dropped)

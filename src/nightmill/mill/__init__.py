@@ -9,6 +9,7 @@ is in the room that is named after it:
     deadlines    when a plan would be done, and what has no time for a batch
     submitting   a plan becomes a job
     attending    working on jobs where nobody else does
+    laddering    what is tried until an answer fits the schema, and how that went
     following    where jobs stand, asked several times a second
     arrivals     results as they come
     reading      results in input order, and writing them to files
@@ -49,6 +50,7 @@ from nightmill.mill import (
     doubt,
     following,
     housekeeping,
+    laddering,
     late,
     planning,
     reading,
@@ -66,11 +68,14 @@ from nightmill.mill.firstrows import told as canary_told
 from nightmill.mill.following import Follower, Look
 from nightmill.mill.home import Home
 from nightmill.mill.housekeeping import Swept
+from nightmill.mill.laddering import Step
+from nightmill.mill.laddering import told as steps_told
 from nightmill.mill.planning import LaneCost, Prepared, RunOptions
 from nightmill.mill.reading import Group
 from nightmill.mill.reconciling import Compared, Match, Reconciled
 from nightmill.mill.submitting import check_affordable
 from nightmill.mill.surveying import ListedBatch, Listing
+from nightmill.plan import Ladder
 from nightmill.pricing import PriceSheet
 from nightmill.sinks import About, Format, Origin, Target, check_fit
 from nightmill.sinks.exports import check_outside, check_targets
@@ -224,7 +229,7 @@ class Mill:
         if live := job.spec.get("live_price"):
             confirmed[Lane.LIVE] = live
         sheets = ((self.home.sheet(job.model, lane), PriceSheet.from_json(text)) for lane, text in confirmed.items())
-        return any(now.dearer_than(then) for now, then in sheets)
+        return any(now.dearer_than(then) for now, then in sheets) or laddering.is_dearer(self.home, job)
 
     def attended(self, job: Job) -> bool:
         """Whether another process works on the job, so that this one need not."""
@@ -325,6 +330,14 @@ class Mill:
     def standing(self, job: Job) -> Standing:
         """The job in rows and money, answers that are not settled yet included."""
         return following.standing(self.home, job)
+
+    def steps(self, job: Job) -> list[Step]:
+        """How the rows of a job fared on its ladder, step by step; nothing where it has none."""
+        return laddering.steps(self.home, job)
+
+    def step_name(self, job: Job, shard: Shard) -> str:
+        """Which step of the job's ladder a shard belongs to, in a word or two."""
+        return laddering.step_name(Ladder.of(job.spec), shard.rung)
 
     def saved(self, job: Job | None = None) -> dict[str, Saved]:
         """What every job, or one, saved against live calls at the list price, by its id; newest first."""
@@ -505,10 +518,12 @@ __all__ = [
     "Saved",
     "Shard",
     "Standing",
+    "Step",
     "Swept",
     "canary_told",
     "check_affordable",
     "ending_error",
     "opened",
     "paused",
+    "steps_told",
 ]

@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from nightmill.errors import Conflict
-from nightmill.files import GROUP_ROWS
 from nightmill.ledger import OUTCOMES, Job, NewShard, Shard
 from nightmill.mill import reading
 from nightmill.mill.home import Home, compiled_from
 from nightmill.mill.planning import DEADLINE, quarter
-from nightmill.plan import Cutter, bounds
+from nightmill.plan import Cutter, bounds, cut_rows
 from nightmill.types import FailureKind, Lane
 from nightmill.wire import ROWS
 
@@ -127,14 +124,7 @@ def _cut_rows(home: Home, job: Job, spec: dict[str, Any], indexes: list[int]) ->
         lambda: f"{job.id}-{home.ledger.take_seqs(job.id, 1)}", lambda size: -(-size // 4),
     )  # fmt: skip
     rows = home.ledger.files_of(job.id, ROWS)[0]
-    with home.store.open(rows.ref) as stream:
-        first = 0
-        for batch in pq.ParquetFile(stream).iter_batches(GROUP_ROWS):
-            some = [row for row in range(batch.num_rows) if first + row in wanted]
-            indexes = [first + row for row in some]
-            bodies = compiled.bodies(batch.take(pa.array(some, pa.int64())), indexes)
-            cutter.add(indexes, bodies, cap_tokens=compiled.cap_tokens, inputs=compiled.inputs)
-            first += batch.num_rows
+    cut_rows(home.store, rows, wanted, compiled, lambda batch, some, _: compiled.bodies(batch, some), cutter)
     return cutter.close()
 
 

@@ -6,7 +6,7 @@ from nightmill.errors import Conflict, Refused, UsageError
 from nightmill.lanes import keys
 from nightmill.lanes.batch import is_shut_out, not_found, note_terms, said, unproven
 from nightmill.ledger import Shard
-from nightmill.mill.home import Home
+from nightmill.mill.home import Home, model_of
 from nightmill.providers import BatchProvider, BatchView, UntaggedBatches
 from nightmill.types import ShardState, usd
 
@@ -38,7 +38,7 @@ async def resolve(home: Home, shard: Shard, *, adopt: str | None = None, resend:
 async def _adopted(home: Home, provider: BatchProvider, shard: Shard, view: BatchView) -> str:
     """Take a batch for the shard's; where nothing of ours is attached to it, only until its results say otherwise."""
     if not shard.current.account:
-        await note_terms(home.desk, home.open_kit(shard.job_id).work, provider, shard)
+        await note_terms(home.desk, home.open_kit(shard.job_id).at(shard.rung).work, provider, shard)
     is_sure = view.id == shard.current.batch_id or not isinstance(provider, UntaggedBatches)
     likely = None if is_sure else unproven(view.id)
     if not home.ledger.note_created(
@@ -87,7 +87,7 @@ def _claim_doubtful(home: Home, shard: Shard, adopt: str | None) -> Shard:
 
 
 def _batch_provider(home: Home, shard: Shard) -> BatchProvider:
-    provider = keys.choose(home.providers(home.job(shard.job_id).model), shard, ())
+    provider = keys.choose(home.providers(model_of(home.job(shard.job_id), shard)), shard, ())
     if provider is None:  # of a shard in doubt there is always one
         raise TypeError(f"shard {shard.tag} is {shard.state}")
     if not isinstance(provider, BatchProvider):

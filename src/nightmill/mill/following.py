@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nightmill.collect import Answers, SoFar
+from nightmill.engine import JobKit
 from nightmill.errors import Conflict, StoreError, UsageError
 from nightmill.files import GROUP_ROWS
-from nightmill.ledger import Job, Outside, Standing, standing_of, with_answers
-from nightmill.mill.home import Home
-from nightmill.providers import Provider
+from nightmill.ledger import Job, Outside, Shard, Standing, standing_of, with_answers
+from nightmill.mill.home import Home, model_of
 from nightmill.types import Lane, ShardState
 from nightmill.wire import ROWS
 
@@ -40,7 +40,8 @@ class Follower:
 
     def __init__(self, home: Home, job_ids: Sequence[str], *, distinct: bool = True) -> None:
         self._home, self._ids, self._distinct = home, list(job_ids), distinct
-        self._journals: dict[str, tuple[SoFar, Provider]] = {}
+        self._kits: dict[str, JobKit] = {}
+        self._journals: dict[tuple[str, str], SoFar] = {}  # by job and model
         self._keys: dict[tuple[str, int], list[str | None]] = {}
 
     def look(self) -> list[Look]:
@@ -72,18 +73,31 @@ class Follower:
         now, outside = standing_of(job, tally, distinct=self._distinct), ledger.outside(job_id)
         if not shards:
             return Look(job, now, 0, "", outside)
-        if job_id not in self._journals:
-            try:
-                kit = home.open_kit(job_id)
-            except UsageError:  # its key or its function is not here now; the rest can be told all the same
-                return Look(job, now, 0, "", outside)
-            self._journals[job_id] = SoFar(home.store, kit.provider, kit.list_sheet, kit.check), kit.provider
-        journals, provider = self._journals[job_id]
-        accounts = {shard.submissions[-1].account for shard in shards if shard.submissions}
-        if any(ledger.cooling_until(account, provider.model) > ledger.moment() for account in accounts):
-            outside = replace(outside, reason=_COOLING.format(provider.name))
-        found = journals.look(shards)
+        try:
+            found, cooling = self._under_way(job_id, shards)
+        except UsageError:  # its key or its function is not here now; the rest can be told all the same
+            return Look(job, now, 0, "", outside)
+        if cooling:
+            outside = replace(outside, reason=_COOLING.format(cooling))
         return Look(job, _joined(now, found), found.in_hand, self._key(job_id, found.last_row), outside)
+
+    def _under_way(self, job_id: str, shards: Sequence[Shard]) -> tuple[Answers, str]:
+        """What the journals of live shards say by now, and the name of a provider that asks to wait, if one does."""
+        home, ledger, total, cooling = self._home, self._home.ledger, Answers(), ""
+        if job_id not in self._kits:
+            self._kits[job_id] = home.open_kit(job_id)
+        by_model: dict[str, list[Shard]] = {}
+        for shard in shards:
+            by_model.setdefault(model_of(self._kits[job_id].job, shard), []).append(shard)
+        for model, some in by_model.items():
+            kit = self._kits[job_id].at(some[0].rung)
+            if (job_id, model) not in self._journals:
+                self._journals[job_id, model] = SoFar(home.store, kit.provider, kit.list_sheet, kit.check)
+            accounts = {shard.submissions[-1].account for shard in some if shard.submissions}
+            if any(ledger.cooling_until(account, kit.provider.model) > ledger.moment() for account in accounts):
+                cooling = kit.provider.name
+            total.add(self._journals[job_id, model].look(some))
+        return total, cooling
 
     def _key(self, job_id: str, row: int | None) -> str:
         if row is None:

@@ -17,14 +17,14 @@ from nightmill.engine import JobKit
 from nightmill.errors import UsageError
 from nightmill.lanes import Desk, Work
 from nightmill.lanes.throttle import Rates
-from nightmill.ledger import LEDGER_NAME, Job, Ledger, Limit
+from nightmill.ledger import LEDGER_NAME, Job, Ledger, Limit, Shard
 from nightmill.mill.embedding import answer_check, most_together
-from nightmill.plan import Compiled, Parameters, Scissors
+from nightmill.plan import Compiled, Ladder, Parameters, Scissors
 from nightmill.pricing import PriceSheet, price_sheet
-from nightmill.providers import Limits, Provider, fingerprint_shown
+from nightmill.providers import BatchProvider, Limits, LiveProvider, Provider, fingerprint_shown
 from nightmill.providers.resolve import hidden_tokens, resolve_keys, runs_here
 from nightmill.store import Store
-from nightmill.tasks import Task, bind
+from nightmill.tasks import Task, bind, repairing
 from nightmill.types import Lane
 
 
@@ -59,6 +59,28 @@ def compiled_from(spec: Mapping[str, Any], provider: Provider) -> Compiled:
     """A job's task, compiled anew from what its record says."""
     bound = bind(Task.from_dict(spec["task"]), spec["columns"], {})
     return Compiled(provider, bound, Parameters.from_dict(spec["parameters"]))
+
+
+def model_of(job: Job, shard: Shard) -> str:
+    """The model that is asked the requests of a shard: the job's, or one further up its ladder."""
+    step = Ladder.of(job.spec).at(shard.rung)
+    return job.model if step is None else step.model
+
+
+def rung_lane(lane: Lane, provider: Provider) -> Lane:
+    """Where a job of ``lane`` asks another model: there too, if it has that lane."""
+    if lane is Lane.BATCH and isinstance(provider, BatchProvider):
+        return Lane.BATCH
+    return Lane.LIVE if isinstance(provider, LiveProvider) else Lane.BATCH
+
+
+def confirmed_sheet(job: Job, model: str, lane: Lane, today: PriceSheet) -> PriceSheet:
+    """The prices of a model that the user said yes to; ``today``'s where none were shown."""
+    if model == job.model:
+        name = "price" if lane is job.lane else "live_price"
+        return PriceSheet.from_json(job.spec[name])
+    said = job.spec.get("next_prices", {}).get(model, {}).get(lane.value)
+    return PriceSheet.from_json(said) if said else today
 
 
 def _tokens_each(job: Job, compiled: Compiled) -> int:
@@ -149,20 +171,25 @@ class Home:
     def open_kit(self, job_id: str) -> JobKit:
         """Everything a job's record only names, made ready to work with."""
         job = self.job(job_id)
+        return replace(self._kit(job, job.model), open_other=partial(self._kit, job))
+
+    def _kit(self, job: Job, model: str) -> JobKit:
+        """The same as one model of the job's ladder has to do with it."""
         spec = job.spec
-        keyed = self.providers(job.model)
+        keyed = self.providers(model)
         provider = keyed[0]
+        lane = job.lane if model == job.model else rung_lane(job.lane, provider)
         compiled = compiled_from(spec, provider)
-        sheet = self.sheet(job.model, job.lane)
-        confirmed = PriceSheet.from_json(spec["price"])
-        scissors = Scissors(self.store, provider, compiled.url, sheet, partial(self.ledger.take_seqs, job_id))
+        sheet = self.sheet(model, lane)
+        confirmed = confirmed_sheet(job, model, lane, sheet)
+        scissors = Scissors(self.store, provider, compiled.url, sheet, partial(self.ledger.take_seqs, job.id))
         given = self.limits_of(provider)
         rates = Rates(
             spec["rpm"] or given.get("rpm"), spec["tpm"] or given.get("tpm"),
             spec["concurrency"] or provider.limits.concurrency, bool(spec["concurrency"]), provider.self_hosted,
         )  # fmt: skip
         regular, work = (
-            self.sheet(job.model, Lane.LIVE),
+            self.sheet(model, Lane.LIVE),
             Work(
                 job.id,
                 provider,
@@ -175,14 +202,16 @@ class Home:
             ),
         )
         rescue = None
-        if "live_price" in spec:
-            rescue = replace(work, sheet=regular, confirmed=PriceSheet.from_json(spec["live_price"]))
-        if job.deadline is not None and job.lane is Lane.BATCH:
+        if lane is Lane.BATCH and ("live_price" in spec or model != job.model):
+            rescue = replace(work, sheet=regular, confirmed=confirmed_sheet(job, model, Lane.LIVE, regular))
+        if job.deadline is not None and lane is Lane.BATCH:
             work = replace(work, held=dearer(sheet, regular), deadline=job.deadline,
                            most_live=most_live(rates.requests_per_minute, rates.tokens_per_minute,
                                                spec["concurrency"], _tokens_each(job, compiled)))  # fmt: skip
+        ladder, check = Ladder.of(spec), answer_check(spec)
         return JobKit(
-            job, provider, compiled, work, regular, answer_check(spec), rates,
+            job, provider, compiled, work, regular, repairing(check) if check and ladder.repair else check, rates,
             salt(provider.name, provider.model, provider.account.host), self.cache if spec["cache"] else None,
             spec["on_error"], self.settings.retention.provider_files == "delete" and "adopted" not in spec, rescue,
+            ladder, lane,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from nightmill.config import LEAST_DAYS
 from nightmill.errors import Conflict, StoreError, UsageError
 from nightmill.killpoints import reach
 from nightmill.lanes import late, tidying
-from nightmill.ledger import Job
-from nightmill.mill.home import Home
+from nightmill.ledger import Job, Shard
+from nightmill.mill.home import Home, model_of
 from nightmill.types import UNFINISHED
 from nightmill.wire import RESULTS
 
@@ -209,17 +209,22 @@ class _Sweeper:
                 self._swept.provider_files += sum(len(tidying.files_of(sub)) for sub in spare)
                 continue
             try:
-                keyed = home.providers(job.model)
+                for model in dict.fromkeys(model_of(job, shard) for shard in shards):
+                    mine = [shard for shard in shards if model_of(job, shard) == model]
+                    await self._delete_there(job_id, model, mine)
             except UsageError as error:
                 self._swept.notes.append(f"files of job {job_id} stay at the provider: {error}")
-                continue
-            try:
-                count, failed = await tidying.delete_files(home.desk, keyed, shards)
-            finally:
-                for provider in keyed:
-                    await provider.close()
-            self._swept.provider_files += count
-            self._swept.notes += [f"files of job {job_id} stay at the provider: {error}" for error in failed]
+
+    async def _delete_there(self, job_id: str, model: str, shards: Sequence[Shard]) -> None:
+        """What one model's providers keep of shards. Raises UsageError: there is no key for it now."""
+        keyed = self._home.providers(model)
+        try:
+            count, failed = await tidying.delete_files(self._home.desk, keyed, shards)
+        finally:
+            for provider in keyed:
+                await provider.close()
+        self._swept.provider_files += count
+        self._swept.notes += [f"files of job {job_id} stay at the provider: {error}" for error in failed]
 
     # -- shared by the rules above
 

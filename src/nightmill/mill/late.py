@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nightmill.lanes import late
 from nightmill.ledger import Job
-from nightmill.mill.home import Home
+from nightmill.mill.home import Home, model_of
 from nightmill.providers import BatchProvider
 
 
@@ -19,11 +19,15 @@ async def look_again(home: Home, job: Job) -> bool:
         Conflict: something came, but an unfinished job has the job's name or fingerprint.
         UsageError: there is no key for the provider now.
     """
-    if job.finished_at is None or job.spec.get("wire") or not late.doubtful(home.desk, home.ledger.shards_of(job.id)):
+    if job.finished_at is None or job.spec.get("wire"):
         return False
-    keyed = home.providers(job.model)
-    try:
-        return isinstance(keyed[0], BatchProvider) and await late.reopen(home.desk, keyed, job)
-    finally:
-        for provider in keyed:
-            await provider.close()
+    doubted = late.doubtful(home.desk, home.ledger.shards_of(job.id))
+    for model in dict.fromkeys(model_of(job, shard) for shard in doubted):
+        shards, keyed = [shard for shard in doubted if model_of(job, shard) == model], home.providers(model)
+        try:
+            if isinstance(keyed[0], BatchProvider) and await late.reopen(home.desk, keyed, job, shards):
+                return True  # of the other models the next look tells
+        finally:
+            for provider in keyed:
+                await provider.close()
+    return False

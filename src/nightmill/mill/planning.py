@@ -15,7 +15,7 @@ from typing import Any
 from nightmill.config import parse_by
 from nightmill.errors import Conflict, InputError, StoreError, TaskError, UsageError
 from nightmill.ledger import Job, Limit
-from nightmill.mill import deadlines, embedding, firstrows, selecting
+from nightmill.mill import deadlines, embedding, firstrows, laddering, selecting
 from nightmill.mill.home import Home, dearer
 from nightmill.plan import (
     Bounds,
@@ -92,6 +92,8 @@ class RunOptions:
     dedupe: bool = True
     canary: int | None = None  # rows that go out before all others; 0: none
     min_valid: float | None = None  # the share of valid answers below which the job stops
+    repair: bool | None = None  # answers that do not fit the schema are put right here where they can be
+    reask: int | None = None  # ... times they are asked again, with what is wrong
     detach: bool = False  # the lane is batch since nobody waits for the answers, and not because it was said
 
 
@@ -243,7 +245,8 @@ def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_i
     made = Prepared(plan, draft.spec, options, order.source, draft.model, order.lane, digest, free, unfinished)
     if unfinished is not None:
         return made
-    return _noted(made, *deadlines.notes(home, made), *firstrows.notes(plan, order.lane))
+    return _noted(made, *deadlines.notes(home, made), *firstrows.notes(plan, order.lane),
+                  *laddering.notes(home, draft.spec, plan))  # fmt: skip
 
 
 def lane_costs(home: Home, prepared: Prepared) -> list[LaneCost]:
@@ -310,6 +313,10 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
     spec = _spec(options, bound, parameters, model, lane, source)
     spec |= {"canary": options.canary, "min_valid": _first(options.min_valid, settings.default_min_valid)}
     spec |= {"columns": columns, "price": order.sheet.to_json(), "by": options.by, "deadline": deadline}
+    spec |= laddering.asked(home, options, bound.task, parameters)
+    laddering.check(home, spec, bound, parameters, sends=sends)
+    spec |= laddering.next_prices(home, spec)
+    order = replace(order, fingerprint_extra=(*order.fingerprint_extra, *laddering.marks(spec)))
     free = home.tightest(options.budget_nanos)
     order = _bounded(order, options, free)
     batch_said = (options.lane or settings.default_lane) == "batch" and not options.detach

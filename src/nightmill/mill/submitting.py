@@ -7,7 +7,7 @@ from dataclasses import replace
 from nightmill.config import exact_usd
 from nightmill.errors import Conflict, OverBudget
 from nightmill.ledger import BAD_ANSWERS, Job
-from nightmill.mill import planning
+from nightmill.mill import laddering, planning
 from nightmill.mill.home import Home
 from nightmill.mill.planning import Prepared, RunOptions
 from nightmill.pricing import PriceSheet
@@ -98,6 +98,7 @@ def resume(home: Home, job: Job) -> None:
 def _let_go_on(home: Home, job: Job) -> None:
     sheet = home.sheet(job.model, job.lane)
     changes = {"price": sheet.to_json()} if sheet.dearer_than(PriceSheet.from_json(job.spec["price"])) else {}
+    changes |= laddering.next_prices(home, job.spec)
     if "live_price" in job.spec:
         changes["live_price"] = home.sheet(job.model, Lane.LIVE).to_json()
     if changes:

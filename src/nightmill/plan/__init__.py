@@ -30,10 +30,11 @@ from nightmill.ledger import NewShard, Shard, StoredFile
 from nightmill.plan._behind import Behind, at_once
 from nightmill.plan.asking import asked
 from nightmill.plan.badrows import BadRows, bad_rows
-from nightmill.plan.compiling import Compiled, Parameters, endpoint_at, endpoint_of_body
+from nightmill.plan.compiling import Compiled, Parameters, Said, endpoint_at, endpoint_of_body
 from nightmill.plan.cutting import Bounds, Cutter, bounds
 from nightmill.plan.first import First, FirstCutter
 from nightmill.plan.keys import KeyWatch
+from nightmill.plan.ladder import CLIMBS, Climb, Ladder, Rung, cut_rows
 from nightmill.pricing import PriceSheet, estimate_tokens
 from nightmill.providers import Provider
 from nightmill.sources import KEY, Source, Taken, digest_batch
@@ -43,17 +44,23 @@ from nightmill.tasks import TaskFunction
 from nightmill.types import Lane, Quote, Usage
 
 __all__ = [
+    "CLIMBS",
     "Bounds",
+    "Climb",
     "Compiled",
     "Cutter",
     "First",
+    "Ladder",
     "Order",
     "Parameters",
     "Plan",
+    "Rung",
+    "Said",
     "Scissors",
     "bad_rows",
     "bounds",
     "content_of",
+    "cut_rows",
     "endpoint_at",
     "endpoint_of_body",
     "make_plan",
@@ -456,7 +463,7 @@ class Scissors:
         for chunk in _chunks(item for item in wire.shard_lines(self.store, shard) if item[0] in rows):
             cutter.add([i for i, _ in chunk], [wire.body_of(line) for _, line in chunk])
         history: dict[str, Any] = {"attempt": shard.attempt, "expiries": shard.expiries, "missings": shard.missings,
-                   "splits": shard.splits}  # fmt: skip
+                   "splits": shard.splits, "rung": shard.rung}  # fmt: skip
         return [replace(new, **history) for new in cutter.close()]
 
 

@@ -27,6 +27,7 @@ from nightmill.types import Endpoint
 
 DEFAULT_TEMPERATURE = 0.3
 DEFAULT_MAX_OUTPUT = 2_000
+_AGAIN = "Answer once more, with nothing but JSON that fits this schema: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,14 @@ class Parameters:
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Parameters:
         return cls(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a model answered, and what is wrong with it."""
+
+    text: str
+    fault: str
 
 
 class Compiled:
@@ -118,6 +127,22 @@ class Compiled:
         quoted = {name: self._quoted(values[name]) for name in set(self._order)}
         return self._joined([quoted[name] for name in self._order], batch.num_rows)
 
+    def asked_again(
+        self, batch: pa.RecordBatch, indexes: Sequence[int], said: Mapping[int, Said], bad: dict[int, str]
+    ) -> list[bytes]:
+        """The encoded body of every row with the answer that it got, and a request for one that fits the schema.
+
+        As with `bodies`, a row of which none can be made has an empty body and its reason in ``bad``.
+        """
+        turns = [self._turns(said[index]) for index in indexes]
+        return self._encode_each(_dicts(self._values(batch), batch.num_rows), indexes, bad, turns)
+
+    def _turns(self, said: Said) -> list[dict[str, Any]]:
+        schema = msgspec.json.encode(self._parameters.schema).decode()
+        fault = f"Your answer cannot be used: {said.fault}." if said.text else "Your answer was empty."
+        again = {"role": "user", "content": f"{fault} {_AGAIN}{schema}"}
+        return [{"role": "assistant", "content": said.text}, again] if said.text else [again]
+
     def blanks(self, batch: pa.RecordBatch) -> dict[int, list[str]]:
         """Rows of the batch that lack a value the task needs: in which columns. Such rows are not for `bodies`."""
         found: dict[int, list[str]] = {}
@@ -130,13 +155,15 @@ class Compiled:
         return dict(sorted(found.items()))
 
     def _encode_each(
-        self, rows: Sequence[Mapping[str, Any]], indexes: Sequence[int], bad: dict[int, str] | None
-    ) -> list[bytes]:
+        self, rows: Sequence[Mapping[str, Any]], indexes: Sequence[int], bad: dict[int, str] | None,
+        turns: Sequence[Sequence[dict[str, Any]]] = (),
+    ) -> list[bytes]:  # fmt: skip
+        """``turns``: what is said after each row's own part."""
         bodies: list[bytes] = []
         self.cap_tokens = self.inputs = 0
-        for index, row in zip(indexes, rows, strict=True):
+        for index, row, more in zip(indexes, rows, turns or [()] * len(rows), strict=True):
             try:
-                encoded = self._encode(row)
+                encoded = self._encode(row, more=more)
                 self.cap_tokens = max(self.cap_tokens, encoded.cap_tokens)
                 self.inputs = max(self.inputs, encoded.inputs)
                 bodies.append(encoded.body)
@@ -197,7 +224,9 @@ class Compiled:
             return self._encode({"body": asked} if "body" in self.columns else asked)
         return self._encode(dict.fromkeys(self.columns, chat), texts)
 
-    def _encode(self, row: Mapping[str, Any], texts: Mapping[int, str] | None = None) -> Encoded:
+    def _encode(
+        self, row: Mapping[str, Any], texts: Mapping[int, str] | None = None, more: Sequence[dict[str, Any]] = ()
+    ) -> Encoded:
         task, p = self._task.task, self._parameters
         request: dict[str, Any] = {"model": self._provider.model}
         user_set = set(p.extra)
@@ -217,6 +246,10 @@ class Compiled:
         if task.endpoint != "embeddings":
             self._add_sampling(request, user_set)
         request |= p.extra
+        if more:
+            asks = ASKS[task.endpoint]
+            asked = request[asks]
+            request[asks] = [*([{"role": "user", "content": asked}] if isinstance(asked, str) else asked), *more]
         return self._provider.encode(request, frozenset(user_set))
 
     def _body(self, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A task is a TOML file, a Python function, a prompt given by hand, or the row its
 from nightmill.tasks.binding import ASKS, BoundTask, Task, bind, holds_bodies, prompt_task, verbatim_task
 from nightmill.tasks.files import TaskFile, check_examples, find_task, known_tasks, new_task, read_prompt
 from nightmill.tasks.functions import MESSAGES, Messages, NoRequest, TaskFunction, function_task, import_task, task
+from nightmill.tasks.repair import Repaired, repairing, require_repair
 from nightmill.tasks.schemas import check_answer, load_schema
 from nightmill.tasks.templates import Column, Template, as_text
 
@@ -17,6 +18,7 @@ __all__ = [
     "Column",
     "Messages",
     "NoRequest",
+    "Repaired",
     "Task",
     "TaskFile",
     "TaskFunction",
@@ -34,6 +36,8 @@ __all__ = [
     "new_task",
     "prompt_task",
     "read_prompt",
+    "repairing",
+    "require_repair",
     "task",
     "verbatim_task",
 ]

@@ -43,6 +43,9 @@ class Task:
     expect: int | None = None  # output tokens of a typical answer
     built_in: bool = False  # one of ours: its numbers give way where a model does not take them
     examples: list[dict[str, Any]] = field(default_factory=list)  # each an input, by name, and the output for it
+    repair: bool | None = None  # answers that do not fit the schema are put right here where they can be
+    reask: int | None = None  # ... times they are asked again, with what is wrong
+    escalate: bool | None = None  # ... and then put to the next of the models that were named
 
     @property
     def embeds(self) -> bool:

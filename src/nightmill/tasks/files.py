@@ -215,6 +215,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
+def _is_switch(value: Any) -> bool:
+    return type(value) is bool
+
+
 def _is_json(value: Any) -> bool:
     """Whether JSON has it: TOML has dates and times beside."""
     if isinstance(value, dict):
@@ -246,4 +250,7 @@ _TASK_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "temperature": ("a number, 0 or more", lambda value: type(value) in (int, float) and value >= 0),
     "max_output": ("a whole number of tokens, 1 or more", _is_count),
     "expect": ("a whole number of tokens, 1 or more", _is_count),
+    "repair": ("true or false", _is_switch),
+    "reask": ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
+    "escalate": ("true or false", _is_switch),
 }

@@ -99,12 +99,12 @@ def share(valid: int, rows: int) -> str:
     return f"{valid:,} ({valid * 100 // rows if rows else 0} %)"
 
 
-async def mind(desk: Desk, work: Work, check: Check | None) -> None:
-    """Decide about a canary that has settled, unless somebody did."""
+async def mind(desk: Desk, work: Work, check: Check | None) -> bool:
+    """Decide about a canary that has settled; False where there is nothing to decide, or somebody did."""
     job_id = work.job_id
     sums = await desk.book(desk.ledger.canary_sums, job_id)
     if sums is None:
-        return
+        return False
     job = await desk.book(desk.ledger.find_job, job_id)
     shards = await desk.book(desk.ledger.shards_of, job_id)
     why = await asyncio.to_thread(
@@ -113,8 +113,10 @@ async def mind(desk: Desk, work: Work, check: Check | None) -> None:
     found = judged(job, sums, shards, work, why)
     stopped, reason = verdict(job, found, await desk.book(free_nanos, desk, job_id), least_valid(job))
     found = replace(found, stopped=stopped, reason=reason)
-    if await desk.book(desk.ledger.note_canary, job_id, found):
+    is_ours = await desk.book(desk.ledger.note_canary, job_id, found)
+    if is_ours:
         log.info("job %s: canary: %d of %d valid, %s", job_id, found.valid, found.rows, stopped or "the rest goes out")
+    return is_ours
 
 
 def is_of(job: Job, shard: Shard) -> bool:

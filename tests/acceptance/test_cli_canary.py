@@ -58,7 +58,8 @@ def test_the_first_rows_of_a_large_job_go_live_and_update_its_quote(tmp_path: Pa
         assert canary["expected_usd"] == pytest.approx(done.json["spent_usd"], rel=0.1)
         assert is_billed(place, done.json)
         assert "the first 20 rows go out before all others, live" in done.err
-        assert "first 20 rows: valid 20 (100 %)" in done.err
+        assert "  first 20 rows: valid 20 (100 %)" in done.err
+        assert "    expected $" in done.err
         assert "first 20 rows: valid 20 (100 %)" in place.run("show", "@last").out
         small = run(place, 500, "--new", "--no-cache", "--out", "small.jsonl")
         assert {row["lane"] for row in place.results("small.jsonl")} == {"batch"}
@@ -121,8 +122,10 @@ def test_resume_goes_on_whatever_the_first_rows_were(tmp_path: Path) -> None:
         assert "none of the first 3 rows has a valid answer" in done.json["error"]["why"]
         shown = place.run("show", "@last")
         assert "stopped: by its first rows" in shown.out
+        assert "    3 invalid_output: " in shown.out
         on = place.run("resume", "--json")
         assert (on.code, on.json["succeeded"], on.json["failed"]) == (3, 9, 3), on.err
+        assert "first 3 rows" not in on.err  # that was told
         assert is_billed(place, on.json)
 
 

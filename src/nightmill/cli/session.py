@@ -61,7 +61,7 @@ def work(edge: Edge, mill: Mill, jobs: Sequence[Job], order: Order) -> bool:
         keys = None
         if progress.mode == "bar":
             keys = terminal.enter_context(unechoed(heard=order.quits))
-        session = _Session(mill, [job.id for job in jobs], progress, order, keys)
+        session = _Session(edge, mill, [job.id for job in jobs], progress, order, keys)
         edge.beside = progress.note if progress.mode != "none" else None
         try:
             asyncio.run(session.run())
@@ -88,7 +88,9 @@ def look_again(edge: Edge, mill: Mill, job: Job) -> Job:
 
 
 class _Session:
-    def __init__(self, mill: Mill, job_ids: list[str], progress: Progress, order: Order, keys: int | None) -> None:
+    def __init__(
+        self, edge: Edge, mill: Mill, job_ids: list[str], progress: Progress, order: Order, keys: int | None
+    ) -> None:
         self._mill, self._ids, self._progress, self._order, self._keys = mill, job_ids, progress, order, keys
         self._follower = mill.follow(job_ids)
         self._stop = Stop()
@@ -96,7 +98,8 @@ class _Session:
         self._began = time.monotonic()
         self._before: int | None = None
         self._looks: list[Look] = []
-        self._told = set[str]()  # jobs of whose first rows was told
+        self._edge = edge
+        self._told = {i for i in job_ids if mill.job(i).canary is not None}  # jobs of whose first rows was told
         self._works = not order.aside
         self._main: asyncio.Task[None] | None = None
         path = order.checkpoint
@@ -201,10 +204,11 @@ class _Session:
         view = views.progress_view(looks, before=self._before, elapsed_s=elapsed_s, works=self._works, stops=stops)
         self._progress.update(view)
         for look in looks:
-            if look.job.canary is not None and look.job.id not in self._told and self._progress.mode != "json":
+            if look.job.canary is not None and look.job.id not in self._told:
                 self._told.add(look.job.id)
-                for line in canary_lines(look.job):
-                    self._progress.note(line.strip() if len(looks) == 1 else f"job {look.job.id}: {line.strip()}")
+                of_job = f"job {look.job.id}" if len(looks) > 1 else ""
+                for line in filter(None, (of_job, *canary_lines(look.job))):
+                    self._progress.note(present.fitted(line, width=self._edge.width, unicode=self._edge.unicode))
 
     def show(self) -> None:
         """Show where the jobs stand now."""

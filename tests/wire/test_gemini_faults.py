@@ -307,6 +307,25 @@ def test_never_finishes(base: str) -> None:
     until(base, name, "CANCELLED")
 
 
+def test_fail_at(base: str) -> None:
+    """Failed while it ran, with nothing to show for it."""
+    batch = _run_with(base, {"fault": "fail_at"})
+    assert (state(batch), batch["done"]) == ("FAILED", True)
+    assert "response" not in batch
+    assert _billed(base, batch) == 0
+
+
+def test_slow_batches_and_cancels(base: str) -> None:
+    """One that was made later overtakes it; asked to be cancelled it goes on running."""
+    set_faults(
+        base, {"fault": "slow_batch", "lag_s": 80_000.0, "times": 1}, {"fault": "slow_cancel", "lag_s": 80_000.0}
+    )
+    slow, quick = (create(base, lines(ROWS)).json()["name"] for _ in range(2))
+    until(base, quick, "SUCCEEDED")
+    ask(base, "POST", f"/v1beta/{slow}:cancel", {})
+    assert "done" not in poll(base, slow)
+
+
 # --- files on the way down ---
 
 

@@ -152,6 +152,19 @@ def test_results_are_not_there_before_the_end(base: str) -> None:
         api.messages.batches.delete(batch_id)
 
 
+def test_slow_batches_and_cancels(base: str) -> None:
+    """One that was made later overtakes it; asked to be cancelled it is canceling for long."""
+    set_faults(
+        base, {"fault": "slow_batch", "lag_s": 80_000.0, "times": 1}, {"fault": "slow_cancel", "lag_s": 80_000.0}
+    )
+    slow, quick = made(base), made(base)
+    ended(base, quick)
+    api = client(base)
+    assert api.messages.batches.retrieve(slow).processing_status == "in_progress"
+    api.messages.batches.cancel(slow)
+    assert api.messages.batches.retrieve(slow).processing_status == "canceling"
+
+
 def test_a_cancelled_batch_keeps_what_it_had_done(base: str) -> None:
     """Canceling is told at once; afterwards each row is there, and only those that ran are billed."""
     set_faults(base, {"fault": "never_finishes"})

@@ -299,6 +299,13 @@ def test_never_finishes(base: str) -> None:
     assert until(base, made["id"], "cancelled")["request_counts"]["completed"] == ROWS
 
 
+def test_fail_at(base: str) -> None:
+    """Failed while it ran: the answers there are can be had, and of the other rows there is no line."""
+    batch = _run_with(base, {"fault": "fail_at", "fraction": 0.5})
+    assert (batch["status"], batch["request_counts"]["completed"]) == ("failed", ROWS // 2)
+    assert len(_raw(base, batch).splitlines()) == ROWS // 2
+
+
 def test_slow_cancel(base: str) -> None:
     """Asked to be cancelled, it takes its time."""
     set_faults(base, {"fault": "never_finishes"}, {"fault": "slow_cancel", "lag_s": 1e9})

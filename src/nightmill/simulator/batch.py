@@ -26,7 +26,7 @@ class State(StrEnum):
     ENDED = "ended"
     EXPIRED = "expired"
     CANCELLED = "cancelled"
-    FAILED = "failed"  # as a whole, before anything ran
+    FAILED = "failed"  # as a whole: before anything ran, but for a fault
 
 
 TERMINAL = frozenset({State.ENDED, State.EXPIRED, State.CANCELLED, State.FAILED})

@@ -175,9 +175,12 @@ class BatchRunner:
             await batch.cancelled.wait()
             return State.CANCELLED
         limit_s, share = float(batch.faults.get("slow_batch", {}).get("lag_s", config.batch_s)), 1.0
+        early = State.FAILED if "fail_at" in batch.faults else State.EXPIRED
         window_s = self._wire.window_s if config.window_s is None else config.window_s
         if "expire_at" in batch.faults:
             share = float(batch.faults["expire_at"].get("fraction", 0.8))
+        elif early is State.FAILED:
+            share = float(batch.faults["fail_at"].get("fraction", 0.5))
         elif limit_s > window_s:
             share = window_s / limit_s
         await self._wait(batch, limit_s * share)
@@ -185,7 +188,9 @@ class BatchRunner:
             return State.CANCELLED
         if share < 1.0:
             batch.stopped_at = int(batch.total * share)
-            return State.EXPIRED
+            if early is State.FAILED:
+                batch.error = BatchRefused("server_error", "The batch failed while it ran.")
+            return early
         self._move(batch, State.FINISHING)
         return State.ENDED
 

@@ -40,6 +40,7 @@ BATCH_FAULTS: dict[str, str] = {
     "shuffled_rows": "the output file in another order",
     "enqueued_limit_later": "limit: created, then failed with token_limit_exceeded",
     "expire_at": "fraction (0.8): expires with that share done",
+    "fail_at": "fraction (0.5): fails with that share done; what was done is there, of the rest not a word",
     "cancel_reverting_counts": "completed counts shown while cancelling are gone once cancelled",
     "row_errors": "fraction or count, status (500; 0 too): rows that fail into the error file",
     "null_counts": "request_counts.completed and .failed are null",

@@ -48,6 +48,7 @@ class Anthropic:
         {
             "batch_failed_line",  # a batch does not fail as a whole: each bad row does
             "batch_failed_unexplained",
+            "fail_at",
             "enqueued_limit_later",  # a full queue is told at once
             "cancel_reverting_counts",  # nothing is counted before the end
             "null_counts",  # the counts are always there

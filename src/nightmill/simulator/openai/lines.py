@@ -61,8 +61,10 @@ class OpenAIRows:
             response = {"status_code": status, "request_id": f"req_{row:032x}", "body": {"error": error}}
         return _envelope(custom_id, row, response, None)
 
-    def not_run_line(self, custom_id: str, ending: str, row: int) -> bytes:
-        """The line of a request that the end of the batch overtook."""
+    def not_run_line(self, custom_id: str, ending: str, row: int) -> bytes | None:
+        """The line of a request that the end of the batch overtook; a batch that failed has none of it."""
+        if ending not in _NOT_RUN:
+            return None
         return _envelope(custom_id, row, None, {"code": f"batch_{ending}", "message": _NOT_RUN[ending]})
 
     def unknown_line(self, number: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Batches that end before all their rows ran: what was answered is paid for once and kept, only the rest goes out again."""
+"""Batches that end before all their rows ran: paid answers stay, only the rest goes out again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(place: Place, model: str) -> Done:
 
 
 def is_answered_and_paid_once(place: Place, done: Done, kept: int) -> None:
-    """All rows have an answer, ``kept`` of them that of the first batch, none ran twice, and the books are the bill's."""
+    """All rows have an answer, ``kept`` of them the first batch's, none ran twice, and the books are the bill's."""
     bill, rows = place.invoice(), place.results("r.jsonl")
     assert (done.code, done.json["succeeded"], adds_up(done.json)) == (0, ROWS, True), done.err
     assert (bill["executed_rows"], bill["executed_more_than_once"]) == (ROWS, 0)

@@ -34,6 +34,8 @@ def script() -> None:
     for result in job.results(failed=True):
         assert_type(result, nm.Result)
         assert_type(result.response, str | None)
+    for answer_ in job.objects(Sentiment):
+        assert_type(answer_, Sentiment | None)
     for result in job.stream():
         assert_type(result.cost_usd, float)
     with nm.Mill() as mill:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from nightmill.api.loops import blocking_iterator
+from nightmill.api.objects import T, objects_in
 from nightmill.api.values import Handed, Result, results_in
 from nightmill.errors import NightmillError, UsageError
 from nightmill.mill import Group, canary_told, paused, steps_told
@@ -157,6 +158,17 @@ class Job:
     def results(self, *, failed: bool = False) -> Iterator[Result]:
         """The results there are, in input order, read as you go; ``failed``: only of rows that failed."""
         return results_in(self._mill._house.selected(self._record, failed=failed))
+
+    def objects(self, kind: type[T]) -> Iterator[T | None]:
+        """The answers there are as objects of ``kind``, mostly the class that was the schema, in input order.
+
+        None stands for a row without an answer that fits the schema. ``kind`` is a Pydantic model, a dataclass, a
+        TypedDict or a msgspec Struct.
+
+        Raises:
+            UsageError: an answer is no ``kind``, where that asks for more than the schema did.
+        """
+        return objects_in(self.results(), kind)
 
     def stream(self) -> Stream:
         """Each result once, as it becomes final: first those there are, then the others as they come.

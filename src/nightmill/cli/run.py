@@ -51,7 +51,7 @@ class _Manner:
 @click.option("--lane", type=click.Choice(("auto", "batch", "live")), help="Half price and slow, or at once.")
 @click.option("--by", metavar="08:00|6h", help="When to be done: what batches have not answered in time runs live.")
 @click.option("--budget", type=flags.USD, help="Most this job may spend.")
-@click.option("--schema", metavar="FILE|module:Class", help="What every answer must look like.")
+@click.option("--schema", metavar="FILE|module:Class", help="What every answer must look like; JSON as it is will do.")
 @flags.out
 @click.option("--key", metavar="COLUMN", help="The column that names a row.")
 @click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Map a task's column, or set its variable.")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jsonschema_rs
 import msgspec
@@ -12,11 +15,12 @@ import msgspec
 from nightmill.errors import TaskError
 from nightmill.tasks.importing import import_name
 
-_SHOWN = 300  # characters of a validator's message, which quotes the whole value
+_SHOWN = 160  # characters of what is said of a place
+_COUNTED = 10  # errors of an answer that are counted
 
 
 def load_schema(spec: str | Path | type | Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON Schema from a ``.json`` file, ``module:Class``, a class, or a schema itself.
+    """A JSON Schema from a ``.json`` file, ``module:Class``, a class, or a schema itself, as JSON or as it is.
 
     A class is a Pydantic model, a dataclass, a TypedDict or a msgspec Struct; a module is found
     on the import path, with the working folder first.
@@ -30,6 +34,8 @@ def load_schema(spec: str | Path | type | Mapping[str, Any]) -> dict[str, Any]:
         case type():
             return check_schema(_from_class(spec, spec.__name__), spec.__name__)
     text = str(spec)
+    if isinstance(spec, str) and text.lstrip().startswith("{"):
+        return check_schema(_decoded(text.encode(), "the schema"), "the schema")
     if not isinstance(spec, Path) and ":" in text and not text.lower().endswith(".json"):
         return check_schema(_from_class(import_name(text, "schema class"), text), text)
     return check_schema(_from_file(Path(spec)), text)
@@ -46,7 +52,8 @@ def check_schema(schema: Any, name: str) -> dict[str, Any]:
 def check_answer(schema: Mapping[str, Any]) -> Callable[[str], tuple[Any | None, str | None]]:
     """A function from an answer's text to ``(value, None)``, or to ``(None, what is wrong with it)``.
 
-    Strict: the answer is the JSON, with nothing around it but blanks.
+    Strict: the answer is the JSON, with nothing around it but blanks; formats count. What is wrong is told of one
+    place, in few words: a value that is long is not repeated.
     """
     validator = _validator(dict(schema), "the schema")
     decode = msgspec.json.Decoder().decode
@@ -56,18 +63,42 @@ def check_answer(schema: Mapping[str, Any]) -> Callable[[str], tuple[Any | None,
             value = decode(text)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             return None, f"not JSON: {error}"
-        if validator.is_valid(value):
-            return value, None
-        first = next(validator.iter_errors(value))
-        message = first.message if len(first.message) <= _SHOWN else first.message[:_SHOWN] + "…"
-        return None, f"{_json_path(first.instance_path)}: {message}"
+        try:
+            return (value, None) if validator.is_valid(value) else (None, _told(schema, validator, value))
+        except ValueError as error:  # deeper than the validator goes
+            return None, f"$: {error}"
 
     return check
 
 
-def _validator(schema: dict[str, Any], name: str) -> jsonschema_rs.Validator:
+def _told(schema: Mapping[str, Any], validator: jsonschema_rs.Validator, value: Any) -> str:
+    """The first thing that is wrong with ``value``, and how many there are."""
+    errors = list(islice(validator.iter_errors(value), _COUNTED))
+    inner = _innermost(errors[0])
+    message = inner.message
+    if len(message) > _SHOWN:  # it quotes the value
+        blind = _validator(dict(schema), "the schema", mask="it")
+        message = _innermost(next(blind.iter_errors(value))).message
+    message = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"
+    more = f" (and {len(errors) - 1} more)" if 1 < len(errors) < _COUNTED else ""
+    return f"{_json_path(inner.instance_path)}: {message}{more or (' (and more)' if len(errors) == _COUNTED else '')}"
+
+
+def _innermost(error: jsonschema_rs.ValidationError) -> jsonschema_rs.ValidationError:
+    """Of a value that is none of several kinds: what keeps it from the kind that it comes closest to."""
+    while branches := [branch for branch in getattr(error.kind, "context", ()) if branch]:
+        closest = max(branches, key=lambda branch: max(len(each.instance_path) for each in branch))
+        deepest = max(closest, key=lambda each: len(each.instance_path))
+        if len(deepest.instance_path) <= len(error.instance_path):
+            return error
+        error = deepest
+    return error
+
+
+def _validator(schema: dict[str, Any], name: str, mask: str | None = None) -> jsonschema_rs.Validator:
+    """For the draft that the schema names, else 2020-12."""
     try:
-        return jsonschema_rs.validator_for(schema, retriever=_refuse_remote)
+        return jsonschema_rs.validator_for(schema, retriever=_refuse_remote, validate_formats=True, mask=mask)
     except jsonschema_rs.ValidationError as error:
         where = _json_path(error.instance_path)
         raise TaskError(
@@ -80,7 +111,13 @@ def _refuse_remote(uri: str) -> Any:
 
 
 def _json_path(path: list[str | int]) -> str:
-    return "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return "$" + "".join(map(_json_step, path))
+
+
+def _json_step(step: str | int) -> str:
+    if isinstance(step, str) and step.isidentifier():
+        return f".{step}"
+    return f"[{step}]" if isinstance(step, int) else f"[{json.dumps(step, ensure_ascii=False)}]"
 
 
 def _from_file(path: Path) -> Any:
@@ -92,10 +129,14 @@ def _from_file(path: Path) -> Any:
             why=error.strerror or str(error),
             fix="name a .json file with a JSON Schema, or module:Class",
         ) from error
+    return _decoded(data, str(path))
+
+
+def _decoded(data: bytes, name: str) -> Any:
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise TaskError(f"{path} is no JSON", why=str(error), fix="correct the file") from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise TaskError(f"{name} is no JSON", why=str(error), fix="correct it") from error
 
 
 def _from_class(found: object, name: str) -> Any:
@@ -107,16 +148,29 @@ def _from_class(found: object, name: str) -> Any:
             why=f"it is a {type(found).__name__}, not a class",
             fix="name a Pydantic model, a dataclass or a TypedDict, or a .json file",
         )
-    if hasattr(found, "model_json_schema"):
-        return _inline_root(found.model_json_schema())
     try:
-        return _inline_root(msgspec.json.schema(found))
-    except TypeError as error:
+        return _inline_root(_described(found))
+    except (TypeError, RuntimeError, RecursionError) as error:  # the first two are Pydantic's and msgspec's own
         raise TaskError(
             f"{name} gives no schema",
-            why=str(error).splitlines()[-1],
+            why=next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__),
             fix="name a Pydantic model, a dataclass or a TypedDict whose fields have types that JSON has",
         ) from error
+
+
+def _described(kind: type) -> dict[str, Any]:
+    """The schema of a class, by whoever knows it: Pydantic its own, and those that hold some of them."""
+    if hasattr(kind, "model_json_schema"):
+        return cast(dict[str, Any], kind.model_json_schema())
+    if not hasattr(kind, "__pydantic_validator__"):
+        try:
+            return msgspec.json.schema(kind)
+        except TypeError:
+            if "pydantic" not in sys.modules:
+                raise
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind).json_schema()
 
 
 def _inline_root(schema: dict[str, Any]) -> dict[str, Any]:

@@ -37,8 +37,9 @@ def objects_in(results: Iterable[Result], kind: type[T]) -> Iterator[T | None]:
 
 
 def _maker(kind: type[T]) -> Callable[[Any], T]:
-    if hasattr(kind, "model_validate"):
-        return cast(Callable[[Any], T], kind.model_validate)
+    validate: Callable[[Any], T] | None = getattr(kind, "model_validate", None)
+    if validate is not None:
+        return validate
     if hasattr(kind, "__pydantic_validator__") or ("pydantic" in sys.modules and not _is_plain(kind)):
         from pydantic import TypeAdapter
 

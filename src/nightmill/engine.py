@@ -280,7 +280,7 @@ class Engine:
         """
         provider = await self._turn_of(kit, lease.shard)
         if provider is None:
-            await self._wait_for_key(kit, lease.shard, None, reason="waits for a key that is taken")
+            await self._without_key(kit, lease.shard)
             return
         kit = kit if provider is kit.provider else kit.sent_with(provider)
         try:
@@ -304,6 +304,21 @@ class Engine:
             return kit.provider
         refused = await self._desk.book(self._desk.ledger.refused_keys, kit.provider.name)
         return keys.choose(kit.work.keys, shard, {key.fingerprint for key in refused})
+
+    async def _without_key(self, kit: JobKit, shard: Shard) -> None:
+        """A shard that is to be sent, and the key that it might be sent with is refused.
+
+        Where that is so because of an earlier try, one more look with that key makes it free for another.
+        """
+        own = keys.owner(kit.work.keys, shard)
+        if isinstance(own, BatchProvider) and batch.not_found(shard):
+            try:
+                await batch.look_once_more(self._desk, own, shard)
+            except ProviderError as error:
+                log.warning("shard %s: no last look: %s", shard.tag, error.logged)
+            else:
+                return
+        await self._wait_for_key(kit, shard, None, reason="waits for a key that is taken")
 
     async def _wait_for_key(self, kit: JobKit, shard: Shard, why: str | None, *, reason: str | None) -> None:
         """Give a shard back until its key is taken again; pause the job where nothing of it can go on meanwhile.

@@ -190,6 +190,7 @@ class Home:
             **kept,
             "NIGHTMILL_HOME": str(self.folder / "home"),
             "OPENAI_API_KEY": "sk-crash",
+            "OPENAI_KEY_2": "sk-crash-2@two",  # of an account that sees nothing of the first one's
             "OPENAI_BASE_URL": self.simulator.url,
             "ANTHROPIC_API_KEY": self._own_key,
             "ANTHROPIC_BASE_URL": self.simulator.url.removesuffix("/v1"),

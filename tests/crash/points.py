@@ -15,7 +15,6 @@ _OPERATIONS = frozenset({"request", "upload", "download", "call", "ask", "pages"
 # Verbs and calls that running a small job does not reach, and why nobody needs to be killed there.
 ELSEWHERE: dict[str, str] = {
     "renew_finish": "only where building the results takes longer than a quarter of a lease; it moves a time",
-    "refuse_key": "only where a provider takes a key no more; killed before it, the next worker is refused once more",
     "forgive_keys": "only where a person resumes after that; it lets a key be tried again, and moves nothing else",
     "models": "a call that costs nothing and changes nothing, to see whether a key is taken",
     "note_answered": "only where a create is answered after its worker was overtaken; who looks finds its batch anyway",

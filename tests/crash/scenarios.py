@@ -17,6 +17,8 @@ def _fault(name: str, **parameters: object) -> dict[str, object]:
 _ACCEPTED = _fault("create_accepted_then_500", **_ONCE)
 _NO_LIST = _fault("list_page_500")
 
+_TWO_KEYS = '[providers.openai]\napi_key_env = ["OPENAI_API_KEY", "OPENAI_KEY_2"]\n'
+
 BATCH = (
     Scenario("batch", "batch", asked={"command": "nightmill run", **_TWO_SHARDS}),
     Scenario("batch-again", "batch", asked=_TWO_SHARDS, before="killed while waiting"),
@@ -68,6 +70,11 @@ BATCH = (
     Scenario(
         "batch-swept", "batch", asked={"command": "sweep", "once": True, **_TWO_SHARDS},
         toml='[retention]\nwire_days = 30\nprovider_files = "delete"\n',
+    ),
+    # the first key has money for one batch; the other shard goes out with the second, or was looked for with the first
+    Scenario(
+        "batch-key-dry", "batch", asked=_TWO_SHARDS, toml=_TWO_KEYS,
+        faults=(_ACCEPTED, _fault("quota_used_up", key="sk-crash", on="create", after=1)),
     ),
     Scenario("batch-poor", "batch", asked={"command": "poor", "once": True}),
     Scenario("batch-created-twice", "batch", twice=6, faults=(_fault("create_repeated", **_ONCE),)),
@@ -148,6 +155,10 @@ LIVE = (
         "live-tight", "live", rows=8, failed=1, unproven=True,
         asked={"command": "tight", "once": True, "concurrency": 3},
         faults=(_fault("live_timeout", count=2, after=3, delay_s=0.3),),  # sent again from what answers left of holds
+    ),
+    Scenario(
+        "live-key-revoked", "live", rows=8, asked={"concurrency": 3}, toml=_TWO_KEYS,
+        faults=(_fault("key_revoked", key="sk-crash", on="live", after=3),),
     ),
     Scenario("live-poor", "live", asked={"command": "poor", "once": True, "concurrency": 3}),
     Scenario(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nightmill.lanes.keys import account_of, choose
+from nightmill.lanes.keys import account_of, choose, owner
 from nightmill.ledger import Shard, Submission, SubmissionState
 from nightmill.providers import Key, Provider, fingerprint_shown
 from nightmill.providers.resolve import resolve_keys
@@ -84,11 +84,15 @@ def test_what_may_be_at_a_provider_stays_with_its_account(state: ShardState) -> 
     assert choose([FIRST], waits, refused(FIRST)) is FIRST
 
 
-def test_what_was_sought_in_vain_goes_out_again_with_no_other_key() -> None:
-    """It may turn up yet, at that account; a cancelled one is looked for once more all the same."""
+def test_what_was_sought_in_vain_waits_for_a_last_look_with_its_own_key() -> None:
+    """It may turn up yet, at that account; after that look, or for a cancelled one's, nothing stands in the way."""
     sought = shard(ShardState.PLANNED, (SubmissionState.ABSENT, FIRST))
     assert choose([FIRST, SECOND], sought, ()) is FIRST
     assert choose([FIRST, SECOND], sought, refused(FIRST)) is None
+    assert owner([FIRST, SECOND], sought) is FIRST
+    assert owner([SECOND], sought) is None
+    looked_for = shard(ShardState.PLANNED, (SubmissionState.LOST, FIRST))
+    assert choose([FIRST, SECOND], looked_for, refused(FIRST)) is SECOND
     let_go = shard(ShardState.PLANNED, (SubmissionState.ABSENT, FIRST), cancelled=True)
     assert choose([FIRST, SECOND], let_go, refused(FIRST)) is FIRST
 

@@ -658,6 +658,15 @@ async def _let_go(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
     await desk.book(desk.ledger.drop_planned, shard.job_id)
 
 
+async def look_once_more(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
+    """The last look for what was sought in vain, before the shard goes out with another key.
+
+    Raises LeaseLost; ProviderError: this was no complete look, and the lease is still ours.
+    """
+    if not await _revived(desk, provider, shard, not_found(shard)):
+        await desk.book(desk.ledger.release, shard, reason=shard.reason)
+
+
 async def _revived(desk: Desk, provider: BatchProvider, shard: Shard, lost: list[Submission]) -> bool:
     """The last look for submissions that were thought absent; True: the shard is not to settle now."""
     left = list(lost)

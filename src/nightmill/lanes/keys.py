@@ -14,6 +14,7 @@ from nightmill.ledger import RefusedKey, Shard, Submission, SubmissionState
 from nightmill.providers import Account, BatchProvider, Provider, fingerprint_shown
 from nightmill.types import Lane, ShardState
 
+_MAY_RUN = (SubmissionState.OPEN, SubmissionState.CREATED, SubmissionState.ABSENT)
 _TO_SEND = (ShardState.PLANNED, ShardState.SENDING)
 
 
@@ -22,11 +23,22 @@ class KeyGone(Refused):
 
 
 def account_of(shard: Shard) -> str | None:
-    """The account whose batches a shard may have; None: it is at no provider, or nobody knows at whose."""
+    """The account that may have batches of a shard; None: none has, or nobody knows which.
+
+    Of a shard that is over it is the one that had the last.
+    """
     if shard.lane is not Lane.BATCH:
         return None
-    kept = [sub.account for sub in shard.submissions if sub.state is not SubmissionState.GONE and sub.account]
-    return kept[-1] if kept else None
+    known = [sub for sub in shard.submissions if sub.account and sub.state is not SubmissionState.GONE]
+    open_ = [sub for sub in known if sub.state in _MAY_RUN]
+    last = open_ or ([] if shard.state is ShardState.PLANNED else known)
+    return last[-1].account if last else None
+
+
+def owner(providers: Sequence[Provider], shard: Shard) -> Provider | None:
+    """The provider with a key of the shard's own account, whether it is refused or not; None: none is here."""
+    account = account_of(shard)
+    return next((provider for provider in providers if provider.account.id == account), None)
 
 
 def choose(providers: Sequence[Provider], shard: Shard, refused: Container[str]) -> Provider | None:

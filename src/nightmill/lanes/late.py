@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 from nightmill import wire
@@ -66,16 +68,29 @@ async def reopen(
     """
     found: list[Late] = []
     failed: ProviderError | None = None
-    asked = [(each, keys.choose(providers, each, ())) for each in doubtful(desk, shards, settled_for_s=settled_for_s)]
-    for provider in keys.one_each([provider for _, provider in asked if provider is not None]):
-        mine = [shard for shard, whose in asked if whose and whose.account == provider.account]
+    doubted, accounts = doubtful(desk, shards, settled_for_s=settled_for_s), keys.one_each(providers)
+    known = {each.account.id for each in accounts}
+    for provider in accounts:
+        mine = [_of_account(shard, provider, known, is_first=provider is accounts[0]) for shard in doubted]
         try:
-            found += await _came(desk, provider, mine)
+            came = await _came(desk, provider, [shard for shard in mine if shard.submissions])
         except ProviderError as error:  # what another account has is taken all the same
             failed = error
+        else:
+            known_tags = {
+                late.shard.tag for late in found
+            }  # of two accounts one is opened now, and one by the next look
+            whole = {shard.tag: shard for shard in doubted}
+            found += [replace(each, shard=whole[each.shard.tag]) for each in came if each.shard.tag not in known_tags]
     if failed is not None and not found:
         raise failed
     return bool(found) and await desk.book(desk.ledger.reopen, job, found)
+
+
+def _of_account(shard: Shard, provider: Provider, known: Collection[str], *, is_first: bool) -> Shard:
+    """The shard with what was handed over to the provider's account; the first has all of which none is here, too."""
+    is_its = [s.account == provider.account.id or (is_first and s.account not in known) for s in shard.submissions]
+    return replace(shard, submissions=tuple(compress(shard.submissions, is_its)))
 
 
 async def _came(desk: Desk, provider: BatchProvider, shards: Sequence[Shard]) -> list[Late]:

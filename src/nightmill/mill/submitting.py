@@ -103,7 +103,8 @@ def _let_go_on(home: Home, job: Job) -> None:
         changes["live_price"] = home.sheet(job.model, Lane.LIVE).to_json()
     if changes:
         home.ledger.revise(job.id, changes)
-    home.ledger.forgive_keys(parse_model(job.model)[0])
+    for name in {parse_model(model)[0] for model in (job.model, *job.spec.get("next_models", ()))}:
+        home.ledger.forgive_keys(name)
     home.ledger.resume(job.id)
 
 

@@ -371,7 +371,9 @@ class Engine:
         await self._count_failures(kit)
         least = await self._watch(kit)
         failures = self._failures.get(kit.job.id)
-        floor = None if canary.is_of(kit.job, lease.shard) else least  # a canary is judged as a whole
+        shard = lease.shard
+        of_all = not (canary.is_of(kit.job, shard) or shard.is_part or shard.rung)  # these are judged as a whole
+        floor = least if of_all else None
         climbs = self._kit(kit.job.id).ladder.at(lease.shard.rung + 1) is not None
         told = partial(self._note_end, kit, failures, floor, tag, climbs)
         ended = None if failures is None and floor is None else told

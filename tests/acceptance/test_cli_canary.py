@@ -259,3 +259,13 @@ def test_what_is_no_share_or_number_is_refused(tmp_path: Path, said: tuple[str, 
     done = place.run("run", place.rows(2), "--prompt", "{{ text }}", "--model", "python:funcs.upper", *said)
     assert done.code == 2
     assert said[0] in done.err
+
+
+def test_first_rows_that_are_mended_are_valid(tmp_path: Path) -> None:
+    """What a ladder was asked for belongs to an answer: first rows are decided about when its steps are done."""
+    with server({"fault": BAD, "count": 5, "on": "live"}) as url:
+        place = place_at(tmp_path, url)
+        done = run(place, 40, "--canary", "20", "--min-valid", "0.9", "--reask", "1", "--no-cache")
+        assert (done.code, done.json["canary"]["valid"], done.json["canary"]["failures"]) == (0, 20, {}), done.err
+        assert (done.json["succeeded"], done.json["sent"]) == (40, 40)
+        assert is_billed(place, done.json)

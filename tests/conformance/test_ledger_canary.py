@@ -140,16 +140,21 @@ def test_a_live_canary_of_a_batch_job_was_not_rescued(ledger: Ledger) -> None:
 
 
 def test_answers_so_far_are_those_of_rows_that_have_ended(ledger: Ledger) -> None:
-    """All of them, and the newest; rows that go out again, expired and missing ones say nothing."""
+    """All of them, and the newest; expired and missing ones say nothing, nor rows that go out again until they end."""
     publish(ledger, shards=3)
     counts = [Counts(succeeded=9, failed=1), Counts(succeeded=2, failed=6, expired=2), Counts(succeeded=4, failed=6)]
-    for one, resent in zip(counts, (0, 4, 0), strict=True):
+    for one, resent in zip(counts, (0, 0, 5), strict=True):
         shard = bring(ledger, ShardState.COLLECTING)
         again = [replace(new_shard("job1-9", first=shard.first, count=resent), attempt=2)] if resent else []
         ledger.settle(shard, done(shard, counts=one, resent=Counts(failed=resent), leftovers=tuple(again)))
-    found = ledger.valid_so_far("job1", 12)
-    assert (found.rows, found.valid) == (24, 15)
-    assert (found.last_rows, found.last_valid) == (14, 6)
+    found = ledger.valid_so_far("job1", 8)
+    assert (found.rows, found.valid) == (23, 15)
+    assert (found.last_rows, found.last_valid) == (8, 2)
+    shard = bring(ledger, ShardState.COLLECTING)
+    ledger.settle(shard, done(shard, counts=Counts(succeeded=1, failed=4)))
+    found = ledger.valid_so_far("job1", 8)
+    assert (found.rows, found.valid) == (28, 16)
+    assert (found.last_rows, found.last_valid) == (10, 5)  # not one of five, which were the worst
 
 
 def test_a_job_that_its_answers_stop_is_paused_once_and_its_batches_are_looked_at(ledger: Ledger) -> None:

@@ -6,6 +6,7 @@ answers so far were like.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from typing import Any
 
 import msgspec
@@ -89,20 +90,33 @@ class CanaryVerbs(Database):
     def valid_so_far(self, job_id: str, window: int) -> SoFarValid:
         """How many of the rows that have ended in settled shards have a valid answer, all and the last ``window``.
 
-        Rows that go out again have not ended; those that were never answered say nothing of answers.
+        Rows that were never answered say nothing of answers. Those that went out again count with the shard that they
+        were in first, once all of them have ended: alone they are a choice of the worst.
         """
-        settled = and_(shards.c.job_id == job_id, shards.c.state == ShardState.SETTLED, shards.c.lane != Lane.CACHE)
-        ended = shards.c.succeeded + shards.c.failed - shards.c.resent_failed
-        total = select(func.coalesce(func.sum(ended), 0), func.coalesce(func.sum(shards.c.succeeded), 0))
-        newest = select(ended, shards.c.succeeded).where(settled, ended > 0)
-        newest = newest.order_by(shards.c.settled_at.desc(), shards.c.seq.desc()).limit(_MOST_RECENT)
+        s = shards.c
+        mine = and_(s.job_id == job_id, s.lane != Lane.CACHE)
+        settled = and_(mine, s.state == ShardState.SETTLED)
+        ended = s.succeeded + s.failed - s.resent_failed
+        is_first = and_(s.attempt == 1, s.expiries == 0, s.missings == 0, s.splits == 0, s.rung == 0)
+        again = s.resent_failed + s.resent_missing + s.resent_expired
+        newest = select(s.first, s.last, ended, s.succeeded, again).where(settled, is_first)
+        newest = newest.order_by(s.settled_at.desc(), s.seq.desc()).limit(_MOST_RECENT)
+        parts = select(s.first, s.last, ended, s.succeeded, s.state).where(mine, ~is_first).order_by(s.first)
+        total = select(func.coalesce(func.sum(ended), 0), func.coalesce(func.sum(s.succeeded), 0))
         with self._read() as connection:
             rows, valid = connection.execute(total.where(settled)).one()
-            last_rows = last_valid = 0
-            for some, good in connection.execute(newest):
-                last_rows, last_valid = last_rows + int(some), last_valid + int(good)
-                if last_rows >= window:
-                    break
+            firsts = connection.execute(newest).all()
+            later = connection.execute(parts).all() if any(resent for *_, resent in firsts) else []
+        last_rows = last_valid = 0
+        starts = [part.first for part in later]
+        for first, last, some, good, resent in firsts:
+            own = [part for part in later[bisect_left(starts, first) : bisect_right(starts, last)] if part.last <= last]
+            if resent and (not own or any(part.state != ShardState.SETTLED for part in own)):
+                continue
+            last_rows += int(some) + sum(int(part[2]) for part in own)
+            last_valid += int(good) + sum(int(part.succeeded) for part in own)
+            if last_rows >= window:
+                break
         return SoFarValid(int(rows), int(valid), last_rows, last_valid)
 
     def stop_for_answers(self, job_id: str, reason: str) -> bool:

@@ -97,6 +97,7 @@ VERBS: list[tuple[str, ShardState, Callable[[Ledger, Shard], object]]] = [
     ("write_off", ShardState.IN_DOUBT, lambda to, s: to.write_off(s)),
     ("note_polled", ShardState.WAITING, lambda to, s: to.note_polled(s, [(1, {"ended": 1})], due_in_s=0.0, done=True)),
     ("note_cancel_asked", ShardState.WAITING, lambda to, s: to.note_cancel_asked(s, [1])),
+    ("take_back", ShardState.WAITING, lambda to, s: to.take_back(s, lambda _, __: True, hands_back=True)),
     ("refused whole", ShardState.WAITING, lambda to, s: to.note_not_sent(s, 1, due_in_s=0.0, reason="r", refused=True)),
     ("note_fetched", ShardState.COLLECTING, lambda to, s: to.note_fetched(s, 1, [journal])),
     ("note_reread", ShardState.COLLECTING, lambda to, s: to.note_reread(s, due_in_s=1.0)),
@@ -293,3 +294,24 @@ def test_reading_waits_for_no_writer_and_stops_none(ledger: Ledger, other: Ledge
         ledger.resume("job1")
         assert reading.execute(reason).scalar_one() == "not yet committed"
     assert ledger.jobs()[0].reason is None
+
+
+def test_what_another_worker_took_back_is_seen_by_who_decides_after_it(ledger: Ledger, other: Ledger) -> None:
+    """Two workers that look at the same time take back one batch, where one is enough; so with planned shards."""
+    publish(ledger, shards=3, count=10)
+    first, second = bring(ledger, ShardState.WAITING), bring(other, ShardState.WAITING)
+    seen = []
+
+    def must(batch: int, live: int) -> bool:
+        seen.append((batch, live))
+        return live == 0
+
+    assert ledger.take_back(first, must, hands_back=True)
+    assert not other.take_back(second, must, hands_back=True)
+    planned = claim(other)
+    assert not other.recut(planned, half, must=must)
+    assert seen == [(20, 0), (10, 10), (20, 10)]
+    taken = {s.tag: s.current.cancel_asked for s in ledger.shards_of("job1", ShardState.WAITING)}
+    assert taken == {first.tag: True, second.tag: False}
+    assert not ledger.shard(first.tag).current.cancel_heard  # type: ignore[union-attr]
+    assert len(ledger.shards_of("job1", ShardState.PLANNED)) == 1

@@ -34,6 +34,20 @@ def test_rows_left_are_those_that_nobody_has_answered(ledger: Ledger) -> None:
     assert ledger.rows_left("another job") == (0, 0)
 
 
+def test_where_a_cancelled_batch_hands_back_nothing_its_answers_count_when_there_is_a_file_of_them(
+    ledger: Ledger,
+) -> None:
+    """Rows that such a batch has answered may all have to be asked again, until its results can be fetched."""
+    publish(ledger, shards=2, count=10)
+    waiting = bring(ledger, ShardState.WAITING)
+    ledger.note_polled(waiting, [(1, {"completed": 6, "failed": 1})], due_in_s=0.0, done=False)
+    assert ledger.rows_left("job1", hands_back=False) == (20, 0)
+    (again,) = [s for s in ledger.claim_due(lane=Lane.BATCH, limit=2, lease_s=LEASE_S) if s.tag == waiting.tag]
+    over = {"ended": 1, "completed": 6, "failed": 1, "output_file": "f"}
+    ledger.note_polled(again, [(1, over)], due_in_s=0.0, done=True)
+    assert ledger.rows_left("job1", hands_back=False) == (10, 3)
+
+
 def test_rows_of_a_batch_that_is_cancelled_run_live(ledger: Ledger) -> None:
     """What is on its way to live calls is no longer waited for, from the cancel to the last live row."""
     publish(ledger, shards=2, count=10)

@@ -89,6 +89,43 @@ def test_batches_are_taken_back_one_after_the_other_and_the_last_may_stay(tmp_pa
         assert 0 < h.tally(job).rescued < 15
 
 
+def past_its_deadline(h: House, completed: int = 0) -> Job:
+    """A job whose batch is known to have answered so many rows, and whose deadline has passed since."""
+    seen = f"SELECT n FROM submissions WHERE completed >= {completed}"
+    job = h.run(h.submit(ROWS, by="1h"), until=lambda h, job: bool(h.sql(seen)))
+    h.again()
+    h.sql("UPDATE jobs SET spec = json_set(spec, '$.deadline', 1.0)")
+    return job
+
+
+def told(h: House, job: Job) -> bool:
+    """Whether a person was told that the deadline is not kept."""
+    return h.alerts(job) == ["deadline"]
+
+
+def test_a_batch_that_has_answered_every_row_is_waited_for(tmp_path: Path) -> None:
+    """It does not end, and cancelling it might lose answers: that is told, once; a person may still cancel it."""
+    with house(tmp_path, {"fault": "never_finishes"}, timing=QUICK) as h:
+        job = past_its_deadline(h, completed=ROWS)
+        h.run(job, until=told)
+        assert h.log("cancel") == []
+        h.again()
+        h.cancel(job)
+        job = h.run(job)
+        answered_once(h, job)
+        assert told(h, job)
+
+
+def test_a_cancel_that_was_noted_and_not_made_is_made_by_whoever_comes_next(tmp_path: Path) -> None:
+    """Killed between deciding and asking: the ledger says that the batch is taken back, and it is."""
+    with house(tmp_path, sim=STUCK, timing=QUICK) as h:
+        job = past_its_deadline(h)
+        h.sql("UPDATE submissions SET cancel_asked = 1")
+        job = h.run(job)
+        answered_once(h, job)
+        assert (len(h.log("cancel")), h.tally(job).rescued) == (1, ROWS)
+
+
 def test_the_hold_of_a_batch_is_what_running_it_live_may_cost(tmp_path: Path) -> None:
     """The money for the rescue is there from the beginning: what the quote said is at most what is held."""
     with house(tmp_path, sim=STUCK, timing=QUICK) as h:

@@ -521,7 +521,7 @@ async def _cancel_unwanted(desk: Desk, provider: BatchProvider, shard: Shard) ->
     asked = []
     for sub in shard.submissions:
         unwanted = shard.cancel_requested or shard.job_stopped == "min_valid" or sub.n != shard.submission
-        if sub.batch_id and not sub.ended and unwanted and not sub.cancel_asked and not sub.unconfirmed:
+        if sub.batch_id and not sub.ended and unwanted and not sub.cancel_heard and not sub.unconfirmed:
             try:
                 await provider.cancel(sub.batch_id)
             except ProviderError as error:

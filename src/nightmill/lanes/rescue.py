@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nightmill.errors import ProviderError
 from nightmill.lanes import Desk, Everything, Work, can_be_cut
 from nightmill.lanes.deadline import Decision, Pace, RowsLeft, decide, live_s, turns_at
-from nightmill.ledger import Ledger, Shard
+from nightmill.ledger import Ledger, NewShard, Shard
 from nightmill.plan.cutting import LIVE_ROWS
 from nightmill.providers import BatchProvider
 from nightmill.types import Lane, ShardState
@@ -71,9 +71,21 @@ def outlook(desk: Desk, work: Work, *, but: str | None = None, left_here: int = 
     """
     if work.deadline is None:
         return Decision.WAIT, math.inf
-    batch, live = desk.ledger.rows_left(work.job_id, but=but)
+    batch, live = desk.ledger.rows_left(work.job_id, but=but, hands_back=_hands_back(work))
     left, now, known = RowsLeft(batch + left_here, live), desk.wall(), pace(desk, work)
     return decide(now, work.deadline, left, known), turns_at(now, work.deadline, left, known) - now
+
+
+def _must(desk: Desk, work: Work, left_here: int) -> Callable[[int, int], bool]:
+    """What says, of rows left in other batches and live, whether ``left_here`` more cannot be waited for."""
+    now, known, deadline = desk.wall(), pace(desk, work), work.deadline
+    return lambda batch, live: (
+        deadline is not None and decide(now, deadline, RowsLeft(batch + left_here, live), known) is Decision.CANCEL
+    )
+
+
+def _hands_back(work: Work) -> bool:
+    return not isinstance(work.provider, BatchProvider) or work.provider.hands_back_partial
 
 
 async def mind(
@@ -86,23 +98,51 @@ async def mind(
     """
     sub, left = shard.current, max(0, shard.count - (answered or 0))
     if sub.cancel_asked:
+        if not sub.cancel_heard:  # whoever noted it may not have lived to ask
+            await _cancel(desk, provider, shard)
         return desk.timing.poll_s, await _tell_if_late(desk, work, shard, left)
     if not left:
-        return math.inf, None
+        return desk.timing.poll_max_s, await _tell_it_has_not_ended(desk, work, shard)
     decision, in_s = await desk.book(outlook, desk, work, but=shard.tag, left_here=left)
     if decision is Decision.WAIT:
         return max(in_s, _BREATH_S), None
     if answered != 0 and not provider.hands_back_partial:
         return desk.timing.poll_s, await _tell_it_stays(desk, shard, answered)
+    if not await desk.book(_take_back, desk, work, shard, left):  # another worker took back enough meanwhile
+        return _BREATH_S, None
+    log.info("shard %s: batch %s is cancelled for the deadline: %d requests left", shard.tag, sub.batch_id, left)
+    await _cancel(desk, provider, shard)
+    return desk.timing.poll_s, None
+
+
+def _take_back(desk: Desk, work: Work, shard: Shard, left: int) -> bool:
+    return desk.ledger.take_back(shard, _must(desk, work, left), hands_back=_hands_back(work))
+
+
+async def _cancel(desk: Desk, provider: BatchProvider, shard: Shard) -> None:
+    """Ask for the cancel of a batch that is taken back. Where it is not heard it is asked for at the next poll."""
+    sub = shard.current
     try:
         await provider.cancel(sub.batch_id or "")
     except ProviderError as error:
         log.warning("shard %s: batch %s is not cancelled yet: %s", shard.tag, sub.batch_id, error.logged)
-        return desk.timing.poll_s, None
-    log.info("shard %s: batch %s is cancelled for the deadline: %d requests left", shard.tag, sub.batch_id, left)
+        return
     at = desk.wall() + provider.clock_skew_s()
     await desk.book(desk.ledger.note_cancel_asked, shard, [sub.n], at=at)
-    return desk.timing.poll_s, None
+
+
+async def _tell_it_has_not_ended(desk: Desk, work: Work, shard: Shard) -> str | None:
+    """Say, once, that a batch with an answer to every row is too late: a cancel might lose some of them."""
+    known = await desk.book(pace, desk, work)
+    if work.deadline is None or desk.wall() + known.collect_s <= work.deadline:
+        return None
+    if not (shard.reason or "").startswith(_STAYS):
+        text = (
+            f"batch {shard.current.batch_id} has answered every row and has not ended: it is waited for, since a "
+            "cancel might lose answers that are paid for; its rows are late"
+        )
+        await desk.book(desk.ledger.alert, shard.job_id, shard.tag, "deadline", text)
+    return f"{_STAYS}: it has answered every row"
 
 
 async def _tell_it_stays(desk: Desk, shard: Shard, answered: int | None) -> str:
@@ -138,9 +178,14 @@ async def taken_live(desk: Desk, work: Work, shard: Shard) -> bool:
     if (await desk.book(outlook, desk, work))[0] is Decision.WAIT:
         return False
     new = await asyncio.to_thread(work.scissors.again, shard, Everything(), most=LIVE_ROWS, lane=Lane.LIVE)
-    await desk.book(desk.ledger.recut, shard, new)
+    if not await desk.book(_recut, desk, work, shard, new):
+        return False
     log.info("shard %s: %d requests go live for the deadline", shard.tag, shard.count)
     return True
+
+
+def _recut(desk: Desk, work: Work, shard: Shard, new: Sequence[NewShard]) -> bool:
+    return desk.ledger.recut(shard, new, must=_must(desk, work, 0), hands_back=_hands_back(work))
 
 
 async def rest_goes_live(desk: Desk, work: Work, shard: Shard) -> bool:
@@ -150,5 +195,6 @@ async def rest_goes_live(desk: Desk, work: Work, shard: Shard) -> bool:
     sub = shard.current
     if sub.cancel_asked and not shard.cancel_requested:
         return True
-    left = max(0, shard.count - (sub.completed or 0))
+    had = (sub.completed or 0) if sub.output_file or _hands_back(work) else 0
+    left = max(0, shard.count - had)
     return (await desk.book(outlook, desk, work, but=shard.tag, left_here=left))[0] is Decision.CANCEL

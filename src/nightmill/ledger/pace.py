@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import Connection, and_, case, func, select
 
 from nightmill.ledger._database import Database
 from nightmill.ledger.schema import shards, submissions
@@ -12,32 +12,39 @@ _MOST = 1000  # of the newest batches that are looked at
 _JOBS = 5  # of the newest jobs with live calls
 
 
+def rows_left_in(connection: Connection, job_id: str, but: str | None, *, hands_back: bool) -> tuple[int, int]:
+    """See `PaceVerbs.rows_left`."""
+    said = func.coalesce(submissions.c.completed, 0) + func.coalesce(submissions.c.failed, 0)
+    told = said if hands_back else case((submissions.c.output_file.is_not(None), said), else_=0)
+    there = shards.c.state.in_((ShardState.WAITING, ShardState.COLLECTING))
+    count = shards.c["count"]
+    left = case((and_(there, told < count), count - told), (there, 0), else_=count)
+    waits = and_(shards.c.lane == Lane.BATCH, shards.c.state != ShardState.COLLECTING,
+                 func.coalesce(submissions.c.cancel_asked, 0) == 0)  # fmt: skip
+    sums = select(
+        func.coalesce(func.sum(case((waits, left), else_=0)), 0),
+        func.coalesce(func.sum(case((waits, 0), else_=left)), 0),
+    ).select_from(
+        shards.outerjoin(submissions, and_(submissions.c.tag == shards.c.tag,
+                                           submissions.c.n == shards.c.submission))
+    )  # fmt: skip
+    which = and_(shards.c.job_id == job_id, shards.c.state != ShardState.SETTLED, shards.c.lane != Lane.CACHE)
+    batch, live = connection.execute(sums.where(which, shards.c.tag != (but or ""))).one()
+    return int(batch), int(live)
+
+
 class PaceVerbs(Database):
     """Looks only."""
 
-    def rows_left(self, job_id: str, *, but: str | None = None) -> tuple[int, int]:
+    def rows_left(self, job_id: str, *, but: str | None = None, hands_back: bool = True) -> tuple[int, int]:
         """Requests of a job without an answer, as far as providers have said; those of the shard ``but`` left out.
 
         First those that are, or will be, in a batch that is waited for; then those that run live, and those in
-        batches that are being cancelled or have ended.
+        batches that are being cancelled or have ended. ``hands_back``: what a batch has answered is had however it
+        ends; if not, it counts as left until there is a file of it.
         """
-        told = func.coalesce(submissions.c.completed, 0) + func.coalesce(submissions.c.failed, 0)
-        there = shards.c.state.in_((ShardState.WAITING, ShardState.COLLECTING))
-        count = shards.c["count"]
-        left = case((and_(there, told < count), count - told), (there, 0), else_=count)
-        waits = and_(shards.c.lane == Lane.BATCH, shards.c.state != ShardState.COLLECTING,
-                     func.coalesce(submissions.c.cancel_asked, 0) == 0)  # fmt: skip
-        sums = select(
-            func.coalesce(func.sum(case((waits, left), else_=0)), 0),
-            func.coalesce(func.sum(case((waits, 0), else_=left)), 0),
-        ).select_from(
-            shards.outerjoin(submissions, and_(submissions.c.tag == shards.c.tag,
-                                               submissions.c.n == shards.c.submission))
-        )  # fmt: skip
-        which = and_(shards.c.job_id == job_id, shards.c.state != ShardState.SETTLED, shards.c.lane != Lane.CACHE)
         with self._read() as connection:
-            batch, live = connection.execute(sums.where(which, shards.c.tag != (but or ""))).one()
-        return int(batch), int(live)
+            return rows_left_in(connection, job_id, but, hands_back=hands_back)
 
     def batch_times(self, model: str, *, since: float) -> list[float]:
         """Seconds from upload to end of the newest batches of a model (without its provider) that nobody cancelled.

@@ -66,6 +66,11 @@ class Submission:
     def name(self) -> str:
         return f"{self.tag}.{self.n}"
 
+    @property
+    def cancel_heard(self) -> bool:
+        """Whether the provider took the request to cancel its batch; one that is only noted may not have been made."""
+        return self.cancel_asked and self.cancel_at is not None
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:

@@ -7,10 +7,10 @@ Every verb that ends a step also gives the lease back, so that a step and its en
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import BigInteger, Connection, Float, and_, bindparam, case, delete, func, insert, select, update
 
@@ -28,6 +28,7 @@ from nightmill.ledger._rows import (
     raise_alerts,
     shards_called,
 )
+from nightmill.ledger.pace import rows_left_in
 from nightmill.ledger.records import (
     Booking,
     Denied,
@@ -41,6 +42,7 @@ from nightmill.ledger.records import (
 from nightmill.ledger.schema import files, jobs, quotas, shards, submissions
 from nightmill.types import SHARD_MOVES, FileRef, JobState, Lane, ShardState
 
+Must: TypeAlias = Callable[[int, int], bool]  # whether it has to be, with so many rows left in batches and live
 _FREE = {"owner": None, "lease_until": 0.0}
 _IN_FLIGHT = (
     ShardState.SUBMITTING,
@@ -414,6 +416,19 @@ class ShardVerbs(Database):
             for n in ns:
                 self._update_submission(connection, shard.tag, n, cancel_asked=1, cancel_at=at)
 
+    def take_back(self, shard: Shard, must: Must, *, hands_back: bool) -> bool:
+        """Say that the shard's batch is to be cancelled, so that its open rows run live, if that still has to be.
+
+        ``must`` is told `rows_left` of the other shards, as it is at this very moment: of workers that look
+        at the same time each sees what those before it took back. False: it need not be; nothing was written.
+        """
+        with self._write("take_back") as connection:
+            if not must(*rows_left_in(connection, shard.job_id, shard.tag, hands_back=hands_back)):
+                return False
+            self._step(connection, shard, keep_lease=True)
+            self._update_submission(connection, shard.tag, shard.submission, cancel_asked=1)
+        return True
+
     def note_fetched(
         self, shard: Shard, read: int, stored: Sequence[StoredFile], views: Sequence[tuple[int, dict[str, Any]]] = ()
     ) -> Shard:
@@ -551,8 +566,12 @@ class ShardVerbs(Database):
             dropped = connection.execute(update(shards).where(idle).values(**done).returning(shards.c.tag)).all()
         return len(dropped)
 
-    def recut(self, shard: Shard, halves: Sequence[NewShard]) -> None:
-        """A planned shard that fits no limit goes out in smaller ones.
+    def recut(
+        self, shard: Shard, halves: Sequence[NewShard], *, must: Must | None = None, hands_back: bool = True
+    ) -> bool:
+        """A planned shard that fits no limit, or has no time for a batch, goes out in smaller ones.
+
+        ``must``, as in `take_back`, where it need not be any more: then False, and nothing was written.
 
         Raises:
             ValueError: the smaller ones do not hold what it held.
@@ -560,9 +579,12 @@ class ShardVerbs(Database):
         if shard.state is not ShardState.PLANNED or sum(half.count for half in halves) != shard.count:
             raise ValueError(f"{shard.tag} cannot be cut so: its requests would be lost, doubled or sent again")
         with self._write("recut") as connection:
+            if must and not must(*rows_left_in(connection, shard.job_id, None, hands_back=hands_back)):
+                return False
             self._step(connection, shard, keep_lease=True)
             connection.execute(delete(shards).where(shards.c.tag == shard.tag))
             insert_shards(connection, shard.job_id, halves, self.moment())
+        return True
 
     def in_flight(self, job_id: str) -> int:
         """How many shards of the job may be costing money now."""

@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from nightmill.simulator.batch import Batch
+from nightmill.simulator.config import SimulatorConfig
 from nightmill.simulator.formats import Operation, Refusal, Trouble, Why
 from nightmill.simulator.http import FORMAT, KEY, PROVIDER, hang_up, hold_s, html_page, json_reply
 
@@ -53,6 +54,11 @@ async def create(request: web.Request, read: Reader) -> web.StreamResponse:
     return answer
 
 
+def room_s(config: SimulatorConfig) -> float:
+    """Real seconds after which a queue that is full may have room again: a minute of the provider's."""
+    return 60.0 / config.speed
+
+
 async def _create(request: web.Request, intent: Intent, facts: dict[str, Any]) -> web.StreamResponse:
     provider, wire = request[PROVIDER], request[FORMAT]
     faults = provider.faults
@@ -64,8 +70,9 @@ async def _create(request: web.Request, intent: Intent, facts: dict[str, Any]) -
         raise wire.refusal(Trouble(Why.BROKEN, int(told.get("status", 500))))
     told = faults.take("enqueued_limit_now", Operation.CREATE)
     if told is not None:
+        after_s = float(told.get("retry_after", room_s(provider.config)))
         limit = {"model": intent.model() or "this model", "limit": int(told.get("limit", 2_000_000))}
-        raise wire.refusal(Trouble(Why.QUEUE_FULL, facts=limit))
+        raise wire.refusal(Trouble(Why.QUEUE_FULL, facts={**limit, "retry_after_s": after_s}))
     batch = intent.make()
     page_fault = faults.take("non_json_bodies", Operation.CREATE)
     if page_fault is not None and not page_fault.get("commit"):

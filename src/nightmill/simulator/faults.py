@@ -69,7 +69,7 @@ CALL_FAULTS: dict[str, str] = {
     "create_repeated": "something on the way repeats it: committed twice, answered with 500",
     "create_dropped_before": "connection closed, nothing committed",
     "create_500_before": "status (500): answered with that, nothing committed",
-    "enqueued_limit_now": "limit: create answers 429 with the enqueued-token text",
+    "enqueued_limit_now": "limit, retry_after: create answers 429 with the enqueued-token text",
     "live_429": "fraction or count, retry_after or retry_after_ms",
     "live_500": "fraction or count, status (500)",
     "live_timeout": "fraction or count, delay_s (600): run and billed, never answered",

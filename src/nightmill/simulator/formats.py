@@ -82,7 +82,7 @@ class Why(StrEnum):
     KEY_REVOKED = "key_revoked"
     NO_MONEY = "no_money"
     RATE = "rate"  # too many live requests; ``retry_after_s``, where that is told
-    QUEUE_FULL = "queue_full"  # ``model``, ``limit``
+    QUEUE_FULL = "queue_full"  # ``model``, ``limit``; ``retry_after_s``: real seconds, where the format tells any
     TOO_LARGE = "too_large"
     NO_SUCH_CALL = "no_such_call"  # ``status`` 404 or 405
 

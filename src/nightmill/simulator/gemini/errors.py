@@ -40,7 +40,6 @@ _WORDS = {
     504: "DEADLINE_EXCEEDED",
 }
 _TYPES = "type.googleapis.com/google.rpc."
-ROOM_S = 1.0  # real seconds a refused create is told to wait: here, others are soon over
 
 
 class GeminiError(Refusal):
@@ -139,10 +138,10 @@ def no_quota() -> GeminiError:
     return exhausted(message, retry_s=None, quota="GenerateRequestsPerDayPerProjectPerModel")
 
 
-def enqueued(model: str, limit: int) -> GeminiError:
+def enqueued(model: str, limit: int, *, retry_s: float | None) -> GeminiError:
     """The 429 of a create whose tokens the queue of its model has no room for."""
     message = (
         f"Resource has been exhausted: the batch enqueued tokens limit of {limit} for {model} is reached. "
         "Please retry once other batches have ended."
     )
-    return exhausted(message, retry_s=ROOM_S, quota="BatchEnqueuedTokensPerProjectPerModel")
+    return exhausted(message, retry_s=retry_s, quota="BatchEnqueuedTokensPerProjectPerModel")

@@ -10,11 +10,10 @@ from typing import Any
 from aiohttp import web
 
 from nightmill.simulator.batch import Batch
-from nightmill.simulator.creating import Intent, create
+from nightmill.simulator.creating import Intent, create, room_s
 from nightmill.simulator.formats import Trouble, Why
 from nightmill.simulator.gemini import lines, reading, showing
 from nightmill.simulator.gemini.errors import (
-    ROOM_S,
     GeminiError,
     exhausted,
     internal,
@@ -101,10 +100,11 @@ def _refuse_without_room(request: web.Request, model: str, tokens: int) -> None:
     """429 for a batch that has no place beside those that have not ended."""
     provider, limit = request[PROVIDER], request[PROVIDER].config.enqueued_tokens
     if limit is not None and provider.batches.enqueued(model) + tokens > limit:
-        raise request[FORMAT].refusal(Trouble(Why.QUEUE_FULL, facts={"model": model, "limit": limit}))
+        full = {"model": model, "limit": limit, "retry_after_s": room_s(provider.config)}
+        raise request[FORMAT].refusal(Trouble(Why.QUEUE_FULL, facts=full))
     if len(provider.batches.open()) >= _MOST_OPEN:
         message = f"Resource has been exhausted: {_MOST_OPEN} batches have not ended."
-        raise exhausted(message, retry_s=ROOM_S, quota="ConcurrentBatchesPerProject")
+        raise exhausted(message, retry_s=room_s(provider.config), quota="ConcurrentBatchesPerProject")
 
 
 def _batch(provider: Provider, facts: dict[str, Any], source: Path, scope: str) -> Batch:

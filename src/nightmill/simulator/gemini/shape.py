@@ -103,7 +103,7 @@ class Gemini:
                 quota = "GenerateRequestsPerMinutePerProjectPerModel"
                 return exhausted(message, retry_s=_wait_s(trouble), quota=quota)
             case Why.QUEUE_FULL:
-                return enqueued(facts["model"], facts["limit"])
+                return enqueued(facts["model"], facts["limit"], retry_s=_wait_s(trouble))
             case Why.TOO_LARGE:
                 return GeminiError(413, "Request payload size exceeds the limit.")
             case Why.NO_SUCH_CALL:

@@ -14,6 +14,9 @@ def _fault(name: str, **parameters: object) -> dict[str, object]:
     return {"fault": name, **parameters}
 
 
+_SCHEMA = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
+_MODELS = "openai/gpt-4o-mini,openai/gpt-4o"
+_LADDER = {"schema": _SCHEMA, "repair": True, "reask": 1, "once": True}  # what climbed is in no cache
 _ACCEPTED = _fault("create_accepted_then_500", **_ONCE)
 _NO_LIST = _fault("list_page_500")
 
@@ -75,6 +78,13 @@ BATCH = (
     Scenario(
         "batch-key-dry", "batch", asked=_TWO_SHARDS, toml=_TWO_KEYS,
         faults=(_ACCEPTED, _fault("quota_used_up", key="sk-crash", on="create", after=1)),
+    ),
+    Scenario("batch-ladder", "batch", model=_MODELS, asked=_LADDER,
+             faults=(_fault("wrong_schema_answers", on=["batch"], times=2, fraction=0.5),)),
+    Scenario(
+        "batch-ladder-poor", "batch", rows=1, failed=1,
+        asked={"schema": _SCHEMA, "reask": 1, "just_enough": True, "once": True},
+        faults=(_fault("wrong_schema_answers", on=["batch"]),),
     ),
     Scenario("batch-poor", "batch", asked={"command": "poor", "once": True}),
     Scenario("batch-created-twice", "batch", twice=6, faults=(_fault("create_repeated", **_ONCE),)),
@@ -140,6 +150,8 @@ CANARY = (
 
 LIVE = (
     Scenario("live", "live", rows=8, asked={"command": "nightmill run", "concurrency": 3}),
+    Scenario("live-ladder", "live", asked={**_LADDER, "concurrency": 2},
+             faults=(_fault("wrong_schema_answers", on=["live"], times=8),)),
     Scenario("live-again", "live", rows=8, asked={"concurrency": 3}, before="killed while sending"),
     Scenario("live-torn", "live", rows=8, asked={"concurrency": 3}, before="torn"),
     Scenario(

@@ -29,6 +29,7 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,14 @@ _BATCH_S = 0.5  # more than a batch of the simulator takes
 _MONTH_S = 30 * 86_400.0
 _PROMPT = "Say something of {{ text }}"
 _MODEL = "openai/gpt-4o-mini"
+_OPTIONS = (
+    "lane", "by", "batch_size", "budget_nanos", "concurrency", "canary", "min_valid", "schema", "repair", "reask",
+)  # fmt: skip
 
 
 def options_of(folder: Path, asked: dict[str, Any]) -> RunOptions:
     """What the command line would be."""
-    said = {
-        k: asked[k]
-        for k in ("lane", "by", "batch_size", "budget_nanos", "concurrency", "canary", "min_valid")
-        if k in asked
-    }
+    said = {name: asked[name] for name in _OPTIONS if name in asked}
     prompt = asked.get("prompt", _PROMPT)
     return RunOptions((str(folder / "in.csv"),), prompt=prompt, model=asked["model"], max_output=400, **said)
 
@@ -67,7 +67,10 @@ def begin(mill: Mill, folder: Path, asked: dict[str, Any]) -> Job:
     there = mill.ledger.jobs()
     if asked.get("once") and there:
         return there[-1]
-    return mill.submit(mill.prepare(options_of(folder, asked)))
+    prepared = mill.prepare(options_of(folder, asked))
+    if asked.get("just_enough"):  # money for the first ask, and for no step after it
+        prepared = replace(prepared, options=replace(prepared.options, budget_nanos=prepared.quote.at_most_nanos))
+    return mill.submit(prepared)
 
 
 async def work(mill: Mill, job: Job) -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from faults_kit import SCHEMA, House, exact, house
 from nightmill.errors import UsageError
 from nightmill.ledger import Job
 from nightmill.mill import Prepared, RunOptions
+from nightmill.plan import Ladder
 from nightmill.types import JobState
 
 pytestmark = pytest.mark.req("X5")
@@ -26,8 +26,7 @@ def prepared(h: House, rows: int = 8, *, then: list[str] | None = None, **option
     path.write_text("id,text\n" + "".join(f"k{i},word number {i}\n" for i in range(rows)))
     (h.folder / "schema.json").write_text(json.dumps(SCHEMA))
     given = {"max_output": 400, "prompt": "Say it: {{ text }}", "schema": str(h.folder / "schema.json")} | options
-    made = h.mill.prepare(RunOptions((str(path),), model="openai/gpt-4o-mini", **given))
-    return replace(made, spec=made.spec | {"next_models": then or []})
+    return h.mill.prepare(RunOptions((str(path),), model=",".join(["openai/gpt-4o-mini", *(then or [])]), **given))
 
 
 def ran(h: House, rows: int = 8, **options: Any) -> Job:
@@ -152,3 +151,35 @@ def test_steps_of_a_ladder_make_another_job(tmp_path: Path) -> None:
     with house(tmp_path) as h:
         one, same, other = (prepared(h, lane="batch", reask=n).plan.fingerprint for n in (1, 1, 2))
         assert one == same != other
+
+
+def test_a_model_further_up_that_cannot_be_asked_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    """Of a model that the ladder may come to, the key is missed before the first row is paid for, not in the end."""
+    with house(tmp_path) as h:
+        plan = prepared(h, lane="batch", then=["anthropic/claude-haiku-4-5"])
+        with pytest.raises(UsageError, match="ANTHROPIC_API_KEY"):
+            h.mill.submit(plan)
+        assert h.mill.jobs() == []
+
+
+def test_the_quote_tells_the_steps_and_their_worst_case(tmp_path: Path) -> None:
+    """Before anybody agrees to a price it is said what else an answer that does not fit may cost."""
+    with house(tmp_path) as h:
+        notes = prepared(h, lane="batch", repair=True, reask=2, then=[BIGGER]).quote.notes
+        told = next(note for note in notes if note.startswith("answers that do not fit the schema"))
+        assert "put right here where that can be, then asked again, up to 2 times, then put to openai/gpt-4o" in told
+        assert "at most $" in told
+        assert not any("do not fit" in note for note in prepared(h, lane="batch", then=[]).quote.notes)
+
+
+def test_a_task_says_its_own_ladder(tmp_path: Path) -> None:
+    """repair, reask and escalate of a task file hold where the command says nothing, and the command goes before."""
+    (tmp_path / "say.toml").write_text(
+        'prompt = "{{ text }}"\nreask = 2\nescalate = false\n[schema]\ntype = "object"\nrequired = ["word"]\n'
+    )
+    with house(tmp_path) as h:
+        asked = {"prompt": None, "task": str(tmp_path / "say.toml"), "lane": "batch"}
+        said = prepared(h, then=[BIGGER], **asked).spec
+        assert [step.name for step in Ladder.of(said).rungs] == ["re-ask", "re-ask"]
+        said = prepared(h, then=[BIGGER], reask=0, repair=True, **asked).spec
+        assert (Ladder.of(said).repair, Ladder.of(said).rungs) == (True, ())

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from nightmill.errors import UsageError
 from nightmill.ledger import Job
-from nightmill.mill.home import Home, rung_lane
-from nightmill.plan import Compiled, Ladder, Parameters, Plan
+from nightmill.mill.home import Home, compiled_from, rung_lane
+from nightmill.plan import Ladder, Parameters, Plan
 from nightmill.pricing import PriceSheet
-from nightmill.tasks import BoundTask, Task, require_repair
+from nightmill.tasks import Task, require_repair
 from nightmill.types import Lane, usd
 
 if TYPE_CHECKING:
@@ -68,16 +68,16 @@ def is_dearer(home: Home, job: Job) -> bool:
     return any(now.dearer_than(PriceSheet.from_json(then)) for now, then in pairs)
 
 
-def check(home: Home, spec: Mapping[str, Any], bound: BoundTask, parameters: Parameters, *, sends: bool) -> None:
-    """Raises UsageError (CannotCarry, UnknownModel): a model further up cannot be asked, or lacks its key."""
+def check(home: Home, spec: Mapping[str, Any]) -> None:
+    """Raises UsageError (CannotCarry, UnknownModel): a model further up cannot be asked this, or lacks its key."""
     for model in dict.fromkeys(step.model for step in Ladder.of(spec).rungs if step.model != spec["model"]):
-        Compiled(home.provider(model, sends=sends), bound, parameters)
+        compiled_from(spec, home.provider(model))
 
 
 def marks(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """What of it makes one job another than the next."""
-    ladder = Ladder.of(spec)
-    return (f"ladder={ladder}",) if ladder else ()
+    said = spec.get("ladder", {})
+    return (f"repair={said['repair']}", f"reask={said['reask']}") if said.get("repair") or said.get("reask") else ()
 
 
 def notes(home: Home, spec: Mapping[str, Any], plan: Plan) -> list[str]:

@@ -168,7 +168,9 @@ def _chosen(home: Home, options: RunOptions, plan: Callable[[RunOptions, tuple[s
     first, *others = models = selecting.candidates(home.settings, options.model)
     among = selecting.fingerprint_of(home, models)
     prepared = _after_a_look(partial(plan, replace(options, model=first), among))
-    return replace(prepared, options=options, spec=prepared.spec | {"next_models": others})
+    spec = prepared.spec | {"next_models": others}
+    prepared = replace(prepared, options=options, spec=spec | laddering.next_prices(home, spec))
+    return prepared if prepared.resumes else _noted(prepared, *laddering.notes(home, spec, prepared.plan))
 
 
 def _prepare(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool) -> Prepared:
@@ -245,8 +247,7 @@ def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_i
     made = Prepared(plan, draft.spec, options, order.source, draft.model, order.lane, digest, free, unfinished)
     if unfinished is not None:
         return made
-    return _noted(made, *deadlines.notes(home, made), *firstrows.notes(plan, order.lane),
-                  *laddering.notes(home, draft.spec, plan))  # fmt: skip
+    return _noted(made, *deadlines.notes(home, made), *firstrows.notes(plan, order.lane))
 
 
 def lane_costs(home: Home, prepared: Prepared) -> list[LaneCost]:
@@ -314,8 +315,6 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
     spec |= {"canary": options.canary, "min_valid": _first(options.min_valid, settings.default_min_valid)}
     spec |= {"columns": columns, "price": order.sheet.to_json(), "by": options.by, "deadline": deadline}
     spec |= laddering.asked(home, options, bound.task, parameters)
-    laddering.check(home, spec, bound, parameters, sends=sends)
-    spec |= laddering.next_prices(home, spec)
     order = replace(order, fingerprint_extra=(*order.fingerprint_extra, *laddering.marks(spec)))
     free = home.tightest(options.budget_nanos)
     order = _bounded(order, options, free)

@@ -28,6 +28,7 @@ def submit(home: Home, prepared: Prepared) -> Job:
         return _go_on(home, prepared.resumes, options)
     try:
         check_affordable(prepared)
+        laddering.check(home, prepared.spec)
         _forgive_keys(home, prepared.model)
         fingerprint = f"{plan.fingerprint}:{plan.job_id}" if options.new else plan.fingerprint
         _check_name(home, options.name, fingerprint)

@@ -151,7 +151,7 @@ CANARY = (
 LIVE = (
     Scenario("live", "live", rows=8, asked={"command": "nightmill run", "concurrency": 3}),
     Scenario("live-ladder", "live", asked={**_LADDER, "concurrency": 2},
-             faults=(_fault("wrong_schema_answers", on=["live"], times=8),)),
+             faults=(_fault("wrong_schema_answers", on=["live"], times=6),)),
     Scenario("live-again", "live", rows=8, asked={"concurrency": 3}, before="killed while sending"),
     Scenario("live-torn", "live", rows=8, asked={"concurrency": 3}, before="torn"),
     Scenario(

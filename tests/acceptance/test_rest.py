@@ -56,6 +56,24 @@ def test_a_model_that_changes_between_shards_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("X13")
+@pytest.mark.parametrize("lane", ["batch", "live"])
+@pytest.mark.parametrize("model", ["anthropic/claude-haiku-4-5", "gemini/gemini-2.5-flash"])
+def test_every_provider_says_which_snapshot_answered(tmp_path: Path, model: str, lane: str) -> None:
+    """Anthropic's model and Gemini's modelVersion stand in each row, and an alert tells where they changed."""
+    fault = {"fault": "model_snapshot_changes", "fraction": 0.5}
+    with in_thread(SimulatorConfig(**FAST, faults=(fault,))) as url:
+        place, root = Place(tmp_path, url), url.removesuffix("/v1")
+        place.env |= {"ANTHROPIC_API_KEY": "a", "ANTHROPIC_BASE_URL": root, "GEMINI_API_KEY": "g",
+                      "GEMINI_BASE_URL": root}  # fmt: skip
+        done = place.run("run", place.rows(12), "--model", model, "--lane", lane, "--yes", "--out", "o.jsonl")
+    assert done.code == 0, done.err
+    answered = {row["model"] for row in place.results("o.jsonl")}
+    assert model.partition("/")[2] in answered
+    assert len(answered) > 1
+    assert "alert: the model changed" in done.err
+
+
+@pytest.mark.req("X13")
 def test_a_sample_is_a_job_of_its_own_that_can_go_on(place: Place) -> None:
     """--sample takes rows at random, in order; the same command takes the same ones, another seed others."""
     place.rows(200)

@@ -406,12 +406,18 @@ def test_a_response_that_is_no_whole_answer_is_a_failure_of_its_kind(body, kind,
 
 
 def test_tools_that_are_called_are_an_answer_and_are_kept_beside_a_text():
-    """Calls alone are the text, as JSON; beside a text they are kept under parsed, in chats and responses."""
-    alone = outcome(response(CALL))
-    assert (json.loads(alone.text), alone.finish_reason) == ([CALL], "tool_calls")
-    beside = outcome(response(message("calling"), CALL))
-    assert (beside.text, json.loads(beside.parsed)) == ("calling", [CALL])
+    """Calls alone are the text, as JSON; beside a text they are kept under parsed, alike in chats and responses."""
     calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    alone = outcome(response(CALL))
+    assert (json.loads(alone.text), alone.finish_reason) == (calls, "tool_calls")
+    beside = outcome(response(message("calling"), CALL))
+    assert (beside.text, json.loads(beside.parsed)) == ("calling", calls)
+    own = {"type": "custom_tool_call", "call_id": "c", "id": "i", "name": "f", "input": "x"}
+    assert json.loads(outcome(response(own)).text) == [
+        {"id": "c", "type": "custom", "custom": {"name": "f", "input": "x"}}
+    ]
+    older = {"name": "f", "arguments": "{}"}
+    assert json.loads(outcome(chat(None, function_call=older)).text) == [{"type": "function", "function": older}]
     chatted = outcome(chat("calling", tool_calls=calls))  # finish_reason "stop": the tool was asked for by name
     assert (chatted.text, json.loads(chatted.parsed)) == ("calling", calls)
     assert outcome(chat("pong", tool_calls=[])).parsed is None

@@ -41,6 +41,7 @@ from nightmill.tasks import (
     TaskFunction,
     bind,
     check_examples,
+    check_tools_alone,
     find_task,
     holds_bodies,
     import_task,
@@ -389,6 +390,7 @@ def _parameters(home: Home, options: RunOptions, task: Task) -> Parameters:
     if options.schema:
         schema = load_schema(options.schema)
         check_examples(task.examples, schema, f"the task {task.name} with --schema {options.schema}")
+        check_tools_alone(task.tools, schema, f"the task {task.name} with --schema {options.schema}")
     if task.bodies:  # what they do not say is not for the settings to say
         return Parameters(options.temperature, options.max_output, schema)
     return Parameters(

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from nightmill.errors import InputError, TaskError, UsageError
 from nightmill.providers import OWN_SCHEMA, Encoded, Provider
 from nightmill.sources import decode_row_values, is_json
-from nightmill.tasks import ASKS, BoundTask, Column, Template, as_text
+from nightmill.tasks import ASKS, BoundTask, Column, Template, as_text, request_parts
 from nightmill.types import Endpoint
 
 DEFAULT_TEMPERATURE = 0.3
@@ -243,6 +243,9 @@ class Compiled:
             else:
                 chat = [*said[:-1], *self._task.shots, said[-1]]
                 request[ASKS[task.endpoint]] = [{"role": role, "content": text} for role, text in chat]
+        asked = request_parts(task)
+        request |= asked
+        user_set |= asked.keys()
         if task.endpoint != "embeddings":
             self._add_sampling(request, user_set)
         request |= p.extra

@@ -63,7 +63,7 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
     if endpoint == "responses":
         if not server.responses:
             refuse_responses(f"{name}/{model}", body)
-        _refuse_chat_cap(body)
+        _refuse_chat_words(body)
         fit_cap(model, body, notes, user_set, thinks=thinks, context=context, field="max_output_tokens")
         if thinks:
             _drop_sampling(model, body, notes, user_set)
@@ -138,8 +138,11 @@ def _refuse_boundless(body: Mapping[str, Any]) -> None:
         raise CannotCarry(f"{named[0]} is not carried", why=why, fix="take it out of the request")
 
 
-def _refuse_chat_cap(body: Mapping[str, Any]) -> None:
-    """Raises CannotCarry: its cap is none at the responses endpoint, where it would count in the hold alone."""
+def _refuse_chat_words(body: Mapping[str, Any]) -> None:
+    """Raises CannotCarry: its cap, or its number of choices, is none at the responses endpoint."""
+    if whole_of(body, "n", 1) > 1:
+        why = "/v1/responses gives one answer"
+        raise CannotCarry(f"{body['n']} choices are not carried", why=why, fix="leave n out, or ask chat completions")
     if body.get("max_completion_tokens") is not None:
         why = "/v1/responses is capped by max_output_tokens, and by nothing else"
         raise CannotCarry("the request has a cap of chat completions", why=why, fix="call it max_output_tokens")

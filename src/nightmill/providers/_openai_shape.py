@@ -350,7 +350,9 @@ def _said(choice: dict[str, Any]) -> _Said:
     text, refusal = parts_of(message.get("content"))
     if isinstance(message.get("refusal"), str):
         refusal = message["refusal"] or refusal
-    calls = message.get("tool_calls") or message.get("function_call")
+    calls, older = message.get("tool_calls"), message.get("function_call")
+    if not calls and isinstance(older, dict):
+        calls = [{"type": "function", "function": older}]
     return _Said(text, refusal, _json(calls) if calls else None)
 
 
@@ -387,7 +389,7 @@ def _response_outcome(body: dict[str, Any]) -> Outcome:
         return Failed(FailureKind.SERVER_ERROR, f"the response is {status}: its answer is not in it")
     items = [item for item in body["output"] if isinstance(item, dict)]
     said = [parts_of(item.get("content")) for item in items if item.get("type", "message") == "message"]
-    calls = [item for item in items if item.get("type") in _CALLS]
+    calls = [_as_tool_call(item) for item in items if item.get("type") in _CALLS]
     finish: Any = "tool_calls" if calls else "stop"
     if status == "incomplete":
         details = body.get("incomplete_details")
@@ -395,6 +397,15 @@ def _response_outcome(body: dict[str, Any]) -> Outcome:
         finish = "content_filter" if reason == "content_filter" else "length"
     text, refusal = "".join(part[0] for part in said), "".join(part[1] for part in said)
     return _judge(_Said(text, refusal, _json(calls) if calls else None), finish, usage_of(body), body.get("model"))
+
+
+def _as_tool_call(item: Mapping[str, Any]) -> dict[str, Any]:
+    """A call in a response as chat completions say it, so that whoever reads answers knows one form."""
+    named = {"id": item.get("call_id") or item.get("id"), "name": item.get("name")}
+    if item["type"] == "custom_tool_call":
+        return {"id": named["id"], "type": "custom", "custom": {"name": named["name"], "input": item.get("input")}}
+    function = {"name": named["name"], "arguments": item.get("arguments")}
+    return {"id": named["id"], "type": "function", "function": function}
 
 
 def usage_of(body: Mapping[str, Any]) -> Usage | None:

@@ -10,6 +10,7 @@ from nightmill.tasks.functions import MESSAGES, Messages, NoRequest, TaskFunctio
 from nightmill.tasks.repair import Repaired, repairing, require_repair
 from nightmill.tasks.schemas import check_answer, load_schema
 from nightmill.tasks.templates import Column, Template, as_text
+from nightmill.tasks.tools import check_tools_alone, request_parts
 
 __all__ = [
     "ASKS",
@@ -27,6 +28,7 @@ __all__ = [
     "bind",
     "check_answer",
     "check_examples",
+    "check_tools_alone",
     "find_task",
     "function_task",
     "holds_bodies",
@@ -37,6 +39,7 @@ __all__ = [
     "prompt_task",
     "read_prompt",
     "repairing",
+    "request_parts",
     "require_repair",
     "task",
     "verbatim_task",

@@ -46,6 +46,10 @@ class Task:
     repair: bool | None = None  # answers that do not fit the schema are put right here where they can be
     reask: int | None = None  # ... times they are asked again, with what is wrong
     escalate: bool | None = None  # ... and then put to the next of the models that were named
+    tools: list[dict[str, Any]] = field(default_factory=list)  # functions that the model may call: name, parameters, …
+    tool_choice: str | None = None  # auto, none, required, or the name of a tool
+    parallel_tool_calls: bool | None = None
+    choices: int | None = None  # answers to each row
 
     @property
     def embeds(self) -> bool:

@@ -15,6 +15,7 @@ from nightmill.errors import TaskError
 from nightmill.tasks.binding import Task, did_you_mean, refuse_unknown
 from nightmill.tasks.schemas import check_answer, check_schema
 from nightmill.tasks.templates import as_text, parse
+from nightmill.tasks.tools import TOOL_KEYS, check_tools, check_tools_alone
 from nightmill.types import Endpoint
 
 _SUFFIX = ".toml"
@@ -171,6 +172,8 @@ def _read_table(text: str, where: str) -> dict[str, Any]:
         raise TaskError(f"{where} asks nothing", why="it has no prompt", fix='write prompt = "…"')
     if "schema" in table:
         table["schema"] = check_schema(table["schema"], f"{where}: schema")
+    check_tools(table, where)
+    check_tools_alone(table.get("tools"), table.get("schema"), where)
     if "examples" in table:
         _check_inputs(table, where)
         check_examples(table["examples"], table.get("schema"), where)
@@ -253,4 +256,5 @@ _TASK_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "repair": ("true or false", _is_switch),
     "reask": ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
     "escalate": ("true or false", _is_switch),
+    **TOOL_KEYS,
 }

@@ -27,11 +27,13 @@ from ledger_kit import (
     money,
     publish,
 )
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from nightmill.errors import Conflict, StoreError
 from nightmill.ledger import Denied, Ledger, StoredFile, SubmissionState, _sqlite, schema
-from nightmill.types import Lane, ShardState
+from nightmill.types import JobState, Lane, ShardState
+
+OLD_LEDGER = Path(__file__).parents[1] / "data/ledger_revision_1.sql"  # a job that is done, and one at a provider
 
 
 @pytest.fixture
@@ -218,6 +220,22 @@ def test_a_ledger_that_another_is_just_beginning_is_waited_for(
         monkeypatch.setattr(_sqlite.time, "sleep", lambda _: first.execute("COMMIT"))
         with contextlib.closing(backend.open()) as ledger:
             assert ledger.jobs() == []
+
+
+def test_a_ledger_of_an_older_program_goes_on(path: Path, backend: Backend) -> None:
+    """What it holds stays as it was, what is new is there, and the old program is told so from then on."""
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript(OLD_LEDGER.read_text())
+        spent = old.execute("SELECT spent_nanos FROM limits WHERE scope = 'total'").fetchone()
+    with contextlib.closing(backend.open()) as ledger:
+        jobs = {job.state: job for job in ledger.jobs()}
+        assert jobs.keys() == {JobState.COMPLETED, JobState.RUNNING}
+        (shard,) = ledger.shards_of(jobs[JobState.RUNNING].id)
+        assert (shard.rung, shard.current.unconfirmed, shard.current.hold_nanos > 0) == (0, False, True)
+        assert next(limit.spent_nanos for limit in ledger.limits() if limit.scope == "total") == spent[0] > 0
+        with ledger._read() as connection:
+            known = dict(connection.execute(select(schema.meta.c.key, schema.meta.c.value)).all())
+    assert known["revision"] == str(schema.REVISION)
 
 
 def test_a_ledger_from_a_newer_program_is_refused(backend: Backend) -> None:

@@ -110,12 +110,21 @@ class Database:
                     why=f"its revision is {known['revision']}; this program knows {schema.REVISION}",
                     fix="upgrade nightmill, or point NIGHTMILL_HOME at another folder",
                 )
+            if int(known["revision"]) < schema.REVISION:
+                self._bring_up_to_date(connection)
             behind = int(known.get("handed", 0)) < _sqlite.handed(self._path)
             self.copied = behind or known["incarnation"] != self._incarnation()
             if known["boot"] != _sqlite.boot_id():
                 self._after_boot(connection)
             if self.copied:
                 self._doubt_everything(connection)
+
+    def _bring_up_to_date(self, connection: Connection) -> None:
+        """Made by an older program: in one transaction it is as ours, which that program then refuses."""
+        from nightmill.ledger.migrating import add_columns
+
+        add_columns(connection)
+        connection.execute(update(meta).where(meta.c.key == "revision").values(value=str(schema.REVISION)))
 
     def _begin_ledger(self, connection: Connection) -> None:
         facts = {

@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 from nightmill.types import UNFINISHED, JobState, ShardState
 
-REVISION = 1
+REVISION = 2
 
 metadata = MetaData()
 

@@ -1,4 +1,4 @@
-"""A ledger that an older nightmill made gets what is new: tables and columns are added, nothing is changed or dropped."""
+"""A ledger that an older nightmill made gets what is new: tables and columns; nothing is changed or dropped."""
 
 from __future__ import annotations
 

@@ -41,6 +41,8 @@ def test_every_fault_has_a_test() -> None:
         *here.glob("test_*_faults.py"),
         Path(__file__),
         *(here.parent / "acceptance" / f"test_cli_{name}.py" for name in ("resolve", "keys")),
+        here.parent / "acceptance/test_partial_batches.py",
+        here.parent / "crash/scenarios.py",
     ]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     named = {node.value for node in nodes if isinstance(node, ast.Constant)}  # in comments there are none

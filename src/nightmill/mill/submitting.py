@@ -29,9 +29,9 @@ def submit(home: Home, prepared: Prepared) -> Job:
     try:
         check_affordable(prepared)
         laddering.check(home, prepared.spec)
-        _forgive_keys(home, prepared.model)
         fingerprint = f"{plan.fingerprint}:{plan.job_id}" if options.new else plan.fingerprint
         _check_name(home, options.name, fingerprint)
+        _forgive_keys(home, prepared.model)
         return home.ledger.publish_plan(
             plan.job_id,
             name=options.name,

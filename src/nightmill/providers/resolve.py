@@ -260,7 +260,7 @@ def lacking_key(ref: str, env: Mapping[str, str], tables: Tables = _NO_TABLES) -
 def hidden_tokens(ref: str, tables: Tables = _NO_TABLES) -> int:
     """The most input tokens that whoever answers ``ref`` adds to a request by itself, and bills."""
     provider, _ = parse_model(ref)
-    if provider not in SERVERS and provider not in tables:
+    if provider in _KEYLESS or (provider not in SERVERS and provider not in tables):
         return 0
     return configured(provider, tables.get(provider, {})).hidden_tokens
 

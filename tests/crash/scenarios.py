@@ -98,11 +98,11 @@ BATCH = (
         for decision, failed in (("adopt", 0), ("resend", 0), ("write-off", 6))
     ),
     Scenario(
-        "batch-deadline", "batch", asked={"by": "7s", "concurrency": 4, **_TWO_SHARDS}, twice=4, unproven=True,
-        # a second after it was begun what its batches have not done is taken back; two rows of each go live, late
+        "batch-deadline", "batch", asked={"by": "12s", "concurrency": 4, **_TWO_SHARDS}, twice=4, unproven=True,
+        # some seconds after it was begun what its batches have not done is taken back; two rows of each go live, late
         faults=(
             _fault("never_finishes"), _fault("null_counts"), _fault("row_errors", count=2),
-            _fault("slow_cancel", lag_s=4200),
+            _fault("slow_cancel", lag_s=2700),
         ),
         toml="cancel_s = 2.0\ncollect_s = 0.1\n",
     ),

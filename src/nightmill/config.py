@@ -432,6 +432,12 @@ def _temperature(value: object) -> float:
     raise ValueError("a number, 0 or above")
 
 
+def _grade(value: object) -> float:
+    if 0 <= (number := _number(value)) <= 100:
+        return number
+    raise ValueError("a number from 0 to 100")
+
+
 def _texts(value: object) -> tuple[str, ...]:
     if isinstance(value, list):
         return tuple(_text(item) for item in value)
@@ -515,7 +521,7 @@ _DEFAULTS: Mapping[str, Check] = {
     "min_valid": _share,
 }
 _BUDGET: Mapping[str, Check] = {"total": _dollars, "day": _dollars, "month": _dollars, "zone": _zone}
-_MODEL: Mapping[str, Check] = dict.fromkeys(("context", "quality", "aliases"), _not_yet)
+_MODEL: Mapping[str, Check] = {"context": _whole, "quality": _grade, "aliases": _not_yet}
 _PRICE: Mapping[str, Check] = dict.fromkeys(
     ("input", "output", "cached_input", "cache_write", "batch_input", "batch_output"), _rate
 )

@@ -24,7 +24,7 @@ from nightmill.errors import Limited, NightmillError, ProviderError, Refused
 from nightmill.ledger import LEDGER_NAME, Ledger
 from nightmill.pricing import newest_price, price_sheet
 from nightmill.providers import KeyCheck, Provider, local
-from nightmill.providers.resolve import Offer, offers, resolve_keys, runs_here
+from nightmill.providers.resolve import Offer, offers, parse_models, resolve_keys, runs_here
 from nightmill.store import Store
 from nightmill.types import Lane
 
@@ -97,7 +97,7 @@ def _providers(settings: Settings) -> list[Finding]:
 
 def _is_wanted(offer: Offer, settings: Settings) -> bool:
     """Whether anything says that this provider is to be used: a key, its table, the default model."""
-    by_default = (settings.default_model or "").startswith(f"{offer.name}/")
+    by_default = any(model.startswith(f"{offer.name}/") for model in parse_models(settings.default_model or ""))
     return offer.name not in ("local", "python") and bool(offer.key or offer.configured or by_default)
 
 
@@ -195,15 +195,17 @@ def _prices(_: Settings) -> Finding:
 
 
 def _price(settings: Settings) -> Finding:
-    model = settings.default_model
-    if not model:
+    models = parse_models(settings.default_model or "")
+    if not models[0]:
         return Finding("model", "note", "no default model", "set [defaults] model in nightmill.toml, or give --model")
-    free = runs_here(model, settings.env, settings.providers)
-    sheet = price_sheet(
-        model, Lane.LIVE, at=dt.datetime.now(dt.UTC), overrides=settings.models, providers=settings.providers,
-        runs_here=free,
-    )  # fmt: skip
-    return Finding("model", "ok", f"{model}: price known ({sheet.source}, {sheet.date})")
+    sheets = [
+        price_sheet(
+            model, Lane.LIVE, at=dt.datetime.now(dt.UTC), overrides=settings.models, providers=settings.providers,
+            runs_here=runs_here(model, settings.env, settings.providers),
+        )
+        for model in models
+    ]  # fmt: skip
+    return Finding("model", "ok", f"{', '.join(models)}: price known ({sheets[0].source}, {sheets[0].date})")
 
 
 # -- this machine

@@ -295,6 +295,36 @@ def _listed(model_ref: str, lane: Lane, at: datetime, date: str) -> PriceSheet:
     return PriceSheet(model_ref, lane, source, date, batch_known, tiers)
 
 
+def flex_sheet(model_ref: str, at: datetime | None = None) -> PriceSheet | None:
+    """The catalogue's price of live calls that may wait (``service_tier`` "flex"); None where it knows of none.
+
+    It is for comparison: nothing is sent that way.
+    """
+    now = at or datetime.now(UTC)
+    try:
+        _, model = _find(model_ref)
+    except UnknownPrice:
+        return None
+    tier = {"service_tier": "flex"}
+    if not any(each.when == tier and (each.constraint is None or each.constraint.active(now))
+               for each in model.price_variants or ()):  # fmt: skip
+        return None
+    import genai_prices
+
+    tiers = _tiers(model.get_prices(now, tier))
+    source, day = f"genai-prices {genai_prices.__version__}", now.astimezone(UTC).date().isoformat()
+    return PriceSheet(model_ref, Lane.LIVE, source, day, True, tiers) if tiers else None
+
+
+def listed_context(model_ref: str) -> int:
+    """Most tokens of a prompt and its answer together, by the price catalogue; 0 where it does not say."""
+    try:
+        _, model = _find(model_ref)
+    except UnknownPrice:
+        return 0
+    return model.context_window or 0
+
+
 def newest_price(at: datetime) -> tuple[str, date]:
     """The catalogue, and the last day up to ``at`` on which it lets a price begin: it is no older than that."""
     import genai_prices

@@ -350,7 +350,8 @@ def quoted(mill: house.Mill, source: Source, save_requests: str | os.PathLike[st
     check_options(options)
     kept = None if save_requests is None else Path(save_requests)
     with taken(source, options.get("limit")) as rows:
-        return Quote.of(mill.rehearse(run_options(options, rows.inputs, rows.given), kept))
+        prepared = mill.rehearse(run_options(options, rows.inputs, rows.given), kept)
+        return Quote.of(prepared, mill.compare(prepared))
 
 
 async def _work_and_tell(worker: house.Mill, job_id: str, progress: Callback | None, way: _Way, stop: Stop) -> None:

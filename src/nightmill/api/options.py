@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +18,7 @@ from nightmill.mill import RunOptions
 from nightmill.providers.function import is_importable, name_of
 from nightmill.tasks import TaskFunction, read_prompt
 
-Model = str | Callable[..., Any]
+Model = str | Callable[..., Any] | Sequence[str | Callable[..., Any]]
 Schema = type | Mapping[str, Any] | str | os.PathLike[str]
 _ON_ERROR = re.compile(r"continue|stop|threshold:([1-9][0-9]*)(%?)")
 
@@ -28,7 +28,7 @@ class Options(TypedDict, total=False):
 
     prompt: str  # {{ column }} stands for a row's value; "@FILE" for a file's content
     task: str | os.PathLike[str] | TaskFunction  # a name, a .toml file, "module:function", or what `task` made
-    model: Model  # "openai/gpt-5-mini", or a callable f(messages, **params)
+    model: Model  # "openai/gpt-5-mini", a callable f(messages, **params), or several: the cheapest that can do it
     lane: Literal["auto", "batch", "live"]
     by: str  # when to be done: "08:00", "2027-01-31T08:00", "6h"; what batches have not answered in time runs live
     budget: float | Decimal | str  # dollars; most this job may spend
@@ -48,6 +48,7 @@ class Options(TypedDict, total=False):
     temperature: float
     max_output: int  # most tokens an answer may have
     dimensions: int  # how many numbers an embedding has; left out, the model decides
+    min_quality: float  # the least a model may be worth, 0 to 100, as [models] of the settings grades it
     rpm: float
     tpm: float
     concurrency: int
@@ -72,10 +73,11 @@ def run_options(given: Mapping[str, Any], inputs: tuple[str, ...], files: Mappin
         made["budget_nanos"] = _nanos(said["budget"])
     if "min_valid" in said:
         made["min_valid"] = parse_share(str(said["min_valid"]))
-    if callable(said.get("model")):
-        name = name_of(said["model"])
-        made["model"] = f"python:{name}"
-        if not is_importable(name):  # nobody can tell whether it is the same function the next time
+    if "model" in said and not isinstance(said["model"], str):
+        models = [said["model"]] if callable(said["model"]) else said["model"]
+        callables = {id(each): name_of(each) for each in models if callable(each)}
+        made["model"] = ",".join(f"python:{callables[id(each)]}" if callable(each) else each for each in models)
+        if not all(map(is_importable, callables.values())):  # nobody can tell whether it is the same the next time
             made["cache"] = False
     if isinstance(said.get("schema"), os.PathLike):
         made["schema"] = Path(said["schema"])
@@ -121,6 +123,15 @@ def is_temperature(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
+def _is_model(value: Any) -> bool:
+    named = value if isinstance(value, list | tuple) else [value]
+    return bool(named) and all(isinstance(each, str) or callable(each) for each in named)
+
+
+def _is_grade(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 100
+
+
 def _is_positive(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value > 0
 
@@ -163,7 +174,7 @@ _POSITIVE = ("a number above 0", _is_positive)
 _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "prompt": ("a text", lambda value: isinstance(value, str)),
     "task": ("a name, a .toml file or a task of Python", lambda v: isinstance(v, (str, os.PathLike, TaskFunction))),
-    "model": ("PROVIDER/MODEL or a callable", lambda value: isinstance(value, str) or callable(value)),
+    "model": ("PROVIDER/MODEL or a callable, or a list of them", _is_model),
     "lane": ("auto, batch or live", lambda value: value in ("auto", "batch", "live")),
     "by": _TEXT,
     "budget": ("dollars, such as 5 or 2.50", lambda value: type(value) in (int, float, str, Decimal)),
@@ -191,5 +202,6 @@ _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "repair": _SWITCH,
     "reask": ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
     "canary": ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
+    "min_quality": ("a number from 0 to 100", _is_grade),
     "min_valid": ('a share above 0, such as 0.9 or "90%"', _is_share),
 }

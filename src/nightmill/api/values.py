@@ -107,6 +107,42 @@ def _moment(seconds: float | None) -> dt.datetime | None:
 
 
 @dataclass(frozen=True, slots=True)
+class LaneQuote:
+    """What a run would cost in one lane of one model, in dollars."""
+
+    lane: str  # "flex" is for comparison: nothing is sent that way
+    expected_usd: float
+    at_most_usd: float
+
+    @classmethod
+    def of(cls, cost: house.LaneCost) -> Self:
+        return cls(cost.lane, usd(cost.expected_nanos), usd(cost.at_most_nanos))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the models that were asked for, beside the others."""
+
+    model: str
+    chosen: bool
+    why_not: str | None  # it cannot do the job: in words
+    lane: str | None  # the one it would do it in
+    expected_usd: float | None  # in that lane; None where it cannot do the job
+    quality: float | None  # 0 to 100, as the settings grade it
+    context: int | None  # most tokens of a prompt and its answer together, where that is known
+    lacks: str | None  # the variable that has to hold a key before anything is sent
+    lanes: tuple[LaneQuote, ...]
+
+    @classmethod
+    def of(cls, each: house.Candidate) -> Self:
+        lane = each.lane.value if each.lane else None
+        return cls(
+            each.model, each.chosen, each.why_not or None, lane, usd(each.cost.expected_nanos) if each.cost else None,
+            each.quality, each.context or None, each.lacks or None, tuple(map(LaneQuote.of, each.costs)),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Quote:
     """What a run would cost, in dollars. Nothing of it was sent, spent or kept."""
 
@@ -125,13 +161,15 @@ class Quote:
     price_source: str
     notes: tuple[str, ...]
     first_request: Any  # its body, as it would be sent; None where nothing would be
+    candidates: tuple[Candidate, ...]  # every model that was asked for, in the order it was
 
     @classmethod
-    def of(cls, prepared: Prepared) -> Self:
+    def of(cls, prepared: Prepared, compared: Iterable[house.Candidate]) -> Self:
         plan, quote = prepared.plan, prepared.quote
         first = msgspec.json.decode(plan.first_request) if plan.first_request else None
         return cls(
             prepared.model, prepared.lane.value, plan.rows, plan.invalid, plan.duplicates, plan.cached, quote.requests,
             usd(quote.expected_nanos), usd(quote.at_most_nanos), usd(quote.list_price_nanos), usd(quote.saved_nanos),
             quote.waves, quote.price_source, quote.notes, first,
+            tuple(map(Candidate.of, compared)),
         )  # fmt: skip

@@ -62,6 +62,10 @@ def _positive(text: str) -> float:
     return _real(text, "a number above 0", lambda number: number > 0)
 
 
+def _grade(text: str) -> float:
+    return _real(text, "a number from 0 to 100", lambda number: 0 <= number <= 100)
+
+
 def _temperature(text: str) -> float:
     return _real(text, "a number, 0 or above", lambda number: number >= 0)
 
@@ -107,6 +111,7 @@ def _age(text: str) -> int:
 
 SEED = _Checked("N", _seed)
 COUNT = _Checked("N", _seed)
+GRADE = _Checked("Q", _grade)
 SHARE = _Checked("SHARE", parse_share)
 WHOLE = _Checked("N", _whole)
 POSITIVE = _Checked("NUMBER", _positive)

@@ -250,11 +250,14 @@ class LaneView:
     at_most_nanos: int
     chosen: bool = False
     done_by: str = ""  # such as "≈ 03:40 (p90 09:10)"
+    model: str = ""
+    about: tuple[str, ...] = ()  # what is known of the model
+    only_shown: bool = False  # nothing is sent that way
 
 
 @dataclass(frozen=True, slots=True)
 class QuoteView:
-    """What a plan would cost. Exactly one of ``lanes`` is chosen."""
+    """What a plan would cost. Exactly one of ``lanes`` is chosen; those of one model are side by side."""
 
     name: str  # the input, as the user called it
     model: str
@@ -311,13 +314,32 @@ def _input_pieces(q: QuoteView) -> list[str]:
     return [*pieces, some(q.duplicates, "duplicate"), f"{count(q.cached)} cached", f"{count(q.requests)} to send"]
 
 
+_LATEST = " at the latest"
+
+
 def _lane_lines(lanes: Sequence[LaneView], width: int) -> list[str]:
-    says_when = any(lane.done_by for lane in lanes)
+    says_when, several = any(lane.done_by for lane in lanes), len({lane.model for lane in lanes}) > 1
     table = [["lane", "expected", "at most", *["done by"] * says_when, ""]]
     for lane in lanes:
         costs = [money(lane.expected_nanos), money(lane.at_most_nanos, toward="up")]
-        table.append([lane.lane, *costs, *[lane.done_by] * says_when, "◀ chosen" if lane.chosen else ""])
+        mark = "◀ chosen" if lane.chosen else "not used" if lane.only_shown else ""
+        table.append([lane.lane, *costs, *[lane.done_by] * says_when, mark])
+    head, *lines = _aligned(table, width - 2 * several)
+    if not several:
+        return [head, *lines]
+    found = [f"  {head}"]
+    for at, (lane, line) in enumerate(zip(lanes, lines, strict=True)):
+        if not at or lane.model != lanes[at - 1].model:
+            found += _flow([one_line(lane.model), *lane.about], width, _SEP)
+        found.append(f"  {line}")
+    return found
+
+
+def _aligned(table: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Rows in columns; where they are too wide, without the words that matter least."""
     widths = [max(cells_of(row[at]) for row in table) for at in range(len(table[0]))]
+    if sum(widths) + 2 * (len(widths) - 1) > width and any(_LATEST in cell for row in table for cell in row):
+        return _aligned([[cell.replace(_LATEST, "") for cell in row] for row in table], width)
     return [
         _cut("  ".join(_pad(cell, widths[at], right=at in (1, 2)) for at, cell in enumerate(row)).rstrip(), width)
         for row in table

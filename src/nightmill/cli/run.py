@@ -48,6 +48,8 @@ class _Manner:
 @click.option("--prompt", metavar="TEXT|@FILE", help="A prompt; {{ column }} stands for a row's value.")
 @click.option("--model", metavar="P/M[,P/M...]", help="The model, such as local/smollm2-135m; of several the cheapest "
               "that can do the job.")  # fmt: skip
+@click.option("--min-quality", type=flags.GRADE, metavar="Q",
+              help="The least a model may be worth, 0 to 100, as [models] of the settings grades it.")  # fmt: skip
 @click.option("--lane", type=click.Choice(("auto", "batch", "live")), help="Half price and slow, or at once.")
 @click.option("--by", metavar="08:00|6h", help="When to be done: what batches have not answered in time runs live.")
 @click.option("--budget", type=flags.USD, help="Most this job may spend.")
@@ -208,7 +210,7 @@ def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> i
         text = json.dumps(first, indent=2, ensure_ascii=False)
         edge.say("first request:\n" + present.show(text[:_FIRST_REQUEST_CHARS]))
     more = {"shards": len(sent), "waves": prepared.quote.waves, "affordable": refusal is None, "first_request": first}
-    edge.answer(views.quote_object(prepared) | more)
+    edge.answer(views.quote_object(prepared) | views.compared_object(mill.compare(prepared)) | more)
     return 0
 
 
@@ -271,7 +273,7 @@ def _confirm(edge: Edge, mill: Mill, prepared: Prepared, manner: _Manner) -> Non
 
 def _view(mill: Mill, prepared: Prepared) -> present.QuoteView:
     before = mill.standing(prepared.resumes) if prepared.resumes is not None else None
-    return views.quote_view(prepared, mill.lane_costs(prepared), before)
+    return views.quote_view(prepared, mill.compare(prepared), before)
 
 
 def _show_quote(edge: Edge, mill: Mill, prepared: Prepared) -> None:

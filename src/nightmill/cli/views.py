@@ -11,7 +11,20 @@ from nightmill.cli import present
 from nightmill.cli.edge import Interrupted
 from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, ProgressView, QuoteView, some
 from nightmill.errors import NightmillError, UsageError
-from nightmill.mill import Handed, Job, LaneCost, Look, Mill, Prepared, Standing, canary_told, ending_error, steps_told
+from nightmill.mill import (
+    FLEX,
+    Candidate,
+    Handed,
+    Job,
+    LaneCost,
+    Look,
+    Mill,
+    Prepared,
+    Standing,
+    canary_told,
+    ending_error,
+    steps_told,
+)
 from nightmill.types import UNFINISHED, JobState, Lane, ShardState, usd
 
 _PHASES = (  # what is worth saying first, when shards are in several states
@@ -28,21 +41,17 @@ _PAUSED_BY = {"budget": "by a budget", "canary": "by its first rows", "min_valid
 _WHOLE = "these are the costs of all rows; those that are done are paid and stay"
 
 
-def quote_view(prepared: Prepared, costs: Sequence[LaneCost], before: Standing | None = None) -> QuoteView:
-    """``before``: where the job stands that the plan goes on with."""
+def quote_view(prepared: Prepared, compared: Sequence[Candidate], before: Standing | None = None) -> QuoteView:
+    """``compared``: each model that was asked for; ``before``: where the job stands that the plan goes on with."""
     plan, quote, free = prepared.plan, prepared.quote, prepared.free
     inputs = prepared.options.inputs
-    lanes = [
-        LaneView(c.lane.value, c.expected_nanos, c.at_most_nanos, chosen=c.lane is prepared.lane, done_by=_done_by(c))
-        for c in costs
-    ]
     deadline = prepared.resumes.deadline if prepared.resumes else prepared.spec["deadline"]
     return QuoteView(
         name=inputs[0] if len(inputs) == 1 else f"{inputs[0]} and {len(inputs) - 1} more",
         model=prepared.model,
         rows=plan.rows,
         requests=min(quote.requests, before.pending) if before else quote.requests,
-        lanes=tuple(lanes),
+        lanes=tuple(_lane_view(each, cost) for each in compared for cost in each.costs),
         list_price_nanos=quote.list_price_nanos,
         input_tokens=quote.input_tokens,
         output_tokens=quote.output_tokens,
@@ -58,6 +67,42 @@ def quote_view(prepared: Prepared, costs: Sequence[LaneCost], before: Standing |
         notes=(*quote.notes, _WHOLE) if before else quote.notes,
         deadline=local_time(deadline) if deadline else "",
     )
+
+
+def _lane_view(each: Candidate, cost: LaneCost) -> LaneView:
+    about = [f"quality {each.quality:g}"] if each.quality is not None else []
+    about += [f"context {present.tokens(each.context)}"] if each.context else []
+    about += [f"{each.lacks} is not set"] if each.lacks else []
+    is_own = cost.lane == each.lane
+    return LaneView(
+        cost.lane, cost.expected_nanos, cost.at_most_nanos, chosen=each.chosen and is_own, done_by=_done_by(cost),
+        model=each.model, about=tuple(about), only_shown=cost.lane == FLEX,
+    )  # fmt: skip
+
+
+def compared_object(compared: Sequence[Candidate]) -> dict[str, Any]:
+    """What ``--json`` of a plan says of each model that was asked for, and of its lanes."""
+    return {"candidates": [_candidate_object(each) for each in compared]}
+
+
+def _candidate_object(each: Candidate) -> dict[str, Any]:
+    cost = each.cost
+    return {
+        "model": each.model, "chosen": each.chosen, "viable": not each.why_not, "why_not": each.why_not or None,
+        "lane": each.lane.value if each.lane else None,
+        "expected_usd": usd(cost.expected_nanos) if cost else None,
+        "at_most_usd": usd(cost.at_most_nanos) if cost else None,
+        "quality": each.quality, "context": each.context or None, "lacks": each.lacks or None,
+        "lanes": [_lane_object(each) for each in each.costs],
+    }  # fmt: skip
+
+
+def _lane_object(cost: LaneCost) -> dict[str, Any]:
+    half, most = map(iso_time, cost.done_by or (None, None))
+    return {
+        "lane": cost.lane, "expected_usd": usd(cost.expected_nanos), "at_most_usd": usd(cost.at_most_nanos),
+        "done_by": half, "done_by_p90": most, "done_by_latest": iso_time(cost.latest), "only_shown": cost.lane == FLEX,
+    }  # fmt: skip
 
 
 def _done_by(cost: LaneCost) -> str:

@@ -46,6 +46,7 @@ from nightmill.mill import (
     adopting,
     again,
     attending,
+    comparing,
     detaching,
     doubt,
     following,
@@ -62,6 +63,7 @@ from nightmill.mill.adopting import Adopted
 from nightmill.mill.again import Again
 from nightmill.mill.arrivals import Arrivals
 from nightmill.mill.checkpoint import Checkpoint
+from nightmill.mill.comparing import FLEX, Candidate, LaneCost
 from nightmill.mill.detaching import Handed
 from nightmill.mill.ending import ending_error, paused
 from nightmill.mill.firstrows import told as canary_told
@@ -70,7 +72,7 @@ from nightmill.mill.home import Home
 from nightmill.mill.housekeeping import Swept
 from nightmill.mill.laddering import Step
 from nightmill.mill.laddering import told as steps_told
-from nightmill.mill.planning import LaneCost, Prepared, RunOptions
+from nightmill.mill.planning import Prepared, RunOptions
 from nightmill.mill.reading import Group
 from nightmill.mill.reconciling import Compared, Match, Reconciled
 from nightmill.mill.submitting import check_affordable
@@ -146,9 +148,9 @@ class Mill:
         """
         return planning.rehearse(self.home, options, save_to)
 
-    def lane_costs(self, prepared: Prepared) -> list[LaneCost]:
-        """What the plan would cost in each lane that its model has, batch first."""
-        return planning.lane_costs(self.home, prepared)
+    def compare(self, prepared: Prepared) -> tuple[Candidate, ...]:
+        """What the plan would cost in each lane of each model that was asked for; why not, where one cannot do it."""
+        return comparing.compare(self.home, prepared)
 
     def submit(self, prepared: Prepared) -> Job:
         """Make the plan a job; if the same command began one that is unfinished, that one.
@@ -494,10 +496,12 @@ class Mill:
 
 
 __all__ = [
+    "FLEX",
     "Adopted",
     "Again",
     "Alert",
     "Arrivals",
+    "Candidate",
     "Checkpoint",
     "Compared",
     "Event",

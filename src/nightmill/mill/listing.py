@@ -9,7 +9,7 @@ from nightmill.config import Settings
 from nightmill.errors import UnknownPrice
 from nightmill.mill.home import sheet_of
 from nightmill.pricing import PriceSheet
-from nightmill.providers.resolve import Offer, offers, parse_model
+from nightmill.providers.resolve import Offer, offers, parse_model, parse_models
 from nightmill.types import Lane
 
 
@@ -29,7 +29,7 @@ def models(settings: Settings) -> list[Listed]:
         UsageError: the settings tell of a provider that cannot be used.
     """
     known = {offer.name: offer for offer in offers(settings.env, settings.providers)}
-    named = dict.fromkeys(filter(None, (settings.default_model, *settings.models)))
+    named = dict.fromkeys(filter(None, (*parse_models(settings.default_model or ""), *settings.models)))
     of_settings = [(ref, known.get(parse_model(ref)[0])) for ref in named]
     told = [(ref, replace(offer, example=ref)) for ref, offer in of_settings if offer is not None]
     served = {offer.name for _, offer in told}

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nightmill.config import parse_by
 from nightmill.errors import Conflict, InputError, StoreError, TaskError, UsageError
 from nightmill.ledger import Job, Limit
 from nightmill.mill import deadlines, embedding, firstrows, laddering, selecting
+from nightmill.mill.comparing import Judged
 from nightmill.mill.home import Home, dearer
 from nightmill.plan import (
     Bounds,
@@ -49,11 +50,13 @@ from nightmill.tasks import (
     prompt_task,
     verbatim_task,
 )
-from nightmill.types import Lane, Quote, Usage
+from nightmill.types import Lane, Quote
 
 DEADLINE = ("by", "deadline", "live_price")  # what a job's spec says of it
+TOO_LATE = "too little time for batches"
 LIVE_UP_TO = 10  # rows that run live unless told otherwise
 _NUMBERS = ("temperature", "max_output")  # that a task may say
+T = TypeVar("T")
 _EXPECTED_OUTPUT = 300  # tokens, where nobody knows better
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -92,6 +95,7 @@ class RunOptions:
     cache: bool = True
     dedupe: bool = True
     canary: int | None = None  # rows that go out before all others; 0: none
+    min_quality: float | None = None  # the least a model may be worth, 0 to 100, as the settings grade them
     min_valid: float | None = None  # the share of valid answers below which the job stops
     repair: bool | None = None  # answers that do not fit the schema are put right here where they can be
     reask: int | None = None  # ... times they are asked again, with what is wrong
@@ -99,7 +103,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
+class Draft:
     """What is to be planned."""
 
     order: Order
@@ -107,6 +111,11 @@ class _Draft:
     model: str
     free: Limit | None  # the tightest limit
     notices: tuple[str, ...]  # for who looks at the price
+
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """What answers are held to, if anything."""
+        return Parameters.from_dict(self.spec["parameters"]).schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +131,7 @@ class Prepared:
     task_digest: str
     free: Limit | None  # the tightest limit
     resumes: Job | None = None
+    judged: tuple[Judged, ...] = ()  # the models that one was chosen from; none where one was named
 
     @property
     def quote(self) -> Quote:
@@ -138,15 +148,7 @@ class Prepared:
         return embedding.vectors_of(self.spec, lambda: ())
 
 
-@dataclass(frozen=True, slots=True)
-class LaneCost:
-    """What a plan would cost in one lane."""
-
-    lane: Lane
-    expected_nanos: int
-    at_most_nanos: int
-    done_by: tuple[float, float] | None = None  # unix seconds: half, and nine of ten, such batches have ended by then
-    latest: float | None = None  # ... or when it has ended at the latest, where too few were measured
+_Planning = Callable[[RunOptions, tuple[str, ...], bool], Prepared]  # for one model, among several, after which look
 
 
 def prepare(home: Home, options: RunOptions) -> Prepared:
@@ -161,16 +163,30 @@ def prepare(home: Home, options: RunOptions) -> Prepared:
         return prepared
     drop(home, prepared.plan.job_id)
     live = _chosen(home, replace(options, lane=Lane.LIVE.value), partial(_prepare, home))
-    return _noted(live, "too little time for batches")
+    return _noted(live, TOO_LATE)
 
 
-def _chosen(home: Home, options: RunOptions, plan: Callable[[RunOptions, tuple[str, ...], bool], Prepared]) -> Prepared:
-    """The plan for the model that is asked for; where there are several, for the one that does the job."""
-    first, *others = models = selecting.candidates(home.settings, options.model)
+def _chosen(home: Home, options: RunOptions, plan: _Planning, *, sends: bool = True) -> Prepared:
+    """The plan for the model that is asked for; where there are several, for the cheapest that can do the job."""
+    models = selecting.candidates(home.settings, options.model)
     among = selecting.fingerprint_of(home, models)
-    prepared = _after_a_look(partial(plan, replace(options, model=first), among))
-    spec = prepared.spec | {"next_models": others}
-    prepared = replace(prepared, options=options, spec=spec | laddering.next_prices(home, spec))
+
+    def made(model: str) -> Prepared:
+        return _after_a_look(partial(plan, replace(options, model=model), among))
+
+    def drafted(model: str) -> Draft:
+        return _after_a_look(lambda whole: _draft(home, replace(options, model=model), among, whole, sends=sends))
+
+    if not among and options.min_quality is None:
+        return _with_ladder(home, replace(made(models[0]), options=options))
+    choice = selecting.Choice(home, models, options.min_quality, drafted, made, lambda it: drop(home, it.plan.job_id))
+    return _with_ladder(home, replace(choice.make(), options=options))
+
+
+def _with_ladder(home: Home, prepared: Prepared) -> Prepared:
+    """With what the models cost that may be asked next, and with a word on it."""
+    spec = prepared.spec | laddering.next_prices(home, prepared.spec)
+    prepared = replace(prepared, spec=spec)
     return prepared if prepared.resumes else _noted(prepared, *laddering.notes(home, spec, prepared.plan))
 
 
@@ -194,12 +210,15 @@ def rehearse(home: Home, options: RunOptions, save_to: Path | None = None) -> Pr
     if save_to is not None and save_to.exists() and (not save_to.is_dir() or any(save_to.iterdir())):
         what = f"{save_to} is no empty folder"
         raise UsageError(what, why="requests are kept in a folder of their own", fix="name one that does not exist yet")
-    kept = save_to if options.by is None else None  # under a deadline the lane may yet be another
-    prepared = _chosen(home, options, partial(_rehearse, home, kept))
+    is_sure = options.by is None and len(selecting.candidates(home.settings, options.model)) == 1
+    kept = save_to if is_sure else None  # else the lane or the model may yet be another
+    prepared = _chosen(home, options, partial(_rehearse, home, kept), sends=False)
     if _is_too_late_for_batches(home, prepared):
         live = replace(options, lane=Lane.LIVE.value)
-        return _noted(_chosen(home, live, partial(_rehearse, home, save_to)), "too little time for batches")
-    return prepared if kept is save_to else _chosen(home, options, partial(_rehearse, home, save_to))
+        prepared = _noted(_chosen(home, live, partial(_rehearse, home, None), sends=False), TOO_LATE)
+    if save_to is not None and not is_sure:
+        _after_a_look(partial(_rehearse, home, save_to, replace(prepared.options, model=prepared.model), ()))
+    return prepared
 
 
 def _noted(prepared: Prepared, *notes: str) -> Prepared:
@@ -237,7 +256,7 @@ def _save_requests(folder: Path, prepared: Prepared, save_to: Path) -> None:
         raise StoreError(f"cannot write the requests to {save_to}", why=why, fix=fix) from error
 
 
-def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_id: str) -> Prepared:
+def _planned(home: Home, options: RunOptions, draft: Draft, store: Store, job_id: str) -> Prepared:
     """The plan with its price, its files in ``store``."""
     order, free = draft.order, draft.free
     plan = make_plan(order, store, job_id)
@@ -251,25 +270,6 @@ def _planned(home: Home, options: RunOptions, draft: _Draft, store: Store, job_i
     return _noted(made, *deadlines.notes(home, made), *firstrows.notes(plan, order.lane))
 
 
-def lane_costs(home: Home, prepared: Prepared) -> list[LaneCost]:
-    """What the plan would cost in each lane that its model has, batch first."""
-    quote, provider = prepared.quote, home.provider(prepared.model, sends=False)
-    each = Usage(-(-quote.input_tokens // max(1, quote.requests)), quote.output_tokens // max(1, quote.requests))
-    costs = []
-    for lane, able in ((Lane.BATCH, BatchProvider), (Lane.LIVE, LiveProvider)):
-        if not isinstance(provider, able) and lane is not prepared.lane:
-            continue
-        when = deadlines.done_by(home, prepared, provider, lane)
-        if lane is prepared.lane:
-            costs.append(LaneCost(lane, quote.expected_nanos, quote.at_most_nanos, *when))
-        else:
-            sheet = home.sheet(prepared.model, lane)
-            sent = [s for s in prepared.plan.shards if s.lane is not Lane.CACHE]
-            at_most = sum(sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in sent)
-            costs.append(LaneCost(lane, sheet.cost(each) * quote.requests, at_most, *when))
-    return costs
-
-
 def drop(home: Home, job_id: str) -> None:
     """A plan and its files go; a job, though this is called late, keeps its own."""
     if home.ledger.is_planned(job_id):
@@ -277,7 +277,7 @@ def drop(home: Home, job_id: str) -> None:
         home.ledger.abandon_plan(job_id)
 
 
-def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool, *, sends: bool = True) -> _Draft:
+def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool, *, sends: bool = True) -> Draft:
     """What is to be planned for the one model of ``options``, which is ``among`` several where it was chosen."""
     settings, model = home.settings, options.model or ""
     provider = home.provider(model, sends=sends)
@@ -326,7 +326,7 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
         spec["live_price"] = regular.to_json()
     lacking = lacking_key(model, settings.env, settings.providers)
     notices = (notice, lacking and f"{lacking} is not set: the run needs it")
-    return _Draft(order, spec, model, free, tuple(filter(None, notices)))
+    return Draft(order, spec, model, free, tuple(filter(None, notices)))
 
 
 def _sampled(options: RunOptions) -> list[str]:
@@ -444,7 +444,7 @@ def quarter(free: Limit | None) -> int | None:
     return None if free is None or free.free_nanos is None else max(1, free.free_nanos // 4)
 
 
-def _after_a_look(plan: Callable[[bool], Prepared]) -> Prepared:
+def _after_a_look(plan: Callable[[bool], T]) -> T:
     """Plan after a look at the beginning of the input; where that is refused, after a look at all of it."""
     try:
         return plan(False)

@@ -113,6 +113,7 @@ class Plan:
     fingerprint: str
     first_request: bytes  # the first line that would be sent; empty when nothing is
     canary_last: int | None = None  # rows up to this one go out before all others; None: none do
+    longest: bytes = b""  # the longest body of all, where one of several models is to be chosen
 
 
 def make_plan(order: Order, store: Store, job_id: str) -> Plan:
@@ -132,6 +133,7 @@ class _Planner:
         provider = order.provider
         self._salt = salt(provider.name, provider.model, provider.account.host)
         self._sampled_tokens = self._sampled_bytes = 0
+        self._longest = b""
         self._rows = 0
         self._rows_digest = new_digest()
         self._seqs = 0
@@ -160,7 +162,7 @@ class _Planner:
             self._job_id, self._rows, self._bad.count, folding.duplicates,
             sum(s.count for s in shards if s.lane is Lane.CACHE),
             tuple(shards), tuple(files), self._quote(shards), self._fingerprint(),
-            self._first_request(shards), self._canary_last,
+            self._first_request(shards), self._canary_last, self._longest,
         )  # fmt: skip
 
     # -- one pass over the rows ----------------------------------------------------------------
@@ -240,6 +242,8 @@ class _Planner:
             bodies = [body for index, body in zip(indexes, bodies, strict=True) if index not in bad]
             indexes = [index for index in indexes if index not in bad]
         self._sample(bodies)
+        if self._order.candidates:
+            self._longest = max([self._longest, *bodies], key=len)
         deduper.add_many(indexes, digests(self._salt, bodies))
         cutter.add(indexes, bodies, cap_tokens=compiled.cap_tokens, inputs=compiled.inputs)
 

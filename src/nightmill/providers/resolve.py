@@ -166,6 +166,28 @@ def parse_model(ref: str) -> tuple[str, str]:
     )
 
 
+def parse_models(text: str) -> list[str]:
+    """One model reference, or several with commas between.
+
+    Raises:
+        UsageError (UnknownModel): one of several is none, or is named twice.
+    """
+    if "," not in text:
+        return [text]
+    named = [name.strip() for name in text.split(",")]
+    for name in named:
+        parse_model(name)
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise UsageError(f"{twice} is named twice", why=f"the models are {text}", fix="name each model once")
+    return named
+
+
+def schema_support(ref: str, tables: Tables = _NO_TABLES) -> str:
+    """How answers of a model are bound to a schema: "json_schema", "json_object" (to JSON), or "none"."""
+    provider, _ = parse_model(ref)
+    return "json_schema" if provider in _KEYLESS else configured(provider, tables.get(provider, {})).schema
+
+
 def resolve(
     ref: str,
     *,

@@ -159,8 +159,6 @@ def test_a_database_is_refused_while_it_would_be_ignored(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("table", "line"),
     [
-        ('models."a/b"', "context = 8192"),
-        ('models."a/b"', "quality = 61.5"),
         ('models."a/b"', 'aliases = ["fast"]'),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +154,15 @@ def test_steps_of_a_ladder_make_another_job(tmp_path: Path) -> None:
         assert one == same != other
 
 
-def test_a_model_further_up_that_cannot_be_asked_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+def test_a_model_further_up_without_a_key_is_told_before_anything_is_sent(tmp_path: Path) -> None:
     """Of a model that the ladder may come to, the key is missed before the first row is paid for, not in the end."""
     with house(tmp_path) as h:
         plan = prepared(h, lane="batch", then=["anthropic/claude-haiku-4-5"])
+        assert any("ANTHROPIC_API_KEY" in note for note in plan.quote.notes)
+        assert Ladder.of(plan.spec).rungs == ()
+        rungs = {"next_models": ["anthropic/claude-haiku-4-5"]}  # as if it had been there while the job was planned
         with pytest.raises(UsageError, match="ANTHROPIC_API_KEY"):
-            h.mill.submit(plan)
+            h.mill.submit(replace(plan, spec=plan.spec | rungs))
         assert h.mill.jobs() == []
 
 

@@ -69,7 +69,7 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     now = mill.standing(job)
     view = views.end_view(mill, job, now, interrupted=False, wrote=False)
     shards = mill.shards(job)
-    keys = mill.key_names(job, shards)
+    keys = mill.key_names(shards)
     alerts = mill.alerts(job)
     name = f" · {job.name}" if job.name else ""
     head = f"job {job.id}{name} · {job.model} · {job.lane} · {job.state}"
@@ -111,8 +111,8 @@ def _next_step(job: Job, shards: list[Shard]) -> list[str]:
 
 
 def _shard_lines(shards: list[Shard], keys: Mapping[str, str]) -> list[list[str]]:
-    """A table of the newest shards, with the key of each where there are several to tell apart."""
-    several = len(keys) > 1
+    """A table of the newest shards, with the key of each where a provider has several to tell apart."""
+    several = len(keys) > len({account.partition("|")[0] for account in keys})
     lines = [["SHARD", "STATE", "LANE", "ROWS", "SPENT", *(["KEY"] * several), "BATCH", "REASON"]]
     for shard in shards[-_MOST_SHARDS:]:
         batch = next((s.batch_id for s in reversed(shard.submissions) if s.batch_id), None)

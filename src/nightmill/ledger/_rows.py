@@ -53,12 +53,16 @@ def raise_alerts(connection: Connection, job_id: str, tag: str | None, found: It
         connection.execute(insert(alerts).values(at=wall(), job_id=job_id, tag=tag, kind=kind, text=text))
 
 
-def note_models(connection: Connection, job_id: str, tag: str, models: Iterable[str]) -> None:
-    """Remember which snapshots of a model answered a job; an alert where one joins others."""
+def note_models(connection: Connection, shard: Shard, models: Iterable[str]) -> None:
+    """Remember which snapshots of a model answered a job; an alert where one joins others.
+
+    Further up a job's ladder other models may be asked: what answers there says nothing of a change.
+    """
+    job_id, tag = shard.job_id, shard.tag
     known = list(connection.execute(select(answered_by.c.model).where(answered_by.c.job_id == job_id)).scalars())
     for model in sorted(set(models).difference(known)):
         connection.execute(insert(answered_by).values(job_id=job_id, model=model))
-        if known:
+        if known and not shard.rung:
             text = f"the model changed: {tag} was answered by {model}, others by {', '.join(known)}"
             raise_alerts(connection, job_id, tag, [("model_changed", text)])
         known.append(model)

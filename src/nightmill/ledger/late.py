@@ -88,7 +88,7 @@ class LateVerbs(ShardVerbs):
                 _count_anew(connection, tag, [moved for moved in done.moved if moved.tag == tag])
             came = and_(files.c.tag == shard.tag, files.c.read == CAME_LATE)
             connection.execute(update(files).where(came).values(read=shard.reads + 1))
-            note_models(connection, shard.job_id, shard.tag, done.models)
+            note_models(connection, shard, done.models)
             raise_alerts(connection, shard.job_id, shard.tag, done.alerts)
 
 

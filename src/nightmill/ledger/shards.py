@@ -522,7 +522,7 @@ class ShardVerbs(Database):
             self._nothing_held(connection, shard)
             insert_shards(connection, shard.job_id, done.leftovers, self.moment())
             insert_files(connection, shard.job_id, done.files)
-            note_models(connection, shard.job_id, shard.tag, done.models)
+            note_models(connection, shard, done.models)
             raise_alerts(connection, shard.job_id, shard.tag, done.alerts)
 
     def _nothing_held(self, connection: Connection, shard: Shard) -> None:

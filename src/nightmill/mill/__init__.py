@@ -295,10 +295,10 @@ class Mill:
         """All shards of a job, in the order of their making."""
         return self.ledger.shards_of(job.id)
 
-    def key_names(self, job: Job, shards: Sequence[Shard]) -> dict[str, str]:
-        """By account, how the keys are called that a job's shards were sent with."""
+    def key_names(self, shards: Sequence[Shard]) -> dict[str, str]:
+        """By account, how the keys are called that these shards were sent with."""
         accounts = {sub.account for shard in shards for sub in shard.submissions if sub.account}
-        return self.home.key_names(job.model.partition("/")[0], accounts)
+        return self.home.key_names(accounts)
 
     def alerts(self, job: Job) -> list[Alert]:
         """What a person should look at, oldest first."""

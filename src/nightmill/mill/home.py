@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -141,16 +142,16 @@ class Home:
                 provider.limits = replace(provider.limits, **own)
         return found
 
-    def key_names(self, provider: str, accounts: Iterable[str]) -> dict[str, str]:
+    def key_names(self, accounts: Iterable[str]) -> dict[str, str]:
         """How the key of each account is called: by its variable where it is set here, and by its fingerprint's end.
 
         Accounts without a key are left out.
         """
-        try:
-            found = {each.account.id: str(each.account.key) for each in reversed(self.providers(f"{provider}/-"))}
-        except UsageError:
-            found = {}
         keyed = {account: account.rpartition("|")[2] for account in accounts}
+        found: dict[str, str] = {}
+        for name in {account.partition("|")[0] for account in keyed}:
+            with suppress(UsageError):
+                found |= {each.account.id: str(each.account.key) for each in reversed(self.providers(f"{name}/-"))}
         return {a: found.get(a) or fingerprint_shown(key) for a, key in keyed.items() if key or a in found}
 
     def limits_of(self, provider: Provider) -> Mapping[str, Any]:

@@ -119,7 +119,8 @@ def steps(home: Home, job: Job) -> list[Step]:
         found.append(Step(name, tally.rows, tally.valid - tally.repaired, tally.spent_nanos))
         if ladder.repair:
             left = tally.rows - tally.open - (tally.valid - tally.repaired)
-            found.append(Step("local repair", left, tally.repaired, 0, asks=False))
+            if left:
+                found.append(Step("local repair", left, tally.repaired, 0, asks=False))
     return found
 
 

@@ -92,7 +92,7 @@ def _reconcile(home: Home, listing: Listing, beside: list[Listing]) -> Reconcile
             found.append(_as_booked(listing.provider, known, Match.GONE))
         elif known.account not in asked and listing is beside[0]:  # told once
             found.append(_as_booked(listing.provider, known, Match.OTHER_KEY))
-    names = home.key_names(listing.provider, {each.account for each in found if each.account})
+    names = home.key_names({each.account for each in found if each.account})
     named = tuple(replace(each, key=names.get(each.account)) for each in found)
     return Reconciled(listing.provider, named, len(listing.batches) - len(ours), None)
 

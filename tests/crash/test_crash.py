@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -15,6 +16,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="there is neither SIGKILL nor SIGSTOP"),
 ]
 
+_TALK = re.compile(r"http\.|ledger\.(note_|settle|exclude|back_to_)")
 each_way = pytest.mark.parametrize(
     "scenarios",
     [BATCH, LIVE + CANARY, UNNAMED, GEMINI, LIVE_ELSEWHERE],
@@ -45,9 +47,14 @@ def test_every_point_is_reached(explored: Campaign) -> None:
 @pytest.mark.req("X1")
 @each_way
 def test_killed_at_every_point(explored: Campaign, scenarios: tuple[Scenario, ...]) -> None:
-    """Killed once at each point of a lane, at each provider, the same command goes on to the right end."""
-    cases = [Kill(scenario, point) for point, scenario in explored.points_of(scenarios).items()]
-    assert explored.strike(cases) == []
+    """Killed once at each point of a lane, the same command goes on to the right end.
+
+    At the other providers these are the points at which something is told to them, or known from them.
+    """
+    points = explored.points_of(scenarios)
+    if not scenarios[0].model.startswith("openai/"):
+        points = {point: scenario for point, scenario in points.items() if _TALK.match(point)}
+    assert explored.strike([Kill(scenario, point) for point, scenario in points.items()]) == []
 
 
 @pytest.mark.crash_full

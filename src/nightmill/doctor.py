@@ -22,7 +22,7 @@ from typing import Literal
 from nightmill.config import Settings
 from nightmill.errors import Limited, NightmillError, ProviderError, Refused
 from nightmill.ledger import LEDGER_NAME, Ledger
-from nightmill.pricing import newest_price, price_sheet
+from nightmill.pricing import OLD_PRICES_DAYS, newest_price, price_sheet
 from nightmill.providers import KeyCheck, Provider, local
 from nightmill.providers.resolve import Offer, offers, parse_models, resolve_keys, runs_here
 from nightmill.store import Store
@@ -31,7 +31,6 @@ from nightmill.types import Lane
 _REACH_S = 5.0
 _LEAST_FREE_BYTES = 1_000_000_000
 _MOST_SKEW_S = 60.0
-_OLD_PRICES_DAYS = 90
 _LARGE_LOG_BYTES = 100_000_000
 _OVERDUE_S = 3.0
 
@@ -189,7 +188,7 @@ def _prices(_: Settings) -> Finding:
     source, newest = newest_price(now)
     days = (now.date() - newest).days
     text = f"{source}, its newest price began {newest.isoformat()}, {days:,} days ago"
-    if days > _OLD_PRICES_DAYS:
+    if days > OLD_PRICES_DAYS:
         return Finding("prices", "note", text, "pip install --upgrade genai-prices")
     return Finding("prices", "ok", text)
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FRAMING_TOKENS: Final = 16
 """Input tokens a provider may add to a request around its content (roles, separators, priming)."""
 
+OLD_PRICES_DAYS: Final = 90
+"""A price list whose newest price began longer ago than that may have missed some."""
+
 _FREE_UNLESS_PRICED = ("local/", "python:")
 _NOTHING: Mapping[str, Mapping[str, object]] = MappingProxyType({})
 _ZERO = Fraction(0)

@@ -84,7 +84,8 @@ def test_what_is_usable_is_listed_without_a_word_of_any_key(tmp_path: Path) -> N
     assert found["openai"]["lacks"] == "set OPENAI_API_KEY"
     assert found["openai"]["prices"]["batch"]["input_usd"] * 2 == found["openai"]["prices"]["live"]["input_usd"]
     assert found["ollama"]["prices"]["live"] | {"date": ""} == {
-        "input_usd": 0, "output_usd": 0, "known": True, "source": "runs here, free unless priced", "date": "",
+        "input_usd": 0, "output_usd": 0, "cached_input_usd": 0, "cache_write_usd": 0, "longer_requests": [],
+        "known": True, "source": "runs here, free unless priced", "date": "",
     }  # fmt: skip
     shown = place.run("models")
     assert "ACME_KEY is set" in shown.out

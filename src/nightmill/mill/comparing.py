@@ -11,7 +11,7 @@ from nightmill.mill import deadlines
 from nightmill.mill.home import Home
 from nightmill.plan import content_of
 from nightmill.pricing import PriceSheet, estimate_tokens, flex_sheet, listed_context
-from nightmill.providers import BatchProvider, LiveProvider, Provider
+from nightmill.providers import BatchProvider, Limits, LiveProvider, Provider
 from nightmill.providers.resolve import lacking_key, runs_here
 from nightmill.types import Lane, Usage
 
@@ -68,13 +68,13 @@ def quality_of(settings: Settings, model: str) -> float | None:
     return float(said) if isinstance(said, int | float) else None
 
 
-def context_of(settings: Settings, model: str, provider: Provider) -> int:
+def context_of(settings: Settings, model: str, limits: Limits) -> int:
     """Most tokens of a prompt and its answer together; 0: nobody says."""
     said = settings.models.get(model, {}).get("context")
     if isinstance(said, int) and said:
         return said
-    if provider.limits.context or runs_here(model, settings.env, settings.providers):
-        return provider.limits.context
+    if limits.context or runs_here(model, settings.env, settings.providers):
+        return limits.context
     return listed_context(model)
 
 
@@ -91,7 +91,7 @@ def _candidate(home: Home, prepared: Prepared, judged: Judged) -> Candidate:
         return Candidate(model, chosen, judged.why_not, judged.lane, quality=quality)
     provider = home.provider(model, sends=False)
     costs = _lane_costs(home, prepared) if chosen else _costs_of_other(home, prepared, provider, judged)
-    context = context_of(settings, model, provider)
+    context = context_of(settings, model, provider.limits)
     lacks = lacking_key(model, settings.env, settings.providers)
     return Candidate(model, chosen, judged.why_not, judged.lane, tuple(costs), quality, context, lacks)
 

@@ -149,7 +149,7 @@ class Choice:
         longest = estimate_tokens(content_of(measured.plan.longest)) if measured.plan.longest else 0
         for model in self._viable():
             order = self._drafts[model].order
-            room = context_of(self.home.settings, model, order.provider)
+            room = context_of(self.home.settings, model, order.provider.limits)
             cap = order.compiled.cap_tokens or usage_of(measured, _ANY, 0).output_tokens
             needs = longest + FRAMING_TOKENS + cap
             if room and longest and needs > room:

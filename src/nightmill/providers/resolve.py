@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
+from typing import Any, cast
 
 from nightmill.config import Timing
 from nightmill.errors import UnknownModel, UsageError
-from nightmill.providers import Provider
+from nightmill.providers import Limits, Provider
 from nightmill.providers.servers import SERVERS, Server, address, configured
 
 Tables = Mapping[str, Mapping[str, object]]  # [providers.NAME] of the settings file
@@ -19,6 +20,7 @@ _NO_TABLES: Tables = MappingProxyType({})
 _USUAL = Timing()
 _KEYLESS = ("local", "python")  # run in this process
 _REHEARSED = ("openai", "anthropic", "gemini")  # whose wire formats the simulator speaks
+_LIMITS = frozenset(item.name for item in fields(Limits))
 _OWN_KEYS = frozenset({"limits", "price"})  # what [providers.NAME] may say of those
 
 
@@ -188,6 +190,37 @@ def schema_support(ref: str, tables: Tables = _NO_TABLES) -> str:
     return "json_schema" if provider in _KEYLESS else configured(provider, tables.get(provider, {})).schema
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a model before anything is asked."""
+
+    limits: Limits  # what the settings say goes before what its server is known to take
+    schema: str  # see `schema_support`
+    keeps_days: int  # how long the results of a batch are kept; 0: nobody says
+    caveats: tuple[str, ...]
+
+
+def known_of(ref: str, tables: Tables = _NO_TABLES) -> Known:
+    """What is known of a model, by its server; nothing is asked and no model is loaded."""
+    provider, _ = parse_model(ref)
+    said = cast(Mapping[str, Any], tables.get(provider, {}).get("limits", {}))
+    given = {name: value for name, value in said.items() if name in _LIMITS}
+    if provider in _KEYLESS:
+        from nightmill.providers import function, local
+
+        limits = local.Local.limits if provider == "local" else function.Function.limits
+        return Known(replace(limits, **given), schema_support(ref, tables), 0, ())
+    server = configured(provider, tables.get(provider, {}))
+    limits, batches = replace(server.limits, **given), bool(server.limits.batch_requests)
+    caveats = [*server.caveats, *(server.batch_caveats if batches else ())]
+    if server.hidden_tokens:
+        caveats.append(f"with tools, up to {server.hidden_tokens:,} input tokens more are billed for each request")
+    if batches:
+        kept = f"results of a batch are kept for {server.keeps_days} days"
+        caveats.append(kept if server.keeps_days else "nobody says how long results of a batch are kept")
+    return Known(limits, server.schema, server.keeps_days if batches else 0, tuple(caveats))
+
+
 def resolve(
     ref: str,
     *,
@@ -234,9 +267,20 @@ def resolve_keys(
         from nightmill.providers import function
 
         return [function.connect(model)]
-    known = dict.fromkeys((*SERVERS, *tables))
+    check_provider(ref, env, tables)
+    server = configured(provider, tables.get(provider, {}))
+    if not sends and server.lacks_key(env):
+        env = {**env, server.keys[0]: "none"}
+    servers = [replace(server, keys=(name,)) for name in server.key_variables(env)] or [server]
+    return [_hosted(provider, model, each, env, timing) for each in servers]
+
+
+def check_provider(ref: str, env: Mapping[str, str], tables: Tables = _NO_TABLES) -> None:
+    """Raises UnknownModel: it is no model reference, or nobody here answers for it."""
+    provider, model = parse_model(ref)
+    known = dict.fromkeys((*SERVERS, *tables, *_KEYLESS))
     if provider not in known:
-        near = difflib.get_close_matches(provider, [*known, "local"], n=1)
+        near = difflib.get_close_matches(provider, known, n=1)
         raise UnknownModel(
             f"unknown provider {provider!r} in {ref!r}",
             why="usable here: " + "; ".join(available(env, tables)),
@@ -244,11 +288,6 @@ def resolve_keys(
             if near
             else f"choose one of these with --model, or add its server as [providers.{provider}] to nightmill.toml",
         )
-    server = configured(provider, tables.get(provider, {}))
-    if not sends and server.lacks_key(env):
-        env = {**env, server.keys[0]: "none"}
-    servers = [replace(server, keys=(name,)) for name in server.key_variables(env)] or [server]
-    return [_hosted(provider, model, each, env, timing) for each in servers]
 
 
 def _hosted(provider: str, model: str, server: Server, env: Mapping[str, str], timing: Timing) -> Provider:

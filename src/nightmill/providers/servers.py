@@ -21,6 +21,11 @@ _USUAL_BATCH = {"batch_requests": 50_000, "batch_bytes": 100 * _MB}  # where nob
 _INLINE_BYTES = 256_000_000 - 1024  # of a create with all its requests: nobody says which MB are meant
 _TOOL_PROMPT_TOKENS = 804  # before the tools of a request: the most of Anthropic's table of them, 290 to 804 by model
 _OPENAI_ONLY = frozenset({"key_header", "max_tokens_field", "schema", "responses", "window"})
+_NO_FENCE = (
+    "where the server deletes no files, a batch whose create was not answered stays in doubt if it is not listed: "
+    "nightmill resolve settles it"
+)
+_UP_TO_THE_ACCOUNT = "prompt tokens waiting in batches are capped by model and account: what is over waits its turn"
 _GPT = r"(o[134]|gpt-[56])(?![0-9])"
 
 
@@ -50,6 +55,9 @@ class Server:
     runs_models: bool = False  # itself, so that on the user's own hardware they cost nothing
     hidden_tokens: int = 0  # most input tokens that it adds to a request by itself, and bills
     passes_on: str = ""  # how models are called that it has answered elsewhere, as a pattern
+    keeps_days: int = 0  # how long the results of a batch are kept; 0: nobody says
+    caveats: tuple[str, ...] = ()  # what to know of its models before one is chosen
+    batch_caveats: tuple[str, ...] = (_NO_FENCE,)  # ... and of its batches
     example: str = "MODEL"
     wire: str = "openai"  # the format it speaks
 
@@ -82,16 +90,24 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
             "https://api.openai.com/v1", "OPENAI_BASE_URL", keys=("OPENAI_API_KEY",), thinks_first=_GPT,
             responses=True, base64=True, strict=True,
             limits=Limits(batch_requests=50_000, batch_bytes=200 * _MB, batch_inputs=50_000),
-            example="gpt-5-mini",
+            keeps_days=30, batch_caveats=(_UP_TO_THE_ACCOUNT,), example="gpt-5-mini",
         ),
         "anthropic": Server(
             "https://api.anthropic.com", "ANTHROPIC_BASE_URL", keys=("ANTHROPIC_API_KEY",), key_header="x-api-key",
             wire="anthropic", limits=Limits(batch_requests=100_000, batch_bytes=_INLINE_BYTES),
-            hidden_tokens=_TOOL_PROMPT_TOKENS, example="claude-haiku-4-5",
+            hidden_tokens=_TOOL_PROMPT_TOKENS, keeps_days=29, example="claude-haiku-4-5",
+            batch_caveats=(
+                "a batch carries no name: if its create is not answered, it is held until its results, or you, tell",
+                "a batch says how many rows it has answered only when it has ended",
+            ),
         ),
         "gemini": Server(
             "https://generativelanguage.googleapis.com", "GEMINI_BASE_URL", keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-            key_header="x-goog-api-key", wire="gemini", example="gemini-2.5-flash",
+            key_header="x-goog-api-key", wire="gemini", example="gemini-2.5-flash", keeps_days=42,
+            batch_caveats=(
+                "a batch that expires or is cancelled hands nothing back, and its rows go out again",
+                "100 batches at a time, and prompt tokens waiting in them are capped by model: what is over waits",
+            ),
             limits=Limits(
                 batch_requests=100_000, batch_usual=1_000, batch_bytes=2_000 * _MB, window_s=172_800
             ),
@@ -100,11 +116,13 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
             "", "AZURE_OPENAI_ENDPOINT", "/openai/v1", keys=("AZURE_OPENAI_API_KEY",), key_header="api-key",
             batch_url="", thinks_first=_GPT, responses=True, base64=True,
             limits=Limits(batch_requests=100_000, batch_bytes=200 * _MB),
+            batch_caveats=(_UP_TO_THE_ACCOUNT, "a batch may take longer than its window: it does not expire"),
             example="DEPLOYMENT",
         ),
         "groq": Server(
             "https://api.groq.com/openai/v1", keys=("GROQ_API_KEY",),
             limits=Limits(batch_requests=50_000, batch_bytes=100 * _MB), lists_whole=True,
+            batch_caveats=("batches need a paid plan", "cached input costs no less in a batch"),
             example="openai/gpt-oss-20b",
         ),
         "openrouter": Server(
@@ -126,6 +144,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
         "ollama": Server(
             "http://127.0.0.1:11434/v1", max_tokens_field="max_tokens", responses=True, runs_models=True,
             passes_on=r"[:-]cloud$", example="llama3.2",
+            caveats=("models whose names end in cloud are answered elsewhere, and billed there",),
         ),
         "lmstudio": Server(
             "http://127.0.0.1:1234/v1", max_tokens_field="max_tokens", responses=True, runs_models=True,
@@ -162,6 +181,8 @@ def configured(name: str, table: Mapping[str, Any]) -> Server:
         said |= {"keys": keys, "key_optional": False, "each_key": len(keys) > 1}
     if "base_url" in table:
         said |= {"base_url": _checked(name, table["base_url"])}
+        if server.base_url and server.wire == "openai":  # what is known of that server says nothing of another
+            said |= {"keeps_days": 0, "batch_caveats": (_NO_FENCE,)}
     elif known is None:
         raise UsageError(
             f"[providers.{name}] gives no base_url",

@@ -27,7 +27,7 @@ _SCHEMAS = {"json_schema": "yes", "json_object": "JSON only", "none": "no"}
 def models(edge: Edge, model: str | None) -> int:
     """What is usable here: models of the settings and one of each provider, with lanes, limits, prices and caveats.
 
-    MODEL, such as openai/gpt-5-mini, shows all that is known of that one. Prices are in USD per million tokens, in and
+    MODEL, a PROVIDER/MODEL, shows all that is known of that one. Prices are in USD per million tokens, in and
     out. Keys are shown by the name of their variable only.
     """
     settings = edge.settings()

@@ -24,6 +24,7 @@ SCRIPTS: dict[str, list[str]] = {
     "scale": ["--rows", "100000"],
     "formats": ["--rows", "100000"],
     "deadline": [],
+    "ladder": ["--rows", "8"],
 }
 """The scripts in the order they run, and their arguments for a quick look."""
 

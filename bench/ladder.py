@@ -1,9 +1,9 @@
-"""Claim: each step of the ladder makes more of a small model's answers fit the schema, and what it cost is told.
+"""Claim: after the ladder nearly all of a small model's answers fit the schema; each step's share and cost are told.
 
 The model that comes along, 135 million parameters, sorts reviews, first with nothing that binds it to the schema.
 What does not fit is put right here where that can be, then asked for again with what is wrong, and then put to the same
 model bound by the schema's grammar, which stands for a dearer one. Both are priced, as if they were not run here.
-Greedy, so that the shares are the same each time on the same machine.
+Greedy; yet what is answered beside other rows may come out a little otherwise each time.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ price = {{ input = 1.00, output = 4.00 }}
 CAP = 60  # tokens of an answer; one that fits has 20, and so small a model may not find an end
 PATIENT_S = 120.0
 PROMPT = (
-    "Sort the review. Answer with JSON only, like {\"label\": \"negative\", \"topic\": \"price\"}; "
+    "%s like {\"label\": \"negative\", \"topic\": \"price\"}; "
     "label is positive, negative or mixed; topic is food, staff, price or place.\nReview: {{ text }}"
 )  # fmt: skip
+ASKED = {"prose allowed": "Sort the review, then give JSON", "JSON only": "Sort the review. Answer with JSON only,"}
 SCHEMA: dict[str, Any] = {
     "type": "object", "required": ["label", "topic"], "additionalProperties": False,
     "properties": {
@@ -74,16 +75,16 @@ def reviews(rows: int) -> list[str]:
     return random.Random(7).sample(pairs, rows)
 
 
-def climbed(settings: Settings, rows: int) -> Figure:
+def climbed(settings: Settings, rows: int, asked: str) -> Figure:
     """The share of valid answers once every step was taken; after each of them, and what it cost, in the note."""
     with nm.Mill(settings) as mill:
-        job = mill.run(reviews(rows), prompt=PROMPT, schema=SCHEMA, max_output=CAP, repair=True, reask=1,
+        job = mill.run(reviews(rows), prompt=PROMPT % ASKED[asked], schema=SCHEMA, max_output=CAP, repair=True, reask=1,
                        model=MODELS, temperature=0)  # fmt: skip
         valid, said = 0, []
         for step in job.steps:
             valid += step["valid"]
             said.append(f"{step['step']} of {step['rows']}: {100 * valid / rows:.0f} %, ${step['spent_usd']:.6f}")
-        return Figure(CLAIM, 100 * valid / rows, 95, "%", note="; ".join(said))
+        return Figure(f"{CLAIM}, {asked}", 100 * valid / rows, 95, "%", note="; ".join(said))
 
 
 def figures(rows: int) -> list[Figure | Skipped]:
@@ -92,7 +93,7 @@ def figures(rows: int) -> list[Figure | Skipped]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "nightmill.toml").write_text(PRICES, encoding="utf-8")
         settings = load_settings(Path(folder), {**os.environ, "NIGHTMILL_HOME": f"{folder}/home"})
-        return [climbed(settings, rows)]
+        return [climbed(settings, rows, asked) for asked in ASKED]
 
 
 def main() -> int:

@@ -189,7 +189,8 @@ WRONG = {
     "results --rows": "5-3", "results --progress": "x", "adopt --progress": "x", "gc --older-than": "29d",
     "completion shell": "tcsh",
     "budget set amount": "1e-10", "budget set --day": "x", "budget set --month": "-2",
-    "run --canary": "-1", "run --min-valid": "2.5", "run --reask": "x", "run --dimensions": "0",
+    "run --canary": "-1", "run --min-valid": "2.5", "run --reask": "x", "run --min-quality": "-1",
+    "run --dimensions": "0",
     "simulate --port": "70000", "simulate --speed": "0",
 }  # fmt: skip
 

@@ -87,7 +87,7 @@ def test_a_batch_waits_for_the_key_it_was_made_with(tmp_path: Path, model: str) 
         assert done.code == 1, done.err
         found = done.json
         assert (found["status"], found["succeeded"], found["pending"]) == ("paused", 15, 5)
-        assert "1 shard waits for KEY_A (…" in found["error"]["why"]
+        assert "1 shard waits for KEY_A (*" in found["error"]["why"]
         assert A not in done.out + done.err
         place.ask("faults", "DELETE")
         done = place.run("resume", found["job_id"], "--json")
@@ -105,7 +105,7 @@ def test_no_key_is_left(tmp_path: Path, lane: str) -> None:
         assert done.code == 1, done.err
         why = done.json["error"]["why"]
         assert done.json["status"] == "paused"
-        assert all(part in why for part in ("no key of openai is left", "KEY_A (…", "KEY_B (…", "quota", "revoked"))
+        assert all(part in why for part in ("no key of openai is left", "KEY_A (*", "KEY_B (*", "quota", "revoked"))
         place.env["KEY_B"] = "sk-c@three"
         again = run(place, model, lane, *(["--batch-size", "5"] if lane == "batch" else []))
         assert again.code == 0, again.err
@@ -125,7 +125,7 @@ def test_a_key_that_is_gone_is_named_by_its_fingerprint(tmp_path: Path) -> None:
         done = place.run("resume", "@last", "--json")
         assert done.code == 1, done.err
         why = done.json["error"]["why"]
-        assert "2 shards wait for a key that is not set any more (…" in why
+        assert "2 shards wait for a key that is not set any more (*" in why
         assert done.json["succeeded"] == 10
         assert len([event for event in place.log() if event["event"] == "create" and event["batch_id"]]) == 4
         place.env["KEY_A"] = A
@@ -159,11 +159,11 @@ def test_what_is_at_both_accounts_is_listed_and_compared(tmp_path: Path) -> None
         keys = [shard["submissions"][-1]["key"][:5] for shard in shown["shards"]]
         assert sorted(keys) == ["KEY_A", "KEY_B"]
         table = place.run("show", "@last").out
-        assert "KEY_A (…" in table
+        assert "KEY_A (*" in table
         checked = place.run("doctor", "--json")
         told = json.dumps(checked.json, ensure_ascii=False)
-        assert "KEY_A (…" in told
-        assert "KEY_B (…" in told
+        assert "KEY_A (*" in told
+        assert "KEY_B (*" in told
         assert "sk-a" not in told + table + listed.out + compared.out
 
 
@@ -176,7 +176,7 @@ def test_what_is_in_doubt_stays_with_its_key(tmp_path: Path) -> None:
         done = run(place, model, "batch", "--batch-size", "10")
         assert done.code == 1, done.err
         assert (done.json["succeeded"], done.json["pending"]) == (10, 10)
-        assert "1 shard waits for KEY_A (…" in done.json["error"]["why"]
+        assert "1 shard waits for KEY_A (*" in done.json["error"]["why"]
         place.ask("faults", "DELETE")
         done = place.run("resume", "@last", "--json")
         assert done.code == 0, done.err
@@ -206,7 +206,7 @@ def test_a_batch_made_elsewhere_is_adopted_with_the_key_that_sees_it(tmp_path: P
         assert done.code == 0, done.err
         assert done.json["succeeded"] == 20
         shown = place.run("show", "@last", "--json").json
-        assert shown["shards"][0]["submissions"][0]["key"].startswith("KEY_B (…")
+        assert shown["shards"][0]["submissions"][0]["key"].startswith("KEY_B (*")
 
 
 def files_at(place: Place, key: str) -> list[str]:

@@ -82,7 +82,7 @@ def test_where_none_can_do_the_job_every_reason_is_told(tmp_path: Path) -> None:
         done = place.run(*asked(place, "--lane", "batch", "--min-quality", "60", "--yes", models=models))
         assert (done.code, place.invoice()["total_nanos"]) == (2, 0)
     for reason in (
-        f"{GPT}: its quality is 50, and 60 is asked for", f"{GEMINI}: nobody says how good it is",
+        f"{GPT}: its quality is 50: --min-quality asks for 60", f"{GEMINI}: nobody says how good it is",
         "plain/unpriced: plain has no batch lane", "DEEPSEEK_API_KEY is not set",
     ):  # fmt: skip
         assert reason in done.err

@@ -27,7 +27,6 @@ from nightmill.types import Lane, ShardState, Usage
 
 MODEL = "openai/gpt-4o-mini"
 TOKENS = (10, 5)
-BEGIN = time.time()  # by the wall clock, where the ledger's own clock is 0
 ENV = {"OPENAI_API_KEY": "sk-x", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
 PROMPT = "Say it: {{ text }}"
 
@@ -206,7 +205,8 @@ class Rig:
 
     def __init__(self, folder: Path) -> None:
         self.now, self.folder = 0.0, folder
-        self.world = World(lambda: BEGIN + self.now)
+        self.began = time.time()  # by the wall clock, which dates a restored ledger's doubts, too
+        self.world = World(lambda: self.began + self.now)
         self.jobs: list[str] = []
         (folder / "nightmill.toml").write_text("[timing]\ndoubt_alert_s = 600.0\n")
         self.open()
@@ -218,7 +218,7 @@ class Rig:
         self.ledger, self.desk = home.ledger, home.desk
         self.provider = Untagged(self.world)
         self.ledger.moment = lambda: self.now  # type: ignore[method-assign]
-        self.desk.wall = lambda: BEGIN + self.now
+        self.desk.wall = lambda: self.began + self.now
         self.desk.rand = lambda: 1.0
         home.providers = lambda model, *, sends=True: [self.provider]  # type: ignore[method-assign,assignment,return-value]
         self.engine = Engine(self.desk, home.open_kit, Stop())
@@ -363,4 +363,4 @@ class Rig:
         }
 
 
-__all__ = ["BEGIN", "MODEL", "TOKENS", "Deaths", "Killed", "Made", "Rig", "Untagged", "World"]
+__all__ = ["MODEL", "TOKENS", "Deaths", "Killed", "Made", "Rig", "Untagged", "World"]

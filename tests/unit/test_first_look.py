@@ -82,8 +82,8 @@ def test_a_plan_does_not_depend_on_how_input_was_looked_at(
         return plan.rows, plan.quote, plan.fingerprint
 
     try:
-        assert planned(lambda: mill.rehearse(options)) == planned(lambda: _rehearse(mill.home, options, None, True))
+        assert planned(lambda: mill.rehearse(options)) == planned(lambda: _rehearse(mill.home, None, options, (), True))
         with pytest.raises(InputError, match="other columns further down"):
-            _rehearse(mill.home, options, None, False)
+            _rehearse(mill.home, None, options, (), False)
     finally:
         mill.close()

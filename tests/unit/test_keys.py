@@ -59,7 +59,7 @@ def test_each_key_is_an_account_and_equal_ones_are_one() -> None:
 def test_a_key_is_shown_by_its_variable_and_the_end_of_its_fingerprint() -> None:
     """Nothing that is shown holds the key or the whole fingerprint."""
     key = FIRST.account.key
-    assert str(key) == f"A (…{key.fingerprint[-4:]})"
+    assert str(key) == f"A (*{key.fingerprint[-4:]})"
     assert (str(Key()), fingerprint_shown("")) == ("no key", "no key")
 
 

@@ -99,7 +99,8 @@ class Choice:
             if self.least_quality is not None:
                 _check_quality(quality_of(settings, model), self.least_quality)
             if draft.schema is not None and schema_support(model, settings.providers) == "none":
-                raise CannotCarry("its server binds no answer to a schema")
+                why = "an answer that does not fit is paid for all the same"
+                raise CannotCarry("its server binds no answer to a schema", why=why, fix="name another model")
         except (InputError, TaskError, UnknownModel):
             raise
         except UsageError as error:
@@ -154,7 +155,9 @@ class Choice:
             needs = longest + FRAMING_TOKENS + cap
             if room and longest and needs > room:
                 self._why_not[model] = UsageError(
-                    f"its context is {room:,} tokens, and the longest row needs about {needs:,}, its answer included"
+                    f"its context is {room:,} tokens, and the longest row needs about {needs:,}, its answer included",
+                    why="a prompt and its answer share the context",
+                    fix="name a model with more, or lower --max-output",
                 )
 
     def _finished(self, best: Prepared) -> Prepared:
@@ -209,7 +212,9 @@ def _check_quality(quality: float | None, least: float) -> None:
         )
     if quality < least:
         raise UsageError(
-            f"its quality is {quality:g}, and {least:g} is asked for", fix="name another model, or lower --min-quality"
+            f"its quality is {quality:g}",
+            why=f"--min-quality asks for {least:g}",
+            fix="name another model, or lower --min-quality",
         )
 
 

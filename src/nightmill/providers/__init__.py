@@ -40,7 +40,7 @@ class Key:
 
 def fingerprint_shown(fingerprint: str) -> str:
     """The last digits of a key's fingerprint, as people see them: enough to tell one's keys apart."""
-    return f"…{fingerprint[-4:]}" if fingerprint else "no key"
+    return f"*{fingerprint[-4:]}" if fingerprint else "no key"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import DDL, Connection, inspect
+from sqlalchemy import Connection, inspect, text
 from sqlalchemy.schema import CreateColumn
 
 from nightmill.ledger import schema
@@ -16,4 +16,4 @@ def add_columns(connection: Connection) -> None:
         for column in table.columns:
             if column.name not in there:
                 spec = CreateColumn(column).compile(dialect=connection.dialect)
-                connection.execute(DDL(f"ALTER TABLE {table.name} ADD COLUMN {spec}"))
+                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {spec}"))

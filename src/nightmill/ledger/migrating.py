@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, inspect, text
-from sqlalchemy.schema import CreateColumn
+from typing import Any
+
+from sqlalchemy import Column, Connection, inspect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateColumn, ExecutableDDLElement
+from sqlalchemy.sql.compiler import DDLCompiler
 
 from nightmill.ledger import schema
+
+
+class _AddColumn(ExecutableDDLElement):
+    """A column for a table that is there."""
+
+    def __init__(self, column: Column[Any]) -> None:
+        self.column = column
+
+
+@compiles(_AddColumn)
+def _add_column(element: _AddColumn, compiler: DDLCompiler, **_: Any) -> str:
+    table = compiler.preparer.format_table(element.column.table)
+    return f"ALTER TABLE {table} ADD COLUMN {compiler.process(CreateColumn(element.column))}"
 
 
 def add_columns(connection: Connection) -> None:
@@ -15,5 +32,4 @@ def add_columns(connection: Connection) -> None:
         there = {column["name"] for column in seen.get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:
-                spec = CreateColumn(column).compile(dialect=connection.dialect)
-                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {spec}"))
+                connection.execute(_AddColumn(column))

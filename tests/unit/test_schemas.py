@@ -36,7 +36,11 @@ _NOTE = st.fixed_dictionaries({}, optional={"description": st.sampled_from(["a w
 _LEAF = st.one_of(
     st.fixed_dictionaries(
         {"type": st.just("string")},
-        optional={"minLength": st.integers(0, 3), "maxLength": st.integers(9, 20), "format": st.sampled_from(["date"])},
+        optional={
+            "minLength": st.integers(0, 3),
+            "maxLength": st.integers(10, 20),
+            "format": st.sampled_from(["date"]),
+        },
     ),
     st.fixed_dictionaries(
         {"type": st.sampled_from(["integer", "number"])},

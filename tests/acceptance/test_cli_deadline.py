@@ -112,6 +112,21 @@ def test_a_batch_that_is_quick_enough_is_left_alone(tmp_path: Path) -> None:
         assert "went live" not in done.err
 
 
+def test_batches_under_a_deadline_are_small_enough_to_be_taken_back_one_by_one(tmp_path: Path) -> None:
+    """Of 2,500 rows one batch would have to go live whole; a size that was named stays."""
+    with server(batch_s=50.0) as url:
+        place = place_at(tmp_path, url)
+        assert shards(run(place, 2500, "--dry-run", "--canary", "0")) == 1
+        assert shards(run(place, 2500, "--dry-run", "--canary", "0", "--by", "9h")) == 3
+        assert shards(run(place, 2500, "--dry-run", "--canary", "0", "--by", "9h", "--batch-size", "5000")) == 1
+
+
+def shards(done: Done) -> int:
+    found = re.search(r"([\d,]+) (?:batch|shard)", done.err)
+    assert found is not None, done.err
+    return int(found[1])
+
+
 def test_where_there_is_no_time_for_a_batch_none_is_made(tmp_path: Path) -> None:
     """The price that is asked for is the live one, and no batch is begun that would be cancelled at once."""
     with server(batch_s=50.0) as url:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightmill.lanes.deadline import Decision, Pace, RowsLeft, buffer_s, decide, turns_at
+from nightmill.lanes.deadline import Decision, Pace, RowsLeft, buffer_s, decide, rows_in_turn, turns_at
 from nightmill.lanes.rescue import quantile
 
 HOUR = 3600.0
@@ -51,9 +53,24 @@ def test_while_live_calls_have_enough_to_do_further_batches_are_waited_for() -> 
     assert decide(now, deadline, RowsLeft(95_000, 5_000), PACE) is Decision.CANCEL  # they run dry in ten minutes
 
 
-def test_where_every_second_counts_all_batches_are_taken_back_at_once() -> None:
-    """When even calls that never rest would hardly be in time, nothing is waited for."""
-    assert decide(0.0, 9_999.0, RowsLeft(50_000, 50_000), PACE) is Decision.CANCEL
+def test_where_every_second_counts_live_calls_never_rest_and_the_others_may_yet_come() -> None:
+    """Calls that could hardly be in time never rest, and still no batch is cancelled before its turn."""
+    assert decide(0.0, 9_999.0, RowsLeft(100_000, 0), PACE) is Decision.CANCEL
+    assert decide(0.0, 9_999.0, RowsLeft(80_000, 20_000), PACE) is Decision.WAIT
+    assert decide(0.0, 9_999.0, RowsLeft(93_000, 7_000), PACE) is Decision.CANCEL  # twelve minutes, if not ten
+
+
+def test_nothing_is_waited_for_where_live_calls_may_be_too_slow_or_the_deadline_has_passed() -> None:
+    """By a guess live calls might run out of rows; what is late already is done as soon as can be."""
+    left = RowsLeft(50_000, 50_000)
+    assert decide(0.0, 9_999.0, left, replace(PACE, is_guess=True)) is Decision.CANCEL
+    assert decide(20_000.0, 20_000.0, left, PACE) is Decision.CANCEL
+
+
+def test_a_batch_under_a_deadline_keeps_live_calls_busy_until_the_next_is_taken_back() -> None:
+    """One as large as a provider allows could only be taken back whole."""
+    assert rows_in_turn(PACE) == 2 * 660 * 10
+    assert rows_in_turn(replace(PACE, live_rate=0.1)) == 1_000
 
 
 @given(seconds, seconds, some_rows, some_rows, paces)

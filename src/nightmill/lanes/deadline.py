@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 _MARGIN = 1.2  # of the time that live calls take: a quota fills up slower, an answer comes slower than it used to
+_LEAST_IN_TURN = 1_000  # rows of a batch; below that there would be too many batches
 
 
 class Decision(Enum):
@@ -61,14 +62,21 @@ def buffer_s(left: RowsLeft, pace: Pace) -> float:
 def turns_at(now: float, deadline: float, left: RowsLeft, pace: Pace) -> float:
     """The moment from which `decide` says CANCEL if nothing is answered until then; infinity: at none.
 
-    Live calls that are busy anyway answer as many rows as time passes for, so that a cancel keeps its time
-    until they are about to run out of rows: batches are cancelled one after the other, the last ones often not at
-    all. Where even calls that never rest could hardly be in time, nothing is waited for.
+    Live calls that are busy anyway answer as many rows as time passes for, so that a cancel keeps its time until they
+    could be about to run out of rows, be they faster than they used to be: batches are cancelled one after the other,
+    the last ones often not at all. Nothing is waited for once the deadline has passed, nor where live calls are only
+    guessed to be that fast and even by that guess could hardly be in time.
     """
     if left.batch <= 0:
         return math.inf
-    in_turn = max(deadline - buffer_s(left, pace), now + live_s(left.live, pace) - pace.turn_s)
-    return min(in_turn, deadline - left.total / pace.live_rate)
+    dry_s = left.live / (_MARGIN * pace.live_rate)
+    in_turn = max(deadline - buffer_s(left, pace), now + dry_s - pace.turn_s)
+    return min(in_turn, deadline - left.total / pace.live_rate if pace.is_guess else deadline)
+
+
+def rows_in_turn(pace: Pace) -> int:
+    """Rows of a batch that, taken back, keep live calls busy until the next one could be: for two turns."""
+    return max(_LEAST_IN_TURN, int(2 * pace.turn_s * pace.live_rate))
 
 
 def decide(now: float, deadline: float, left: RowsLeft, pace: Pace) -> Decision:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nightmill.lanes.deadline import Decision, Pace, RowsLeft, decide
+from nightmill.lanes.deadline import Decision, Pace, RowsLeft, decide, rows_in_turn
 from nightmill.lanes.rescue import LEARNED_S, LEAST_SEEN, pace_of, quantile
 from nightmill.mill.home import Home, most_live
 from nightmill.providers import Provider
@@ -17,15 +17,24 @@ if TYPE_CHECKING:
 
 def pace(home: Home, prepared: Prepared, provider: Provider) -> Pace:
     """How fast a job like this one would go, as far as this home has seen."""
-    timing, quote, spec = home.settings.timing, prepared.quote, prepared.spec
+    quote = prepared.quote
     sent = [shard for shard in prepared.plan.shards if shard.lane is not Lane.CACHE]
     tokens = (sum(s.cap_tokens for s in sent) + quote.input_tokens) // max(1, quote.requests)
-    given: Mapping[str, Any] = home.limits_of(provider)
+    return _pace(home, prepared.spec, provider, tokens)
+
+
+def _pace(home: Home, spec: Mapping[str, Any], provider: Provider, tokens: int) -> Pace:
+    timing, given = home.settings.timing, home.limits_of(provider)
     most = most_live(spec["rpm"] or given.get("rpm"), spec["tpm"] or given.get("tpm"), spec["concurrency"], tokens)
     return pace_of(
         home.ledger, provider.account.id, provider.model, most, since=home.desk.wall() - LEARNED_S,
         cancel_s=timing.cancel_s, collect_s=timing.collect_s + timing.poll_s,
     )  # fmt: skip
+
+
+def batch_rows(home: Home, spec: Mapping[str, Any], provider: Provider, cap_tokens: int) -> int:
+    """Most rows of a batch under a deadline: batches are taken back whole, and no faster than live calls go."""
+    return rows_in_turn(_pace(home, spec, provider, cap_tokens))
 
 
 def live_at_once(home: Home, prepared: Prepared) -> int:

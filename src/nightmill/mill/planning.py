@@ -319,6 +319,9 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
     order = replace(order, fingerprint_extra=(*order.fingerprint_extra, *laddering.marks(spec)))
     free = home.tightest(options.budget_nanos)
     order = _bounded(order, options, free)
+    if order.held is not None and options.batch_size is None:
+        most = min(order.bounds.requests, deadlines.batch_rows(home, spec, provider, compiled.cap_tokens))
+        order = replace(order, bounds=replace(order.bounds, requests=most))
     batch_said = (options.lane or settings.default_lane) == "batch" and not options.detach
     first = firstrows.first_of(home, order, asked=options.canary, batch_said=batch_said, free=free)
     order = replace(order, first=first)

@@ -500,6 +500,7 @@ def test_an_unknown_batch_is_a_refusal_with_its_status():
 # -- files -------------------------------------------------------------------------------------
 
 RESULT = "GET /download/v1beta/files/batch-o:download?alt=media"
+AS_THE_CLIENT_ASKS = "GET /v1beta/files/batch-o:download?alt=media"
 
 
 def fetch(api, to):
@@ -511,6 +512,16 @@ def test_a_result_file_is_fetched_byte_by_byte(tmp_path):
     content = (WIRE / "gemini_output.jsonl").read_bytes()
     assert fetch(api_for(RESULT, (200, content)), tmp_path / "o")
     assert (tmp_path / "o").read_bytes() == content
+
+
+def test_a_result_file_may_lie_where_only_the_official_client_asks_for_it(tmp_path):
+    """The documentation asks below /download, the client does not: one of them gives it."""
+    content = (WIRE / "gemini_output.jsonl").read_bytes()
+    for elsewhere in ((404, b'{"detail":"Not Found"}'), OWN_404):
+        api = api_for(RESULT, elsewhere)
+        api.on(AS_THE_CLIENT_ASKS, (200, content))
+        assert fetch(api, tmp_path / "o")
+        assert (tmp_path / "o").read_bytes() == content
 
 
 def test_only_the_provider_can_say_that_a_file_is_gone(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nightmill.config import Timing
-from nightmill.errors import Uncertain
+from nightmill.errors import ProviderError, Uncertain
 from nightmill.providers import BatchView, Encoded, LiveReply, Request
 from nightmill.providers._api import Api, Page, back_to, nothing_ran, quoted
 from nightmill.providers._env import is_nearby
@@ -184,7 +184,18 @@ class Batches(Gemini):
         return await self.poll(batch_id)
 
     async def fetch(self, file_id: str, to: Path) -> bool:
-        return await self._api.fetch(f"/download{_path('files', file_id)}:download?alt=media", to, gone=is_gone)
+        """See `BatchProvider.fetch`. Where the documented address does not give it, that of the official client may."""
+        path, trouble, is_there = _path("files", file_id) + ":download?alt=media", None, True
+        for address in (f"/download{path}", path):
+            try:
+                if await self._api.fetch(address, to, gone=is_gone):
+                    return True
+                is_there = False
+            except ProviderError as error:
+                trouble = trouble or error
+        if is_there and trouble is not None:
+            raise trouble
+        return False
 
     async def delete_file(self, file_id: str) -> bool:
         reply = await self._api.call("delete", "DELETE", _path("files", file_id))

@@ -186,9 +186,9 @@ class Batches(Gemini):
     async def fetch(self, file_id: str, to: Path) -> bool:
         """See `BatchProvider.fetch`. Where the documented address does not give it, that of the official client may."""
         path, trouble, is_there = _path("files", file_id) + ":download?alt=media", None, True
-        for address in (f"/download{path}", path):
+        for where in (f"/download{path}", path):
             try:
-                if await self._api.fetch(address, to, gone=is_gone):
+                if await self._api.fetch(where, to, gone=is_gone):
                     return True
                 is_there = False
             except ProviderError as error:

@@ -189,7 +189,10 @@ class PriceSheet:
     @classmethod
     def from_json(cls, text: str | bytes) -> PriceSheet:
         """The inverse of `to_json`. Raises ValueError on anything else."""
-        return msgspec.json.decode(text, type=cls, dec_hook=lambda kind, value: kind(value))
+        return _read_sheet(text)
+
+
+_read_sheet = msgspec.json.Decoder(PriceSheet, dec_hook=lambda kind, value: kind(value)).decode
 
 
 # -- where a price comes from

@@ -161,6 +161,9 @@ class _Named(msgspec.Struct):
     custom_id: str
 
 
+_read_name = msgspec.json.Decoder(_Named).decode
+
+
 def is_foreign(shard: Shard) -> bool:
     """Whether the shard's batch was made elsewhere: nothing of it is sent again on our own account."""
     return any(file.kind == FOREIGN for file in shard.files)
@@ -182,12 +185,11 @@ def named_as_ours(store: Store, shard: Shard, came: str, to: str) -> FileRef:
 
 def _foreign_rows(store: Store, shard: Shard) -> dict[str, int]:
     """Row by custom_id; of equal ones the first."""
-    decoder = msgspec.json.Decoder(_Named)
     sent = next(file for file in shard.files if file.kind == FOREIGN)
     rows: dict[str, int] = {}
     with store.open(sent.ref) as stream:
         for row, line in enumerate(line for line in stream if line.strip()):
-            rows.setdefault(decoder.decode(line).custom_id, row)
+            rows.setdefault(_read_name(line).custom_id, row)
     return rows
 
 

@@ -22,6 +22,7 @@ MOST_MODULE_LINES = 900
 HEAVY = {"sqlalchemy", "alembic", "pyarrow", "aiohttp", "pydantic", "rich", "jinja2", "genai_prices", "zstandard"}
 HEAVY |= {"jsonschema_rs", "dotenv", "asyncio", "xllamacpp"}
 PROVIDER_NAME = re.compile("openai|anthropic|gemini", re.IGNORECASE)
+MADE_OF_TYPES = ("decode", "convert", "Decoder")
 # Layers that must not know whom they talk to.
 NAMELESS = ("lanes", "engine", "plan", "collect", "ledger", "mill", "cli")
 BEHIND_THE_MILL = ("ledger", "store", "desk")
@@ -57,6 +58,21 @@ def test_functions_and_modules_stay_short(module: Path) -> None:
 def test_every_module_says_what_it_is(module: Path) -> None:
     """The first thing in a module is a docstring."""
     assert ast.get_docstring(ast.parse(module.read_text(encoding="utf-8")))
+
+
+@every_module
+def test_decoders_of_our_types_are_made_at_import(module: Path) -> None:
+    """Two threads that have msgspec look at a type for the first time at once end the process: no function makes it."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    ours = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    ours |= {a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module for a in n.names
+             if n.module.startswith("nightmill") and a.name[:1].isupper()} | {"cls"}  # fmt: skip
+    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    calls = [n for function in functions for n in ast.walk(function) if isinstance(n, ast.Call)]
+    made = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in MADE_OF_TYPES]
+    told = [(call.lineno, node.id) for call in made for given in (*call.args, *(k.value for k in call.keywords))
+            for node in ast.walk(given) if isinstance(node, ast.Name) and node.id in ours]  # fmt: skip
+    assert told == []
 
 
 @pytest.mark.parametrize(

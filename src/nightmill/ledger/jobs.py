@@ -34,6 +34,8 @@ _OPEN = tuple(UNFINISHED)
 _OUT = (SubmissionState.OPEN, SubmissionState.CREATED, SubmissionState.BOOKED)  # handed over, as far as is known
 _MOST_CANDIDATES = 8  # of an ambiguous prefix that are named
 _PAID = ("spent_nanos", "unproven_nanos", "hold_nanos")
+_read_quote = msgspec.json.Decoder(Quote).decode
+_read_canary = msgspec.json.Decoder(Canary).decode
 
 
 def _job(row: Any) -> Job:
@@ -42,8 +44,8 @@ def _job(row: Any) -> Job:
              "created_at", "started_at", "finished_at", "epoch", "canary_last")  # fmt: skip
     return Job(
         state=JobState(r["state"]), lane=Lane(r["lane"]), fingerprint=r["fingerprint"] or "",
-        spec=json.loads(r["spec"]), quote=msgspec.json.decode(r["quote"], type=Quote) if r["quote"] else None,
-        canary=msgspec.json.decode(r["canary"], type=Canary) if r["canary"] else None,
+        spec=json.loads(r["spec"]), quote=_read_quote(r["quote"]) if r["quote"] else None,
+        canary=_read_canary(r["canary"]) if r["canary"] else None,
         counts=json.loads(r["counts"]) if r["counts"] else None, cancel_requested=bool(r["cancel_requested"]),
         **{name: r[name] for name in plain},
     )  # fmt: skip

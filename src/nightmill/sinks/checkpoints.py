@@ -26,6 +26,9 @@ class _Head(msgspec.Struct):
     job_id: str
 
 
+_read_head = msgspec.json.Decoder(_Head).decode
+
+
 @dataclass(frozen=True, slots=True)
 class Words:
     """How some rows ended, as they stand in the file."""
@@ -59,6 +62,6 @@ def rendered(
 def job_of(path: Path) -> str | None:
     """The job whose checkpoint this file is; None: it is something else."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Head).job_id
+        return _read_head(path.read_bytes()).job_id
     except (OSError, msgspec.DecodeError):
         return None

@@ -47,6 +47,9 @@ class _Meta(msgspec.Struct):
     sha256: str | None
 
 
+_read_meta = msgspec.json.Decoder(_Meta).decode
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where the answer to one input file goes, and what tells of it."""
@@ -57,7 +60,7 @@ class Place:
     def left_by(self) -> str | None:
         """The job that wrote both files, if they are as it left them."""
         try:
-            said = msgspec.json.decode(self.meta.read_bytes(), type=_Meta)
+            said = _read_meta(self.meta.read_bytes())
             found = _digest(self.answer.read_bytes()) if os.path.lexists(self.answer) else None
         except (OSError, msgspec.DecodeError):
             return None

@@ -73,6 +73,7 @@ class _Format(msgspec.Struct):
     json_schema: dict[str, Any] | None = None
 
 
+_decode_format = msgspec.json.Decoder(_Format | None).decode
 _decode_chat = msgspec.json.Decoder(_Chat).decode
 _decode_embeddings = msgspec.json.Decoder(_Embeddings).decode
 
@@ -340,7 +341,7 @@ def _pretty(body: bytes) -> bytes:
 @lru_cache(maxsize=64)
 def _schema(raw: bytes) -> dict[str, Any] | None:
     """The schema a ``response_format`` asks for; None when plain text will do."""
-    form: _Format | None = _parsed(msgspec.json.Decoder(_Format | None).decode, raw)
+    form: _Format | None = _parsed(_decode_format, raw)
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":

@@ -23,6 +23,9 @@ class _Stream(msgspec.Struct):
     stream_options: dict[str, Any] | None = None
 
 
+_read_stream = msgspec.json.Decoder(_Stream).decode
+
+
 async def chat(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
     return await _live(request, CHAT_URL)
@@ -46,7 +49,7 @@ async def _live(request: web.Request, url: str) -> web.StreamResponse:
     created = provider.clock.stamp()
     reply = await live.run(request, lambda twists: answers.answer(url, body, created=created, twists=twists))
     if url == CHAT_URL and reply.status == 200 and b'"stream"' in body:
-        wanted = msgspec.json.decode(body, type=_Stream)
+        wanted = _read_stream(body)
         if wanted.stream:
             return await _stream(request, reply, bool((wanted.stream_options or {}).get("include_usage")))
     return live.show(request, reply)

@@ -19,7 +19,7 @@ _OPAQUE = frozenset(
     ("responseSchema", "responseJsonSchema", "parameters", "parametersJsonSchema", "args", "response")
 ) | frozenset(("metadata", "partMetadata", "userMetadata", "labels"))
 _MOST_CANDIDATES = 8
-_Read = TypeVar("_Read")
+_Read = TypeVar("_Read", bound="_Message")
 
 
 class _Message(msgspec.Struct, rename="camel", forbid_unknown_fields=True):

@@ -25,6 +25,7 @@ from nightmill.types import FileRef
 OUTPUT, ERROR, JOURNAL, CACHED = "output", "error", "journal", "cached"
 ROWS, TWINS, BAD, RESULTS = "rows", "twins", "bad", "results"  # the other kinds of a job's files
 WIRE = (OUTPUT, ERROR, JOURNAL, CACHED)
+MEDIA = "media"  # images, PDFs and the like that go along with rows
 FOREIGN = "foreign"  # the input file of a batch that was made elsewhere, as it was sent there
 
 _BUNCH_BYTES = 1 << 18

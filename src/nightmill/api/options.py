@@ -35,6 +35,7 @@ class Options(TypedDict, total=False):
     schema: Schema  # a Pydantic model, dataclass or TypedDict, a JSON Schema, a file, "module:Class"
     key: str  # the column that names a row
     set: Mapping[str, str]  # a task's column, or a variable of its
+    media: str | Sequence[str]  # columns whose cells are images, PDFs, audio or video to send along
     rows: Literal["file", "line"]  # what a row of a .txt file is
     encoding: str
     skip_bad: bool
@@ -69,6 +70,8 @@ def run_options(given: Mapping[str, Any], inputs: tuple[str, ...], files: Mappin
     said = {name: value for name, value in given.items() if value is not None}
     own = {"budget": "budget_nanos", "set": "sets"}
     made = {own.get(name, name): value for name, value in said.items()}
+    if "media" in said:
+        made["media"] = (said["media"],) if isinstance(said["media"], str) else tuple(said["media"])
     if "budget" in said:
         made["budget_nanos"] = _nanos(said["budget"])
     if "min_valid" in said:
@@ -167,6 +170,10 @@ def _is_switch(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _are_columns(value: object) -> bool:
+    return _is_text(value) or (isinstance(value, list | tuple) and bool(value) and all(map(_is_text, value)))
+
+
 _TEXT = ("a text that is not empty", _is_text)
 _SWITCH = ("True or False", _is_switch)
 _WHOLE = ("a whole number, 1 or more", is_whole)
@@ -181,6 +188,7 @@ _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "schema": ("a class, a JSON Schema, a file or module:Class", _is_schema),
     "key": _TEXT,
     "set": ("a dict of texts", _is_texts),
+    "media": ("the name of a column, or a list of them", _are_columns),
     "rows": ("file or line", lambda value: value in ("file", "line")),
     "encoding": _TEXT,
     "skip_bad": _SWITCH,

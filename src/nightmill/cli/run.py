@@ -57,6 +57,8 @@ class _Manner:
 @flags.out
 @click.option("--key", metavar="COLUMN", help="The column that names a row.")
 @click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Map a task's column, or set its variable.")
+@click.option("--media", multiple=True, metavar="COLUMN",
+              help="A column of images, PDFs, audio or video to send along: paths or web addresses.")  # fmt: skip
 @click.option("--rows", type=click.Choice(("file", "line")), help="What a row of a .txt file is.")
 @click.option("--encoding", metavar="E", help="How the text of the inputs is written, if not as UTF-8.")
 @click.option("--skip-bad", is_flag=True, help="Count rows that cannot be sent as invalid, and send the rest.")

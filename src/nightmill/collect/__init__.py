@@ -57,7 +57,7 @@ def settle_shard(context: Context, shard: Shard, *, stopping: bool, urgent: bool
     ``read_again`` is True when requests have no line, nothing explains it, and the files were read
     once only: the settlement must not be written then.
     """
-    sizes = BodySizes(context.store, shard)
+    sizes = BodySizes(context.store, shard, context.provider)
     climb = None if stopping else context.climb
     acc = account(
         context.store, shard, context.provider, context.sheet, context.list_sheet, context.check,

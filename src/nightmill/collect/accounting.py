@@ -39,17 +39,17 @@ _CLIMBING = frozenset(_CODE[kind] for kind in CLIMBS)
 
 
 class BodySizes:
-    """Bytes of each request's body in a shard, read from its file when first asked for."""
+    """What each request's body in a shard weighs (its bytes, if it has no media), read when first asked for."""
 
-    def __init__(self, store: Store, shard: Shard) -> None:
-        self._store, self._shard = store, shard
+    def __init__(self, store: Store, shard: Shard, provider: Provider) -> None:
+        self._store, self._shard, self._provider = store, shard, provider
         self._sizes: array[int] | None = None
 
     def __getitem__(self, index: int) -> int:
         if self._sizes is None:
             self._sizes = array("q", bytes(8 * (self._shard.last - self._shard.first + 1)))
             for row, line in shard_lines(self._store, self._shard):
-                self._sizes[row - self._shard.first] = len(body_of(line))
+                self._sizes[row - self._shard.first] = self._provider.weigh(body_of(line)).most
         return self._sizes[index - self._shard.first]
 
     def tokens(self, index: int) -> int:
@@ -159,7 +159,7 @@ def account(
     """
     acc = Accounting(shard, _expected(store, shard), unanswered=unanswered_in(shard, provider))
     acc.said = {} if keep_said else None
-    sizes = BodySizes(store, shard)
+    sizes = BodySizes(store, shard, provider)
     hashes = array("q", bytes(8 * len(acc.seen)))
     n, earlier = -1, b""
     for file in chosen(shard.files):

@@ -50,7 +50,7 @@ def _as_it_settled(shard: Shard) -> Shard:
 
 def _is_short(context: Context, before: Accounting, now: Accounting) -> bool:
     """Whether what came late lacks lines that it should have."""
-    shard, sizes = now.shard, BodySizes(context.store, now.shard)
+    shard, sizes = now.shard, BodySizes(context.store, now.shard, context.provider)
     late = {file.n for file in shard.files if file.read == CAME_LATE}
     came = [s for s in shard.submissions if s.n in late or s.state is SubmissionState.CREATED]
     return now.garbled > before.garbled or any(without_answer(now, sub, sizes) for sub in came)
@@ -101,5 +101,9 @@ def _bookings(context: Context, before: Accounting, now: Accounting) -> tuple[Bo
     """What each batch cost as far as is known now. What was written off without a batch stays so."""
     shard, new_calls = now.shard, now.calls - before.calls
     written_off = {s.n for s in shard.submissions if s.state is SubmissionState.BOOKED and s.batch_id is None}
-    made = [b for b in bookings(now, context.sheet, BodySizes(context.store, shard)) if b.n not in written_off]
+    made = [
+        b
+        for b in bookings(now, context.sheet, BodySizes(context.store, shard, context.provider))
+        if b.n not in written_off
+    ]
     return tuple(replace(b, calls=0 if i else new_calls) for i, b in enumerate(made))

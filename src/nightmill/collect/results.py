@@ -157,7 +157,7 @@ class Results:
         self._store, self._files, self._provider, self._compiled, self._check = store, files, provider, compiled, check
         self._has_schema = check is not None and not compiled.embeds
         self._wire = [(i, wire.chosen(s.files)) for i, s in enumerate(files.shards)]
-        self._sizes = [BodySizes(store, s) for s in files.shards]
+        self._sizes = [BodySizes(store, s, self.provider_of(s)) for s in files.shards]
         self.counts = RowCounts()
         self._kept: list[tuple[bytes, bytes]] = []  # good answers by digest, on their way to the cache
         self._kept_bytes = 0

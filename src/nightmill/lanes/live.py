@@ -316,7 +316,10 @@ class _Sender:
         """Sends of earlier epochs that may have been billed: book them, and hold as much again."""
         if not self._past.doubtful or self._shard.cancel_requested:
             return
-        sizes = {index: len(wire.body_of(line)) for index, line in wire.shard_lines(self._desk.store, self._shard)}
+        sizes = {
+            index: self._provider.weigh(wire.body_of(line)).most
+            for index, line in wire.shard_lines(self._desk.store, self._shard)
+        }
         worst = sum(self._worst(sizes[index]) for index in self._past.doubtful if index in sizes)
         await self._book(worst - self._shard.current.unproven_nanos)
 
@@ -344,7 +347,10 @@ class _Sender:
         """The most this shard costs if each open row is sent once more: answers mostly cost less than was held."""
         shard, worst = self._shard, 0
         sheet = PriceSheet.from_json(shard.price) if shard.price else self._work.sheet
-        sizes = {index: len(wire.body_of(line)) for index, line in wire.shard_lines(self._desk.store, shard)}
+        sizes = {
+            index: self._provider.weigh(wire.body_of(line)).most
+            for index, line in wire.shard_lines(self._desk.store, shard)
+        }
         files = wire.chosen(shard.files)
         doubtful: list[str] = []
         for file in files:
@@ -367,8 +373,8 @@ class _Sender:
         indexes = [*(int(name.rpartition("-")[2]) for name in doubtful), *(row.index for row in still_open)]
         return worst + sum(sheet.worst(sizes[index], 1, self._cap) for index in indexes if index in sizes)
 
-    def _worst(self, body_bytes: int) -> int:
-        return self._work.sheet.worst(body_bytes, 1, self._cap)
+    def _worst(self, weight: int) -> int:
+        return self._work.sheet.worst(weight, 1, self._cap)
 
     async def _send_all(self, rows: list[_Row], journal: Journal) -> None:
         todo = _groups([row for row in rows if not row.done])
@@ -584,7 +590,7 @@ class _Sender:
                 again.append(row)
             elif self._ended is not None:
                 await self._ended(None)
-        await self._book(sum(self._worst(len(row.body)) for row in again))
+        await self._book(sum(self._worst(self._provider.weigh(row.body).most) for row in again))
         for row in again:
             row.rest_s = self._desk.backoff_s(row.attempts - 1)
 

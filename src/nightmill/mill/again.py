@@ -122,6 +122,7 @@ def _cut_rows(home: Home, job: Job, spec: dict[str, Any], indexes: list[int]) ->
         home.store, home.store.job_folder(job.id), job.lane, limits, home.sheet(job.model, job.lane),
         compiled.cap_tokens, provider.line_pieces(compiled.url),
         lambda: f"{job.id}-{home.ledger.take_seqs(job.id, 1)}", lambda size: -(-size // 4),
+        weigh=compiled.weigh,
     )  # fmt: skip
     rows = home.ledger.files_of(job.id, ROWS)[0]
     cut_rows(home.store, rows, wanted, compiled, lambda batch, some, _: compiled.bodies(batch, some), cutter)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from nightmill.config import Settings
 from nightmill.mill import deadlines
 from nightmill.mill.home import Home
-from nightmill.plan import content_of
-from nightmill.pricing import PriceSheet, estimate_tokens, flex_sheet, listed_context
+from nightmill.pricing import PriceSheet, flex_sheet, listed_context
 from nightmill.providers import BatchProvider, Limits, LiveProvider, Provider
 from nightmill.providers.resolve import lacking_key, runs_here
 from nightmill.types import Lane, Usage
@@ -133,7 +132,7 @@ def usage_of(prepared: Prepared, expect_tokens: int, cap_tokens: int) -> Usage:
     most = max((shard.cap_tokens // shard.count for shard in sent), default=0)
     quote = prepared.quote
     if not sent:  # all is answered, by this one
-        return Usage(estimate_tokens(content_of(prepared.plan.longest or b"null")), expect_tokens)
+        return Usage(prepared.plan.longest_tokens, expect_tokens)
     return Usage(-(-quote.input_tokens // max(1, quote.requests)), min(expect_tokens, cap_tokens or most))
 
 
@@ -156,7 +155,7 @@ def _at_most(prepared: Prepared, sheet: PriceSheet, requests: int, cap_tokens: i
     more = max(0, requests - sum(shard.count for shard in sent))
     cap = cap_tokens or max((shard.cap_tokens // shard.count for shard in sent), default=0)
     most = sum(sheet.worst(s.content_bytes, s.count, s.count * cap_tokens or s.cap_tokens) for s in sent)
-    return most + sheet.worst(more * len(prepared.plan.longest), more, more * cap)
+    return most + sheet.worst(more * prepared.plan.longest_weight, more, more * cap)
 
 
 def _flex(

@@ -75,6 +75,7 @@ class RunOptions:
     schema: str | Path | type | Mapping[str, Any] | None = None
     key: str | None = None
     sets: dict[str, str] = field(default_factory=dict)
+    media: tuple[str, ...] = ()  # columns whose cells are images, PDFs, audio or video to send along
     rows: str | None = None  # file or line
     encoding: str | None = None
     skip_bad: bool = False
@@ -294,6 +295,8 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
     of_text = {name: getattr(options, name) is not None for name in ("schema", "temperature", "max_output")}
     extra = embedding.asked(task, options.dimensions, **of_text)
     columns = _columns(source, function)
+    if options.media:
+        task = replace(task, media=list(dict.fromkeys((*task.media, *options.media))))
     bound = bind(task, columns, {} if function else options.sets)
     parameters = _parameters(home, options, bound.task)
     parameters = replace(parameters, extra={**parameters.extra, **extra})
@@ -311,6 +314,7 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
         Bounds(1, 0, None), expect, options.skip_bad, options.dedupe, home.cache if options.cache else None,
         (f"limit={options.limit}", f"key={options.key}", *_sampled(options)), function,
         held=dearer(sheet, regular) if deadline is not None and lane is Lane.BATCH else None, candidates=among,
+        media=tuple(bound.task.media),
     )  # fmt: skip
     spec = _spec(options, bound, parameters, model, lane, source)
     spec |= {"canary": options.canary, "min_valid": _first(options.min_valid, settings.default_min_valid)}

@@ -16,8 +16,8 @@ from nightmill.config import Settings
 from nightmill.errors import CannotCarry, InputError, StoreError, TaskError, UnknownModel, UsageError
 from nightmill.mill.comparing import Judged, context_of, quality_of, requests_of, usage_of
 from nightmill.mill.home import Home
-from nightmill.plan import Order, content_of
-from nightmill.pricing import FRAMING_TOKENS, estimate_tokens
+from nightmill.plan import Order, first_bodies
+from nightmill.pricing import FRAMING_TOKENS
 from nightmill.providers.resolve import available, parse_models, schema_support
 from nightmill.types import Usage
 
@@ -147,7 +147,7 @@ class Choice:
 
     def _hold_against(self, measured: Prepared) -> None:
         """Whether the longest row fits into each model."""
-        longest = estimate_tokens(content_of(measured.plan.longest)) if measured.plan.longest else 0
+        longest = measured.plan.longest_tokens
         for model in self._viable():
             order = self._drafts[model].order
             room = context_of(self.home.settings, model, order.provider.limits)
@@ -228,11 +228,9 @@ def _first_tokens(order: Order) -> int:
     if order.function is not None:  # it is the user's, and called once a row
         return _USUAL_TOKENS
     rows = next(order.source.batches()).slice(0, _LOOKED_AT)
-    blank = order.compiled.blanks(rows)
-    whole = rows.take([i for i in range(rows.num_rows) if i not in blank])
     try:
-        bodies = order.compiled.bodies(whole, range(whole.num_rows), None, {} if order.skip_bad else None)
+        bodies = first_bodies(order, rows)
     except (InputError, TaskError, StoreError):  # the plan names the row, and why
         return _USUAL_TOKENS
-    tokens = [estimate_tokens(content_of(body)) for body in bodies if body]
+    tokens = [order.compiled.about_tokens(body) for body in bodies if body]
     return -(-sum(tokens) // len(tokens)) if tokens else _USUAL_TOKENS

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -29,13 +31,14 @@ from nightmill.files import GROUP_ROWS
 from nightmill.ledger import NewShard, Shard, StoredFile
 from nightmill.plan._behind import Behind, at_once
 from nightmill.plan.asking import asked
+from nightmill.plan.attaching import PACK, Pack, Packer, portions
 from nightmill.plan.badrows import BadRows, bad_rows
-from nightmill.plan.compiling import Compiled, Parameters, Said, endpoint_at, endpoint_of_body
+from nightmill.plan.compiling import Compiled, Parameters, Said, content_of, endpoint_at, endpoint_of_body
 from nightmill.plan.cutting import Bounds, Cutter, bounds
 from nightmill.plan.first import First, FirstCutter
 from nightmill.plan.keys import KeyWatch
 from nightmill.plan.ladder import CLIMBS, Climb, Ladder, Rung, cut_rows
-from nightmill.pricing import PriceSheet, estimate_tokens
+from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.sources import KEY, Source, Taken, digest_batch
 from nightmill.sources.inputs import OR_SKIP_ROWS
@@ -63,6 +66,7 @@ __all__ = [
     "cut_rows",
     "endpoint_at",
     "endpoint_of_body",
+    "first_bodies",
     "make_plan",
     "with_waves",
 ]
@@ -71,9 +75,6 @@ _SAMPLED_ROWS = 20  # of every 5,000, for the token estimate
 _SHOWN = 5  # bad rows named in an error
 _SNAPSHOT_BYTES = 4 << 20
 _TWIN = struct.Struct("<qq")
-# What the texts of a request are called, and what else of it the model reads, in every shape that requests have.
-_SAID = frozenset(("content", "text", "input", "system", "instructions"))
-_DECLARED = frozenset(("tools", "response_format", "format", "responseJsonSchema"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,11 @@ class Order:
     function: TaskFunction | None = None  # what makes the requests of the rows, where the task is one
     held: PriceSheet | None = None  # what holds are counted by, where that is another sheet
     first: First | None = None  # rows that go out before all others, where there are many
+    media: tuple[str, ...] = ()  # the columns that hold media
     candidates: tuple[str, ...] = ()  # the models that one was chosen from, each with its host; none: one was named
+
+
+_Attach = Callable[[Iterator[Taken]], Iterator[Taken]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,8 @@ class Plan:
     fingerprint: str
     first_request: bytes  # the first line that would be sent; empty when nothing is
     canary_last: int | None = None  # rows up to this one go out before all others; None: none do
-    longest: bytes = b""  # the longest body of all, where one of several models is to be chosen
+    longest_tokens: int = 0  # of the longest request, about, where one of several models is to be chosen
+    longest_weight: int = 0  # ... and at most
 
 
 def make_plan(order: Order, store: Store, job_id: str) -> Plan:
@@ -151,30 +157,46 @@ class _Planner:
 
     def _run(self) -> Plan:
         deduper = Deduper(self._store.path(f"{self._folder}/folding"))
-        rows_file, shards = self._read_rows(deduper)
+        with self._packing() as (attach, packed):
+            rows_file, shards = self._read_rows(deduper, attach)
         folding = deduper.finish(self._order.cache, dedupe=self._order.dedupe)
-        files = [rows_file, *self._write_twins(folding), *filter(None, [self._bad.file()])]
+        files = [rows_file, *packed, *self._write_twins(folding), *filter(None, [self._bad.file()])]
         if folding.duplicates or folding.cached:
             shards = self._without_skipped(shards, folding, files)
         folding.close()
         self._store.drop_folder(f"{self._folder}/folding")
+        compiled = self._order.compiled
         return Plan(
             self._job_id, self._rows, self._bad.count, folding.duplicates,
             sum(s.count for s in shards if s.lane is Lane.CACHE),
             tuple(shards), tuple(files), self._quote(shards), self._fingerprint(),
-            self._first_request(shards), self._canary_last, self._longest,
+            self._first_request(shards), self._canary_last,
+            compiled.about_tokens(self._longest) if self._longest else 0,
+            compiled.weighs(self._longest) if self._longest else 0,
         )  # fmt: skip
+
+    @contextmanager
+    def _packing(self) -> Iterator[tuple[_Attach, list[StoredFile]]]:
+        """What adds their media to rows, and the file that these lie in, once the block has ended."""
+        order, packed = self._order, list[StoredFile]()
+        if not order.media:
+            yield _as_they_are, packed
+            return
+        with self._store.create(f"{self._folder}/{PACK}") as out:
+            order.compiled.pack = Pack(self._store.path(f"{self._folder}/{PACK}"))
+            yield Packer(order.media, order.source.root, out).attached, packed
+        packed.append(StoredFile(out.ref, wire.MEDIA))
 
     # -- one pass over the rows ----------------------------------------------------------------
 
-    def _read_rows(self, deduper: Deduper) -> tuple[StoredFile, list[NewShard]]:
-        """Snapshot, encode, digest and cut every batch of the source."""
+    def _read_rows(self, deduper: Deduper, attach: _Attach) -> tuple[StoredFile, list[NewShard]]:
+        """Snapshot, encode, digest and cut every batch of the source, with what ``attach`` adds to it."""
         behind = Behind()
         cutter = self._cutter(behind.do)
         taken = self._order.source.taken()
         if self._order.function is not None:
             taken = asked(taken, self._order.function)
-        beginning = next(taken)
+        beginning = next(taken := attach(taken))
         path = f"{self._folder}/rows.parquet"
         try:
             with self._bad, self._store.create(path) as out, _snapshot(out, beginning.batch.schema) as writer, behind:
@@ -225,36 +247,46 @@ class _Planner:
         digest_batch(self._rows_digest, batch)
 
     def _take(self, some: Taken, blanks: Mapping[int, Sequence[str]], cutter: FirstCutter, deduper: Deduper) -> None:
-        first, compiled = self._rows, self._order.compiled
+        first = self._rows
         self._rows += some.batch.num_rows
         if self._order.source.has_keys:
             self._keys.add(some.texts.get(KEY) or some.batch.column(KEY).to_pylist())
         bad = {first + row: f"no {', '.join(names)}" for row, names in blanks.items()}
         bad.update((first + row, why) for row, why in some.bad.items())
         indexes, rows = _good(some, first, bad)
+        for good, portion in portions(indexes, rows):
+            self._send(good, portion, bad, cutter, deduper)
+        if bad:
+            self._bad.add(bad)
+
+    def _send(
+        self, indexes: Sequence[int], rows: Taken, bad: dict[int, str], cutter: FirstCutter, deduper: Deduper
+    ) -> None:
+        """Encode rows and cut them; those of which no request can be made are noted as ``bad``."""
+        compiled = self._order.compiled
         bodies = compiled.bodies(rows.batch, indexes, rows.texts, bad if self._order.skip_bad else None)
-        if first == 0 and compiled.is_spliced:
-            compiled.check(rows.batch, first, bodies)
+        if indexes and indexes[0] == 0 and compiled.is_spliced:
+            compiled.check(rows.batch, 0, bodies)
         if self._order.skip_bad:
             bad.update(cutter.too_large(indexes, bodies))
         if bad:
-            self._bad.add(bad)
             bodies = [body for index, body in zip(indexes, bodies, strict=True) if index not in bad]
             indexes = [index for index in indexes if index not in bad]
         self._sample(bodies)
         if self._order.candidates:
-            self._longest = max([self._longest, *bodies], key=len)
+            self._longest = max([self._longest, *bodies], key=compiled.weighs)
         deduper.add_many(indexes, digests(self._salt, bodies))
         cutter.add(indexes, bodies, cap_tokens=compiled.cap_tokens, inputs=compiled.inputs)
 
     def _sample(self, bodies: Sequence[bytes]) -> None:
-        """Learn how many tokens a byte of body has from a few rows of each batch."""
+        """Learn how many tokens requests have, by what they weigh, from a few rows of each batch."""
+        compiled = self._order.compiled
         for body in bodies[:: max(1, len(bodies) // _SAMPLED_ROWS)]:
-            self._sampled_tokens += estimate_tokens(content_of(body))
-            self._sampled_bytes += len(body)
+            self._sampled_tokens += compiled.about_tokens(body)
+            self._sampled_bytes += compiled.weighs(body)
 
-    def _tokens(self, body_bytes: int) -> int:
-        return -(-body_bytes * self._sampled_tokens // max(1, self._sampled_bytes))
+    def _tokens(self, weight: int) -> int:
+        return -(-weight * self._sampled_tokens // max(1, self._sampled_bytes))
 
     # -- duplicates and cached answers ---------------------------------------------------------
 
@@ -317,7 +349,8 @@ class _Planner:
 
         def cutter(lane: Lane, bounds: Bounds, sheet: PriceSheet) -> Cutter:
             pieces = order.provider.line_pieces(order.compiled.url)
-            return Cutter(self._store, self._folder, lane, bounds, sheet, 0, pieces, self._next_tag, self._tokens, do)
+            return Cutter(self._store, self._folder, lane, bounds, sheet, 0, pieces, self._next_tag, self._tokens, do,
+                          order.compiled.weighs)  # fmt: skip
 
         rest = cutter(order.lane, order.bounds, order.held or order.sheet)
         return FirstCutter(rest, cutter(first.lane, first.bounds, first.sheet) if first else None, first)
@@ -366,6 +399,28 @@ class _Planner:
         return b""
 
 
+def first_bodies(order: Order, rows: pa.RecordBatch) -> list[bytes]:
+    """The bodies of some rows of the source as they were read; those that lack a value are left out.
+
+    Raises:
+        InputError, TaskError, CannotCarry, StoreError: of a row no request can be made.
+    """
+    compiled = order.compiled
+    with tempfile.TemporaryDirectory(prefix="nightmill-look-", ignore_cleanup_errors=True) as folder:
+        taken = Taken(rows)
+        if order.media:
+            with Store(Path(folder)).create(PACK) as out:
+                taken = next(Packer(order.media, order.source.root, out).attached(iter([taken])))
+            compiled.pack = Pack(Path(folder, PACK))
+        blank = compiled.blanks(taken.batch)
+        whole = taken.batch.take(pa.array([i for i in range(taken.batch.num_rows) if i not in blank], pa.int64()))
+        return compiled.bodies(whole, range(whole.num_rows), None, {} if order.skip_bad else None)
+
+
+def _as_they_are(taken: Iterator[Taken]) -> Iterator[Taken]:
+    return taken
+
+
 def _good(some: Taken, first: int, bad: Container[int]) -> tuple[Sequence[int], Taken]:
     """The rows that are not ``bad``, and their indexes; the first of all being ``first``."""
     every = range(first, first + some.batch.num_rows)
@@ -392,28 +447,6 @@ def _snapshot(out: Writer, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     finally:
         with suppress(OSError):  # it writes what is left, and the disk may be the trouble
             file.close()
-
-
-def content_of(body: bytes) -> str:
-    """The texts inside a body, whatever its shape, roughly: what a token estimate needs."""
-    texts: list[str] = []
-    declared: list[str] = []
-    _gather(msgspec.json.decode(body), "", texts, declared)
-    return "\n".join(texts) + "".join(declared)
-
-
-def _gather(value: Any, name: str, texts: list[str], declared: list[str]) -> None:
-    """What is said, and what is declared, in ``value``, which is called ``name``."""
-    if isinstance(value, str) and name in _SAID:
-        texts.append(value)
-    elif isinstance(value, dict | list) and name in _DECLARED:
-        declared.append(msgspec.json.encode(value).decode())
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            _gather(each, key, texts, declared)
-    elif isinstance(value, list):
-        for each in value:
-            _gather(each, name, texts, declared)
 
 
 def _chunks(lines: Iterator[tuple[int, bytes]], size: int = GROUP_ROWS) -> Iterator[list[tuple[int, bytes]]]:
@@ -454,8 +487,8 @@ class Scissors:
         What happened to the rows before stays with the new shards.
         """
 
-        def tokens(body_bytes: int) -> int:
-            return -(-body_bytes * shard.input_tokens // max(1, shard.content_bytes))
+        def tokens(weight: int) -> int:
+            return -(-weight * shard.input_tokens // max(1, shard.content_bytes))
 
         def tag() -> str:
             return f"{shard.job_id}-{self.take_seqs(1)}"
@@ -463,6 +496,7 @@ class Scissors:
         cutter = Cutter(
             self.store, self.store.job_folder(shard.job_id), lane or shard.lane, Bounds(most or shard.count, 0, None),
             self.sheet, shard.cap_tokens // shard.count, self.provider.line_pieces(self.url), tag, tokens,
+            weigh=lambda body: self.provider.weigh(body).most,
         )  # fmt: skip
         for chunk in _chunks(item for item in wire.shard_lines(self.store, shard) if item[0] in rows):
             cutter.add([i for i, _ in chunk], [wire.body_of(line) for _, line in chunk])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +20,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nightmill.errors import InputError, TaskError, UsageError
+from nightmill.plan.attaching import Pack, said_with
+from nightmill.pricing import estimate_tokens
 from nightmill.providers import OWN_SCHEMA, Encoded, Provider
 from nightmill.sources import decode_row_values, is_json
-from nightmill.tasks import ASKS, BoundTask, Column, Template, as_text, request_parts
+from nightmill.tasks import ASKS, MEDIA, BoundTask, Column, Template, as_text, request_parts
 from nightmill.types import Endpoint
 
 DEFAULT_TEMPERATURE = 0.3
 DEFAULT_MAX_OUTPUT = 2_000
+# What the texts of a request are called, and what else of it the model reads, in every shape that requests have.
+_SAID = frozenset(("content", "text", "input", "system", "instructions"))
+_DECLARED = frozenset(("tools", "response_format", "format", "responseJsonSchema"))
 _AGAIN = "Answer once more, with nothing but JSON that fits this schema: "
 
 
@@ -69,6 +74,7 @@ class Compiled:
     """
 
     def __init__(self, provider: Provider, task: BoundTask, parameters: Parameters) -> None:
+        self.pack: Pack | None = None  # where the media of its rows lie
         self._provider, self._task, self._parameters = provider, task, parameters
         self.columns = task.columns
         probe = self._probe(dict.fromkeys(range(len(task.templates)), "x"))
@@ -81,6 +87,19 @@ class Compiled:
         if self._is_plain():
             self._pieces, self._order = self._cut()
         self._encoder = msgspec.json.Encoder()
+
+    def weigh(self, body: bytes) -> int:
+        """How many input tokens ``body`` is at most."""
+        return self._provider.weigh(body).most
+
+    @property
+    def weighs(self) -> Callable[[bytes], int]:
+        """`weigh`, or what is quicker where no body has media."""
+        return len if self.is_spliced else self.weigh
+
+    def about_tokens(self, body: bytes) -> int:
+        """About as many input tokens as ``body`` has."""
+        return tokens_of(self._provider, body)
 
     @property
     def embeds(self) -> bool:
@@ -214,7 +233,8 @@ class Compiled:
 
     def _is_plain(self) -> bool:
         plain = all(t.parts is not None for _, t in self._task.templates)
-        return plain and self._task.task.messages_column is None and not self._task.task.bodies
+        whole = self._task.task.messages_column is not None or self._task.task.bodies
+        return plain and not whole and not self._task.task.media
 
     def _probe(self, texts: Mapping[int, str]) -> Encoded:
         """One request with ``texts`` in place of the rendered templates."""
@@ -222,7 +242,7 @@ class Compiled:
         if self._task.task.bodies:
             asked = {"messages": chat} if self._task.task.endpoint == "chat" else {"input": "x"}
             return self._encode({"body": asked} if "body" in self.columns else asked)
-        return self._encode(dict.fromkeys(self.columns, chat), texts)
+        return self._encode({**dict.fromkeys(self.columns, chat), MEDIA: []}, texts)
 
     def _encode(
         self, row: Mapping[str, Any], texts: Mapping[int, str] | None = None, more: Sequence[dict[str, Any]] = ()
@@ -243,6 +263,8 @@ class Compiled:
             else:
                 chat = [*said[:-1], *self._task.shots, said[-1]]
                 request[ASKS[task.endpoint]] = [{"role": role, "content": text} for role, text in chat]
+        if media := row.get(MEDIA):
+            request[ASKS[task.endpoint]] = self._with_media(request[ASKS[task.endpoint]], media)
         asked = request_parts(task)
         request |= asked
         user_set |= asked.keys()
@@ -254,6 +276,12 @@ class Compiled:
             asked = request[asks]
             request[asks] = [*([{"role": "user", "content": asked}] if isinstance(asked, str) else asked), *more]
         return self._provider.encode(request, frozenset(user_set))
+
+    def _with_media(self, asked: Any, media: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        if self.pack is None:
+            raise ValueError("rows have media, and nobody said where these lie")
+        is_responses = self._task.task.endpoint == "responses"
+        return said_with(asked, self.pack.parts(media, is_responses=is_responses), is_responses=is_responses)
 
     def _body(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The request that a row holds, whole.
@@ -345,6 +373,33 @@ class Compiled:
             field = batch.schema.field(name)
             values[name] = decode_row_values(batch.column(name), field) if known is None else known
         return values
+
+
+def tokens_of(provider: Provider, body: bytes) -> int:
+    """About as many input tokens as a body has, of text and of media."""
+    return estimate_tokens(content_of(body)) + provider.weigh(body).media
+
+
+def content_of(body: bytes) -> str:
+    """The texts inside a body, whatever its shape, roughly: what a token estimate needs."""
+    texts: list[str] = []
+    declared: list[str] = []
+    _gather(msgspec.json.decode(body), "", texts, declared)
+    return "\n".join(texts) + "".join(declared)
+
+
+def _gather(value: Any, name: str, texts: list[str], declared: list[str]) -> None:
+    """What is said, and what is declared, in ``value``, which is called ``name``."""
+    if isinstance(value, str) and name in _SAID:
+        texts.append(value)
+    elif isinstance(value, dict | list) and name in _DECLARED:
+        declared.append(msgspec.json.encode(value).decode())
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            _gather(each, key, texts, declared)
+    elif isinstance(value, list):
+        for each in value:
+            _gather(each, name, texts, declared)
 
 
 def endpoint_at(url: str) -> Endpoint | None:

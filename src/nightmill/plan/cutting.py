@@ -43,15 +43,17 @@ def bounds(lane: Lane, limits: Limits, *, batch_size: int | None, hold_nanos: in
 class Cutter:
     """Takes request bodies in row order, writes shard files, says what became of them.
 
-    ``tag`` names the next shard; ``tokens`` turns body bytes into expected input tokens;
+    ``tag`` names the next shard; ``tokens`` turns what bodies weigh into expected input tokens;
     ``do`` makes the calls that write, in order, at once or later: then before `close`.
+    ``weigh`` says how many input tokens a body is at most.
     """
 
     def __init__(
         self, store: Store, folder: str, lane: Lane, bounds: Bounds, sheet: PriceSheet, cap_tokens: int,
         pieces: tuple[bytes, bytes, bytes], tag: Callable[[], str], tokens: Callable[[int], int],
-        do: Callable[..., None] = at_once,
+        do: Callable[..., None] = at_once, weigh: Callable[[bytes], int] = len,
     ) -> None:  # fmt: skip
+        self._weigh = weigh
         self._store, self._folder, self._lane, self._bounds, self._sheet = store, folder, lane, bounds, sheet
         self._least_cap = self._cap = cap_tokens
         self._pieces, self._tag, self._tokens, self._do = pieces, tag, tokens, do
@@ -74,6 +76,7 @@ class Cutter:
         if self._bounds.inputs:
             self._most = max(1, min(self._most, self._bounds.inputs // max(1, inputs)))
         sums = [0, *accumulate(map(len, bodies))]
+        weights = sums if self._weigh is len else [0, *accumulate(map(self._weigh, bodies))]
         if too_large := self.too_large(indexes, bodies):
             row, why = next(iter(too_large.items()))
             error = InputError(f"row {row} is too large to send", why=why, fix=_SHORTEN)
@@ -81,11 +84,11 @@ class Cutter:
             raise error
         while start < len(bodies):
             shard = self._open or self._begin()
-            end = self._fit(shard, start, sums)
+            end = self._fit(shard, start, sums, weights)
             if end == start:
                 self._finish()
                 continue
-            shard.write(indexes[start:end], bodies[start:end], sums[end] - sums[start])
+            shard.write(indexes[start:end], bodies[start:end], weights[end] - weights[start])
             start = end
             shard.cap_tokens = max(shard.cap_tokens, self._cap)
             if shard.count >= self._most:
@@ -115,7 +118,7 @@ class Cutter:
         if self._open is not None:
             self._open.abandon()
 
-    def _fit(self, shard: _Open, start: int, sums: Sequence[int]) -> int:
+    def _fit(self, shard: _Open, start: int, sums: Sequence[int], weights: Sequence[int]) -> int:
         """How far from ``start`` the requests fit into ``shard``; a shard takes at least one."""
         end = max(start, min(len(sums) - 1, start + self._most - shard.count))
         if self._bounds.size_bytes:
@@ -130,17 +133,17 @@ class Cutter:
             low, high = start, end
             while low < high:  # the hold grows with every request: halve
                 middle = (low + high + 1) // 2
-                if self._hold(shard, sums[middle] - sums[start], middle - start) <= self._room_nanos:
+                if self._hold(shard, weights[middle] - weights[start], middle - start) <= self._room_nanos:
                     low = middle
                 else:
                     high = middle - 1
             end = low
         return max(end, start + 1) if shard.count == 0 else end
 
-    def _hold(self, shard: _Open, more_bytes: int, more: int) -> int:
+    def _hold(self, shard: _Open, more_weight: int, more: int) -> int:
         count = shard.count + more
         cap = max(shard.cap_tokens, self._cap)
-        return self._sheet.worst(shard.content_bytes + more_bytes, count, count * cap)
+        return self._sheet.worst(shard.content_bytes + more_weight, count, count * cap)
 
     def _begin(self) -> _Open:
         tag = self._tag()

@@ -10,6 +10,8 @@ from nightmill.plan.cutting import Bounds, Cutter
 from nightmill.pricing import PriceSheet
 from nightmill.types import Lane
 
+_HELD_BYTES = 64 << 20  # of requests that wait to see how many come; images are many bytes each
+
 
 @dataclass(frozen=True, slots=True)
 class First:
@@ -31,7 +33,7 @@ class FirstCutter:
     def __init__(self, rest: Cutter, first: Cutter | None, how: First | None) -> None:
         self._rest, self._first, self._how = rest, first, how
         self._held: list[tuple[Sequence[int], Sequence[bytes], int, int]] = []
-        self._count = 0
+        self._count = self._held_bytes = 0
         self._begun: list[Cutter] = []  # that take requests
         self.last: int | None = None  # the last row of the first ones
         if how is None:
@@ -44,7 +46,8 @@ class FirstCutter:
             return
         self._held.append((indexes, bodies, cap_tokens, inputs))
         self._count += len(bodies)
-        if self._how is not None and self._count > self._how.above:
+        self._held_bytes += sum(map(len, bodies))
+        if self._how is not None and (self._count > self._how.above or self._held_bytes > _HELD_BYTES):
             self._let_go(self._how.rows)
 
     def too_large(self, indexes: Sequence[int], bodies: Sequence[bytes]) -> dict[int, str]:

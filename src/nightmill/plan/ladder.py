@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import NewShard, Shard, StoredFile
+from nightmill.plan.attaching import PACK, Pack, portions
 from nightmill.plan.compiling import Compiled, Said
 from nightmill.plan.cutting import Bounds, Cutter
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
+from nightmill.sources import Taken
 from nightmill.store import Store
 from nightmill.types import FailureKind, Lane
 
@@ -97,7 +99,7 @@ class Climb:
         cutter = Cutter(
             self.store, self.store.job_folder(shard.job_id), self.lane, self.bounds, self.sheet,
             compiled.cap_tokens, self.provider.line_pieces(compiled.url),
-            lambda: f"{shard.job_id}-{self.take_seqs(1)}", lambda size: -(-size // 4),
+            lambda: f"{shard.job_id}-{self.take_seqs(1)}", lambda size: -(-size // 4), weigh=compiled.weigh,
         )  # fmt: skip
         taken = cut_rows(self.store, self.rows, said, compiled, encode, cutter)
         return [replace(new, rung=self.rung) for new in cutter.close()], taken
@@ -112,17 +114,20 @@ def cut_rows(
     The rows that it took: those that ``encode`` notes as bad are none of them.
     """
     taken: set[int] = set()
+    compiled.pack = Pack(store.path(rows.ref.path).with_name(PACK))
     with store.open(rows.ref) as stream:
         file = pq.ParquetFile(stream, pre_buffer=False)
         for group in sorted({row // GROUP_ROWS for row in wanted}):
             first = group * GROUP_ROWS
             batch = file.read_row_group(group).combine_chunks().to_batches()[0]
             indexes = [first + row for row in range(batch.num_rows) if first + row in wanted]
-            bad: dict[int, str] = {}
-            bodies = encode(batch.take(pa.array([i - first for i in indexes], pa.int64())), indexes, bad)
-            good = [(index, body) for index, body in zip(indexes, bodies, strict=True) if index not in bad]
-            if good:
-                some, fit = [index for index, _ in good], [body for _, body in good]
-                cutter.add(some, fit, cap_tokens=compiled.cap_tokens, inputs=compiled.inputs)
-                taken.update(some)
+            those = Taken(batch.take(pa.array([i - first for i in indexes], pa.int64())))
+            for portion, rows_of_it in portions(indexes, those):
+                bad: dict[int, str] = {}
+                bodies = encode(rows_of_it.batch, list(portion), bad)
+                good = [(index, body) for index, body in zip(portion, bodies, strict=True) if index not in bad]
+                if good:
+                    some, fit = [index for index, _ in good], [body for _, body in good]
+                    cutter.add(some, fit, cap_tokens=compiled.cap_tokens, inputs=compiled.inputs)
+                    taken.update(some)
     return taken

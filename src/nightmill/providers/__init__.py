@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from nightmill.types import Answer, Endpoint, FailureKind, Usage
 
@@ -153,6 +153,13 @@ class Encoded:
     inputs: int = 0  # texts to embed; 0 = it asks for no embeddings
 
 
+class Weight(NamedTuple):
+    """How many input tokens a body may be billed for, framing aside."""
+
+    most: int  # its bytes, those of media replaced by the most tokens that these may be
+    media: int = 0  # about as many tokens its media are
+
+
 @dataclass(frozen=True, slots=True)
 class PlainAnswers:
     """Result lines that are all complete answers with their usage, column by column: nearly all lines."""
@@ -186,6 +193,10 @@ class Provider(Protocol):
         Raises:
             CannotCarry: the model or endpoint cannot carry something the user asked for.
         """
+        ...
+
+    def weigh(self, body: bytes) -> Weight:
+        """What ``body``, one of `encode`'s, weighs."""
         ...
 
     def line_pieces(self, url: str) -> tuple[bytes, bytes, bytes]:

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nightmill.errors import CannotCarry
+from nightmill.media import Medium
 from nightmill.providers import Encoded, Request, endpoint_of
 from nightmill.providers._anthropic_shape import ANSWER_TOOL
 from nightmill.providers._fitting import fit_cap
+from nightmill.providers._media import ANTHROPIC, admit, base64_of, fit_size, medium_of
 from nightmill.providers._openai_requests import carried, json_line, refuse_responses
 from nightmill.providers._schemas import ANTHROPIC_FORMAT, Unfit, fit, is_one_object, told_in_prompt
 
@@ -58,7 +60,7 @@ def encoded(name: str, model: str, request: Request, user_set: frozenset[str]) -
     out |= schema
     _add_user(body, out)
     _refuse_rest(name, body, notes, user_set)
-    return Encoded(URL, json_line(out), tuple(notes), out["max_tokens"])
+    return Encoded(URL, fit_size(ANTHROPIC, model, json_line(out)), tuple(notes), out["max_tokens"])
 
 
 def _thinks(model: str, body: Mapping[str, Any]) -> bool:
@@ -91,7 +93,7 @@ def _conversation(body: Mapping[str, Any]) -> tuple[list[str], list[dict[str, An
                 raise CannotCarry(f"a {role} message after the first turn", why=why, fix="put it first")
             system.append("".join(_texts(message)))
         elif role == "user":
-            turns.append({"role": "user", "content": _content(message)})
+            turns.append({"role": "user", "content": _content(message, str(body["model"]))})
         elif role == "assistant":
             turns.append({"role": "assistant", "content": _said(message)})
         elif role == "tool":
@@ -131,9 +133,28 @@ def _texts(message: Mapping[str, Any]) -> Iterator[str]:
         yield text
 
 
-def _content(message: Mapping[str, Any]) -> str | list[dict[str, Any]]:
+def _content(message: Mapping[str, Any], model: str = "") -> str | list[dict[str, Any]]:
+    """What a message says; media only where a ``model`` is named that may take them."""
     content = message.get("content")
-    return content if isinstance(content, str) else [{"type": "text", "text": text} for text in _texts(message)]
+    if isinstance(content, str):
+        return content
+    if not model or not isinstance(content, list | tuple):
+        return [{"type": "text", "text": text} for text in _texts(message)]
+    blocks: list[dict[str, Any]] = []
+    for part in content:
+        medium = medium_of(part) if isinstance(part, Mapping) else None
+        if medium is None:
+            blocks += [{"type": "text", "text": text} for text in _texts({"content": [part]})]
+        else:
+            blocks.append(_block(admit(ANTHROPIC, model, medium)))
+    return blocks
+
+
+def _block(medium: Medium) -> dict[str, Any]:
+    source = {"type": "url", "url": medium.url}
+    if medium.data is not None:
+        source = {"type": "base64", "media_type": medium.mime, "data": base64_of(medium)}
+    return {"type": "image" if medium.kind == "image" else "document", "source": source}
 
 
 def _said(message: Mapping[str, Any]) -> str | list[dict[str, Any]]:

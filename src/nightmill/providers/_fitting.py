@@ -8,6 +8,7 @@ from typing import Any
 
 from nightmill.errors import CannotCarry
 from nightmill.providers import OWN_SCHEMA, Encoded, Request, endpoint_of
+from nightmill.providers._media import PARTS, TAKES, check_media, fit_size
 from nightmill.providers._openai_requests import cap_of, carried, inputs_of, json_line, refuse_responses, whole_of
 from nightmill.providers._schemas import OPENAI_STRICT, Unfit, fit, is_one_object, told_in_prompt
 from nightmill.providers.servers import Server
@@ -58,6 +59,8 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
     if _SEARCHES.search(model):
         why = "each search is billed beside its tokens, so that no budget would hold"
         raise CannotCarry(f"{name}/{model} searches by itself", why=why, fix="choose another model")
+    takes = TAKES[server.media]
+    check_media(takes, model, body.get("messages", body.get("input")))
     _refuse_boundless(body)
     thinks = not takes_sampling(server.thinks_first, model, _effort(body))
     if endpoint == "responses":
@@ -68,7 +71,8 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
         if thinks:
             _drop_sampling(model, body, notes, user_set)
         _fit_schema(server, body, notes, user_set)
-        return Encoded(server.batch_url + "/responses", json_line(body), tuple(notes), cap_of(body))
+        whole = fit_size(takes, model, json_line(body))
+        return Encoded(server.batch_url + "/responses", whole, tuple(notes), cap_of(body))
     if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
         why = "a model answers to messages"
         raise CannotCarry("the request has no messages", why=why, fix="give each row a prompt")
@@ -78,7 +82,8 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
     _fit_schema(server, body, notes, user_set)
     cap_tokens = cap_of(body)
     body[server.max_tokens_field] = body.pop("max_completion_tokens")
-    return Encoded(server.batch_url + "/chat/completions", json_line(body), tuple(notes), cap_tokens)
+    whole = fit_size(takes, model, json_line(body))
+    return Encoded(server.batch_url + "/chat/completions", whole, tuple(notes), cap_tokens)
 
 
 def takes_sampling(thinks_first: str, model: str, effort: object = None) -> bool:
@@ -155,7 +160,7 @@ def _beside_text(item: Mapping[str, Any]) -> list[str]:
     found += ["audio in a message"] if item.get("audio") else []
     for parts in (item.get("content"), item.get("output")):
         kinds = [_kind(part) for part in parts if isinstance(part, Mapping)] if isinstance(parts, list | tuple) else []
-        found += [f"the part {kind}" for kind in kinds if kind not in _TEXT_PARTS]
+        found += [f"the part {kind}" for kind in kinds if kind not in (*_TEXT_PARTS, *PARTS)]
     return found
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from nightmill.errors import CannotCarry
 from nightmill.providers import Encoded, Request, endpoint_of
+from nightmill.providers._media import GEMINI, admit, base64_of, fit_size, medium_of
 from nightmill.providers._openai_requests import carried, json_line, refuse_responses, whole_of
 from nightmill.providers._schemas import GEMINI_JSON, Unfit, fit, told_in_prompt
 
@@ -59,7 +60,7 @@ def encoded(name: str, model: str, request: Request, user_set: frozenset[str]) -
         return _embedding(model, asked, user_set)
     notes: list[str] = []
     bound = _answer_format(asked, notes)
-    body, said = _told(asked.pop("messages", None)), asked
+    body, said = _told(asked.pop("messages", None), model), asked
     config = _sampling(model, said, notes, user_set) | bound
     if thinking := _thinking(model, said.pop("reasoning_effort", None)):
         config["thinkingConfig"] = thinking
@@ -67,13 +68,14 @@ def encoded(name: str, model: str, request: Request, user_set: frozenset[str]) -
     body |= _tools(said)
     _leave_out(model, said, notes, user_set)
     cap_tokens = config["maxOutputTokens"] * config.get("candidateCount", 1)
-    return Encoded(f"/v1beta/{model_path(model)}:generateContent", json_line(body), tuple(notes), cap_tokens)
+    whole = fit_size(GEMINI, model, json_line(body))
+    return Encoded(f"/v1beta/{model_path(model)}:generateContent", whole, tuple(notes), cap_tokens)
 
 
 # -- what is said ------------------------------------------------------------------------------
 
 
-def _told(messages: Any) -> dict[str, Any]:
+def _told(messages: Any, model: str) -> dict[str, Any]:
     """``contents`` and ``systemInstruction``: turns of the two roles there are, what the system is told before them."""
     if not isinstance(messages, list | tuple) or not messages:
         why = "a model answers to messages"
@@ -82,7 +84,7 @@ def _told(messages: Any) -> dict[str, Any]:
     turns: list[dict[str, Any]] = []
     functions: dict[str, str] = {}  # what a tool call's id was for
     for message in messages:
-        role, parts = _turn(message, functions)
+        role, parts = _turn(message, functions, model)
         if role in _SYSTEM:
             if turns:
                 why = "its system instruction stands before the conversation"
@@ -98,14 +100,15 @@ def _told(messages: Any) -> dict[str, Any]:
     return {"contents": turns} | ({"systemInstruction": {"parts": system}} if system else {})
 
 
-def _turn(message: Any, functions: dict[str, str]) -> tuple[str, list[dict[str, Any]]]:
+def _turn(message: Any, functions: dict[str, str], model: str) -> tuple[str, list[dict[str, Any]]]:
     """Role and parts of one message."""
     if not isinstance(message, Mapping):
         raise CannotCarry("a message is no object", why=f"it is {str(message)[:80]!r}", fix="correct the row")
     more = [key for key, value in message.items() if key not in _MESSAGE_KEYS and value not in (None, "", [])]
     if more:
         raise CannotCarry(f"{more[0]} of a message is not carried", why="Gemini has no such thing", fix="leave it out")
-    role, parts = message.get("role"), _texts(message.get("content"))
+    role = message.get("role")
+    parts = _texts(message.get("content"), model if role == "user" else "")
     if role == "tool":
         return "user", [_function_response(message, parts, functions)]
     if role == "assistant":
@@ -117,15 +120,21 @@ def _turn(message: Any, functions: dict[str, str]) -> tuple[str, list[dict[str, 
     return ("model" if role == "assistant" else str(role)), parts
 
 
-def _texts(content: Any) -> list[dict[str, Any]]:
+def _texts(content: Any, model: str = "") -> list[dict[str, Any]]:
+    """The parts of what is said; media only where a ``model`` is named that may take them."""
     if content is None:
         return []
     if isinstance(content, str):
         return [{"text": content}]
     if not isinstance(content, list | tuple):
         raise CannotCarry("a message is no text", why=f"its content is {str(content)[:80]!r}", fix="correct the row")
-    texts = []
+    texts: list[dict[str, Any]] = []
     for part in content:
+        medium = medium_of(part) if model and isinstance(part, Mapping) else None
+        if medium is not None:
+            admit(GEMINI, model, medium)
+            texts.append({"inlineData": {"mimeType": medium.mime, "data": base64_of(medium)}})
+            continue
         text = part.get("text", part.get("refusal")) if isinstance(part, Mapping) else None
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else part

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from nightmill.config import Timing
-from nightmill.providers import BatchView, Encoded, LiveReply, Request
+from nightmill.providers import BatchView, Encoded, LiveReply, Request, Weight
 from nightmill.providers._anthropic_requests import encoded
 from nightmill.providers._anthropic_shape import AnthropicLines
 from nightmill.providers._anthropic_talk import RESULTS, batch_view, failure, must_stop, rate_hint
 from nightmill.providers._api import Api, Page, back_to, is_gone, quoted
 from nightmill.providers._env import is_nearby
 from nightmill.providers._http import Reply
+from nightmill.providers._media import ANTHROPIC, weigh
 from nightmill.providers.servers import Server, address, key_of
 from nightmill.types import FailureKind
 
@@ -45,6 +46,9 @@ class Anthropic(AnthropicLines):
     def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
         """See `Provider.encode`. A body always leaves with an explicit output cap."""
         return encoded(self.name, self.model, request, user_set)
+
+    def weigh(self, body: bytes) -> Weight:
+        return weigh(ANTHROPIC, self.model, body)
 
     async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
         """See `LiveProvider.send`."""

@@ -13,12 +13,13 @@ from typing import Any
 
 from nightmill.config import Timing
 from nightmill.errors import NeverSent, Uncertain
-from nightmill.providers import BatchView, Encoded, LiveReply, Request, SentRequest
+from nightmill.providers import BatchView, Encoded, LiveReply, Request, SentRequest, Weight
 from nightmill.providers._api import Api, Page, back_to, is_gone, nothing_ran, quoted
 from nightmill.providers._env import is_nearby
 from nightmill.providers._fitting import fitted
 from nightmill.providers._http import shorten
 from nightmill.providers._joining import JoinsOpenAI
+from nightmill.providers._media import TAKES, weigh
 from nightmill.providers._openai_requests import decode_request
 from nightmill.providers._openai_shape import OpenAILines, is_own, own_error
 from nightmill.providers._openai_talk import METADATA_KEY, batch_view, failure, must_stop, rate_hint, true_status
@@ -50,6 +51,9 @@ class Compatible(JoinsOpenAI, OpenAILines):
     def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
         """See `Provider.encode`. A chat body always leaves with an explicit output cap."""
         return fitted(self._server, self.name, self.model, self.limits.context, request, user_set)
+
+    def weigh(self, body: bytes) -> Weight:
+        return weigh(TAKES[self._server.media], self.model, body)
 
     async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
         reply = await self._api.send(url.removeprefix(self._server.batch_url), body, timeout_s)

@@ -20,7 +20,7 @@ import msgspec
 
 from nightmill.errors import CannotCarry, Uncertain, UsageError, name_and_text
 from nightmill.importing import import_here
-from nightmill.providers import Account, Encoded, Limits, LiveReply, Request
+from nightmill.providers import Account, Encoded, Limits, LiveReply, Request, Weight
 from nightmill.providers._openai_requests import cap_of, carried, json_line, refuse_responses
 from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, error_body, scrub
 
@@ -65,6 +65,9 @@ class Function(OpenAILines):
                 )
             notes.append(f"{key} is not passed on: {self.model} has no such parameter")
         return Encoded(CHAT_URL, json_line(body), tuple(notes), cap_of(body))
+
+    def weigh(self, body: bytes) -> Weight:
+        return Weight(len(body))
 
     async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
         """Call the function once. What it raises is an answer of status 500.

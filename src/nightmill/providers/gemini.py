@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from nightmill.config import Timing
 from nightmill.errors import ProviderError, Uncertain
-from nightmill.providers import BatchView, Encoded, LiveReply, Request
+from nightmill.providers import BatchView, Encoded, LiveReply, Request, Weight
 from nightmill.providers._api import Api, Page, back_to, nothing_ran, quoted
 from nightmill.providers._env import is_nearby
 from nightmill.providers._gemini_requests import encoded, model_path
@@ -32,6 +32,7 @@ from nightmill.providers._gemini_talk import (
     unanswered,
 )
 from nightmill.providers._joining import JoinsGemini
+from nightmill.providers._media import GEMINI, weigh
 from nightmill.providers.servers import Server, address, key_of
 from nightmill.types import FailureKind
 
@@ -57,6 +58,9 @@ class Gemini(JoinsGemini, GeminiLines):
     def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
         """See `Provider.encode`. A chat body always leaves with an explicit output cap."""
         return encoded(self.name, self.model, request, user_set)
+
+    def weigh(self, body: bytes) -> Weight:
+        return weigh(GEMINI, self.model, body)
 
     async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
         reply = await self._api.send(url, body, timeout_s)

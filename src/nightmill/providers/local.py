@@ -21,8 +21,9 @@ from typing import Any
 import msgspec
 
 from nightmill.errors import CannotCarry, NeverSent, Uncertain, UsageError
-from nightmill.providers import Account, Encoded, Limits, LiveReply, Request, endpoint_of
+from nightmill.providers import Account, Encoded, Limits, LiveReply, Request, Weight, endpoint_of
 from nightmill.providers._http import shorten
+from nightmill.providers._media import TAKES, check_media
 from nightmill.providers._openai_requests import cap_of, carried, inputs_of, json_line, refuse_responses
 from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, error_body
 
@@ -65,6 +66,7 @@ class Local(OpenAILines):
                 raise CannotCarry(f"{self.model} takes no dimensions", why=why, fix="leave dimensions out")
             body = {key: value for key, value in body.items() if key in ("model", "input") or key in user_set}
             return Encoded(EMBEDDINGS_URL, json_line(body), inputs=inputs_of(body))
+        check_media(TAKES[""], self.model, body.get("messages"))
         if not isinstance(body.get("messages"), list | tuple) or not body["messages"]:
             why = "a model answers to messages"
             raise CannotCarry("the request has no messages", why=why, fix="give each row a prompt")
@@ -78,6 +80,9 @@ class Local(OpenAILines):
             UsageError: llama.cpp cannot load the file.
         """
         await asyncio.get_running_loop().run_in_executor(self._threads(), self._server, url)
+
+    def weigh(self, body: bytes) -> Weight:
+        return Weight(len(body))
 
     async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
         """Answer one request. The time to load the model is not counted.

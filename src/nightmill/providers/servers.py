@@ -50,6 +50,7 @@ class Server:
     batch_url: str = "/v1"  # what the lines of a batch file have before "/chat/completions"
     window: str = "24h"  # how long a batch may take, in hours or days
     lists_whole: bool = False  # its lists have no pages, and do not say so
+    media: str = ""  # whose models it has, where it is known which media they take; see `_media.TAKES`
     thinks_first: str = ""  # how models that reason are called, as a pattern: no sampling, a higher cap
     limits: Limits = field(default_factory=Limits)  # no batch lane where ``batch_requests`` is 0
     runs_models: bool = False  # itself, so that on the user's own hardware they cost nothing
@@ -88,7 +89,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
     {
         "openai": Server(
             "https://api.openai.com/v1", "OPENAI_BASE_URL", keys=("OPENAI_API_KEY",), thinks_first=_GPT,
-            responses=True, base64=True, strict=True,
+            responses=True, base64=True, strict=True, media="openai",
             limits=Limits(batch_requests=50_000, batch_bytes=200 * _MB, batch_inputs=50_000),
             keeps_days=30, batch_caveats=(_UP_TO_THE_ACCOUNT,), example="gpt-5-mini",
         ),

@@ -4,7 +4,7 @@ A task is a TOML file, a Python function, a prompt given by hand, or the row its
 `bind` holds it against the columns of a source and finds out, before anything costs, what does not fit.
 """
 
-from nightmill.tasks.binding import ASKS, BoundTask, Task, bind, holds_bodies, prompt_task, verbatim_task
+from nightmill.tasks.binding import ASKS, MEDIA, BoundTask, Task, bind, holds_bodies, prompt_task, verbatim_task
 from nightmill.tasks.files import TaskFile, check_examples, find_task, known_tasks, new_task, read_prompt
 from nightmill.tasks.functions import MESSAGES, Messages, NoRequest, TaskFunction, function_task, import_task, task
 from nightmill.tasks.repair import Repaired, repairing, require_repair
@@ -14,6 +14,7 @@ from nightmill.tasks.tools import check_tools_alone, request_parts
 
 __all__ = [
     "ASKS",
+    "MEDIA",
     "MESSAGES",
     "BoundTask",
     "Column",

@@ -11,6 +11,7 @@ from nightmill.errors import TaskError
 from nightmill.tasks.templates import Parsed, Template, as_text, bind_template, parse, single_braces
 from nightmill.types import Endpoint
 
+MEDIA = "nightmill.media"  # the column that says where the media of each row lie
 _NOT_OF_A_BODY = ("key", "id", "custom_id")
 _VERBATIM_COLUMNS = ("text", "prompt", "input")
 _Role = Literal["system", "user"]
@@ -50,6 +51,7 @@ class Task:
     tool_choice: str | None = None  # auto, none, required, or the name of a tool
     parallel_tool_calls: bool | None = None
     choices: int | None = None  # answers to each row
+    media: list[str] = field(default_factory=list)  # columns whose cells are images, PDFs, audio or video to send along
 
     @property
     def embeds(self) -> bool:
@@ -68,6 +70,8 @@ class Task:
         task = {each.name: getattr(self, each.name) for each in fields(self)}
         for name in ("variables", "column_map"):
             task[name] = dict(sorted(task[name].items()))
+        if not task["media"]:
+            del task["media"]  # so that a task without has the digest that it always had
         return task
 
     @classmethod
@@ -131,8 +135,10 @@ def bind(task: Task, columns: Sequence[str], sets: Mapping[str, str] | None = No
         TaskError: a name is neither column nor variable; ``{name}`` where ``{{ name }}`` is
             meant; a set that nothing uses; a broken template.
     """
+    _check_media(task, columns)
     if task.bodies:
         return _bind_bodies(task, columns, sets or {})
+    seen = (MEDIA,) if task.media else ()
     sources: list[tuple[_Role, str]] = []
     if task.system:
         sources.append(("system", task.system))
@@ -149,12 +155,25 @@ def bind(task: Task, columns: Sequence[str], sets: Mapping[str, str] | None = No
         _check_braces(template, columns, task)
     if task.messages_column is not None:
         column = names[task.messages_column]
-        return BoundTask(replace(task, messages_column=column), (column,), ())
+        return BoundTask(replace(task, messages_column=column), (column, *seen), ())
     if not any(role == "user" for role, _ in parsed):
         raise TaskError(f"the task {task.name} asks nothing", why="it has no prompt", fix="give it a prompt")
     templates = tuple((role, bind_template(template, names, task.variables)) for role, template in parsed)
     needed = dict.fromkeys(column for _, template in templates for column in template.columns)
-    return BoundTask(task, tuple(needed), templates, _shots(task, parsed[-1][1]))
+    return BoundTask(task, (*needed, *seen), templates, _shots(task, parsed[-1][1]))
+
+
+def _check_media(task: Task, columns: Sequence[str]) -> None:
+    """Raises TaskError: a column of media is none, or the rows are no prompts that media could go along with."""
+    for name in task.media:
+        if name not in columns:
+            why = f"the columns are {', '.join(columns)}"
+            raise TaskError(
+                f"no column {name} to take media from", why=why, fix=did_you_mean(name, columns) or "name one"
+            )
+    if task.media and (task.bodies or task.endpoint == "embeddings"):
+        why = "each row is a whole request already" if task.bodies else "the answer is a vector of a text"
+        raise TaskError("media go along with a prompt", why=why, fix="leave media out, or give a prompt")
 
 
 def _bind_bodies(task: Task, columns: Sequence[str], sets: Mapping[str, str]) -> BoundTask:

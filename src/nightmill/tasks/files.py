@@ -256,5 +256,6 @@ _TASK_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "repair": ("true or false", _is_switch),
     "reask": ("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
     "escalate": ("true or false", _is_switch),
+    "media": ("a list of column names", lambda value: isinstance(value, list) and all(map(_is_text, value))),
     **TOOL_KEYS,
 }

@@ -1,0 +1,176 @@
+"""Images, PDFs, audio and video as bytes: what kind they are, how large, how long. Nothing here trusts a file's name.
+
+What cannot be told safely is None, never a guess: money is held by these numbers.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kind = Literal["image", "pdf", "audio", "video"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_LONGEST_S = 10 * 86_400.0  # what claims to be longer is not believed
+_LEAST_MP3_BITS = 8_000  # a second, the lowest rate there is
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """One image, PDF, sound or film in a request: its bytes, or where they lie."""
+
+    kind: Kind
+    mime: str
+    data: bytes | None = None  # None: it lies at ``url``
+    url: str = ""
+    name: str = ""  # of its file, where it had one
+
+
+def kind_of(data: bytes) -> tuple[Kind, str] | None:
+    """What ``data`` is, by its first bytes: its kind and MIME type; None for what no model takes."""
+    for signature, offset, kind, mime in _SIGNATURES:
+        if data.startswith(signature, offset):
+            return kind, mime
+    if data[:4] == b"RIFF":
+        return _IN_RIFF.get(data[8:12])
+    if data[4:8] == b"ftyp":
+        return ("audio", "audio/mp4") if data[8:11] in (b"M4A", b"M4B") else _film(data[8:12])
+    if len(data) > 3 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:
+        return ("audio", "audio/aac") if data[1] & 0x06 == 0 else ("audio", "audio/mpeg")
+    return None
+
+
+def kind_of_mime(mime: str) -> Kind | None:
+    """The kind that a MIME type names."""
+    if mime == "application/pdf":
+        return "pdf"
+    head = mime.partition("/")[0]
+    return next((kind for kind in KINDS if kind == head), None)
+
+
+_SIGNATURES: tuple[tuple[bytes, int, Kind, str], ...] = (
+    (b"\x89PNG\r\n\x1a\n", 0, "image", "image/png"),
+    (b"\xff\xd8\xff", 0, "image", "image/jpeg"),
+    (b"GIF87a", 0, "image", "image/gif"),
+    (b"GIF89a", 0, "image", "image/gif"),
+    (b"%PDF-", 0, "pdf", "application/pdf"),
+    (b"ID3", 0, "audio", "audio/mpeg"),
+    (b"fLaC", 0, "audio", "audio/flac"),
+    (b"OggS", 0, "audio", "audio/ogg"),
+    (b"\x1aE\xdf\xa3", 0, "video", "video/webm"),
+)
+_IN_RIFF: dict[bytes, tuple[Kind, str]] = {
+    b"WEBP": ("image", "image/webp"),
+    b"WAVE": ("audio", "audio/wav"),
+    b"AVI ": ("video", "video/x-msvideo"),
+}
+
+
+def _film(brand: bytes) -> tuple[Kind, str]:
+    if brand in (b"heic", b"heix", b"mif1"):
+        return "image", "image/heic"
+    if brand == b"avif":
+        return "image", "image/avif"
+    return ("video", "video/quicktime") if brand == b"qt  " else ("video", "video/mp4")
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in pixels, from the header of a PNG, JPEG, GIF or WebP."""
+    found = kind_of(data)
+    reader = _SIZES.get(found[1]) if found else None
+    try:
+        size = reader(data) if reader else None
+    except (struct.error, IndexError):
+        return None
+    return size if size and all(0 < side < 1 << 20 for side in size) else None
+
+
+def _png(data: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
+def _gif(data: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from("<HH", data, 6)
+    return width, height
+
+
+def _jpeg(data: bytes) -> tuple[int, int] | None:
+    at = 2
+    while at + 9 < len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            at += 2
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return width, height
+        else:
+            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+    return None
+
+
+def _webp(data: bytes) -> tuple[int, int] | None:
+    match data[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+        case b"VP8 ":
+            width, height = struct.unpack_from("<HH", data, 26)
+            return width & 0x3FFF, height & 0x3FFF
+        case b"VP8L":
+            bits = struct.unpack_from("<I", data, 21)[0]
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return None
+
+
+_SIZES: dict[str, Callable[[bytes], tuple[int, int] | None]] = {
+    "image/png": _png,
+    "image/jpeg": _jpeg,
+    "image/gif": _gif,
+    "image/webp": _webp,
+}
+
+
+def most_seconds(data: bytes, mime: str) -> float | None:
+    """As long as a sound or film can be: its header's word, or of an MP3 its bytes at the lowest rate there is."""
+    match mime:
+        case "audio/wav":
+            seconds = _wav_seconds(data)
+        case "audio/mpeg":
+            seconds = len(data) * 8 / _LEAST_MP3_BITS
+        case "video/mp4" | "video/quicktime" | "audio/mp4":
+            seconds = _mp4_seconds(data)
+        case _:
+            return None
+    return seconds if seconds is not None and 0 <= seconds < _LONGEST_S else None
+
+
+def _wav_seconds(data: bytes) -> float | None:
+    at = data.find(b"fmt ", 12)
+    if at < 0 or at + 24 > len(data):
+        return None
+    _, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", data, at + 8)
+    each_s = channels * rate * bits / 8
+    return len(data) / each_s if each_s else None
+
+
+def _mp4_seconds(data: bytes) -> float | None:
+    """By the header of the film and those of its tracks: the longest of them."""
+    found = [_box_seconds(data, match.start() + 4) for match in re.finditer(rb"m[vd]hd", data)]
+    known = [seconds for seconds in found if seconds is not None]
+    return max(known) if known and len(known) == len(found) else None
+
+
+def _box_seconds(data: bytes, at: int) -> float | None:
+    try:
+        form = ">IQ" if data[at] else ">II"
+        scale, length = struct.unpack_from(form, data, at + (20 if data[at] else 12))
+    except (struct.error, IndexError):
+        return None
+    return length / scale if scale else None

@@ -44,6 +44,7 @@ class Rates:
     cache_write: Fraction
     output: Fraction
     request: Fraction = _ZERO  # nano-dollars per request, whatever its size
+    audio: Fraction | None = None  # of fresh input that is sound; None: as other input
     above_tokens: int = field(default=0, kw_only=True)
 
     def exceeds(self, other: Rates) -> bool:
@@ -51,9 +52,10 @@ class Rates:
         return any(mine > theirs for mine, theirs in zip(self.all, other.all, strict=True))
 
     @property
-    def all(self) -> tuple[Fraction, Fraction, Fraction, Fraction, Fraction]:
-        """Fresh input, cached input, cache write, output, and per request."""
-        return self.input, self.cached_input, self.cache_write, self.output, self.request
+    def all(self) -> tuple[Fraction, Fraction, Fraction, Fraction, Fraction, Fraction]:
+        """Fresh input, cached input, cache write, output, per request, and sound."""
+        sound = self.input if self.audio is None else self.audio
+        return self.input, self.cached_input, self.cache_write, self.output, self.request, sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class PriceSheet:
     framing_tokens: int = FRAMING_TOKENS  # most input tokens of a request beside its content
     _scale: int = field(default=2, init=False, repr=False, compare=False)
     # The tiers from the highest down: where each begins, and its rates times _scale.
-    _meters: tuple[tuple[int, tuple[int, int, int, int, int]], ...] = field(
+    _meters: tuple[tuple[int, tuple[int, int, int, int, int, int]], ...] = field(
         default=(), init=False, repr=False, compare=False
     )
     _dearest: tuple[int, int, int] = field(default=(0, 0, 0), init=False, repr=False, compare=False)
@@ -102,13 +104,17 @@ class PriceSheet:
         for above, meter in self._meters:  # noqa: B007 - the last one is the base, which always applies
             if tokens > above:
                 break
-        fresh_rate, cached_rate, write_rate, output_rate, request_rate = meter
+        fresh_rate, cached_rate, write_rate, output_rate, request_rate, audio_rate = meter
         total = request_rate + usage.output_tokens * output_rate
         cached, written = usage.cached_tokens, usage.cache_write_tokens
         if cached or written:
             total += cached * cached_rate + written * write_rate
             # Parts that add up to more than the whole are a provider's slip, not a refund.
             tokens = max(tokens - cached - written, 0)
+        if usage.audio_tokens:
+            heard = min(usage.audio_tokens, tokens)
+            total += heard * audio_rate
+            tokens -= heard
         scale = self._scale
         return (total + tokens * fresh_rate + scale // 2) // scale
 
@@ -116,11 +122,11 @@ class PriceSheet:
         """The summed `cost` of many requests, each rounded by itself."""
         if len(self._meters) > 1:
             return sum(map(self.cost, usages))
-        (_, (fresh_rate, _, _, output_rate, request_rate)), scale = self._meters[0], self._scale
+        (_, (fresh_rate, _, _, output_rate, request_rate, _)), scale = self._meters[0], self._scale
         base = request_rate + scale // 2
         total = 0
         for usage in usages:
-            if usage.cached_tokens or usage.cache_write_tokens:
+            if usage.cached_tokens or usage.cache_write_tokens or usage.audio_tokens:
                 total += self.cost(usage)
             else:
                 total += (base + usage.output_tokens * output_rate + usage.input_tokens * fresh_rate) // scale
@@ -132,7 +138,7 @@ class PriceSheet:
         """`cost` of many requests whose tokens come in columns."""
         if len(self._meters) > 1 or any(cached) or any(written):
             return [self.cost(Usage(*tokens)) for tokens in zip(inputs, outputs, cached, written, strict=True)]
-        (_, (fresh_rate, _, _, output_rate, request_rate)), scale = self._meters[0], self._scale
+        (_, (fresh_rate, _, _, output_rate, request_rate, _)), scale = self._meters[0], self._scale
         base = request_rate + scale // 2
         return [(base + o * output_rate + i * fresh_rate) // scale for i, o in zip(inputs, outputs, strict=True)]
 
@@ -140,7 +146,7 @@ class PriceSheet:
         self, inputs: Sequence[int], outputs: Sequence[int], cached: Sequence[int], written: Sequence[int]
     ) -> int:
         """The sum of `costs`."""
-        fresh_rate, _, _, output_rate, request_rate = self._meters[-1][1]
+        fresh_rate, _, _, output_rate, request_rate, _ = self._meters[-1][1]
         is_whole = not (fresh_rate % self._scale or output_rate % self._scale or request_rate % self._scale)
         if is_whole and len(self._meters) == 1 and not any(cached) and not any(written):  # nothing to round
             total = len(inputs) * request_rate + sum(outputs) * output_rate + sum(inputs) * fresh_rate
@@ -154,7 +160,7 @@ class PriceSheet:
         """
         if len(self._meters) > 1:
             return None
-        (_, (fresh_rate, cached_rate, write_rate, output_rate, request_rate)), scale = self._meters[0], self._scale
+        (_, (fresh_rate, cached_rate, write_rate, output_rate, request_rate, _)), scale = self._meters[0], self._scale
         fresh = max(0, usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens)
         total = requests * request_rate + fresh * fresh_rate + usage.output_tokens * output_rate
         total += usage.cached_tokens * cached_rate + usage.cache_write_tokens * write_rate
@@ -165,9 +171,9 @@ class PriceSheet:
     def worst(self, content_bytes: int, requests: int, output_cap_tokens: int) -> int:
         """An upper bound, in nanos, on the summed `cost` of ``requests`` requests.
 
-        Holds for any split of ``content_bytes`` UTF-8 bytes of content and ``output_cap_tokens``
-        tokens of output caps among them, since a token is at least one byte, and a request adds
-        at most `framing_tokens`.
+        Holds for any split of ``content_bytes`` UTF-8 bytes of content and ``output_cap_tokens`` tokens of output
+        caps among them, since a token is at least one byte, and a request adds at most `framing_tokens`. Sound counts
+        there as so much more text as it costs more.
         """
         input_rate, output_rate, request_rate = self._dearest
         if not (input_rate or output_rate or request_rate):
@@ -418,7 +424,7 @@ def _tiers(price: ModelPrice) -> tuple[Rates, ...]:
     if price.input_mtok is None:
         return ()
     parts = (price.cache_read_mtok, price.cache_write_mtok, price.output_mtok)
-    columns = (price.input_mtok, *parts, price.requests_kcount)
+    columns = (price.input_mtok, *parts, price.requests_kcount, price.input_audio_mtok)
     starts = {tier.start for column in columns if isinstance(column, TieredPrices) for tier in column.tiers}
 
     def rate(column: Decimal | TieredPrices, start: int, units: int) -> Fraction:
@@ -433,9 +439,9 @@ def _tiers(price: ModelPrice) -> tuple[Rates, ...]:
             absent if column is None else rate(column, start, 1_000_000)
             for column, absent in zip(parts, (fresh, fresh, _ZERO), strict=True)
         )
-        return Rates(
-            fresh, cached, written, output, rate(price.requests_kcount or Decimal(0), start, 1_000), above_tokens=start
-        )
+        sound = None if price.input_audio_mtok is None else rate(price.input_audio_mtok, start, 1_000_000)
+        each = rate(price.requests_kcount or Decimal(0), start, 1_000)
+        return Rates(fresh, cached, written, output, each, sound, above_tokens=start)
 
     return tuple(rates(start) for start in sorted(starts | {0}))
 
@@ -450,8 +456,7 @@ def _dearest(priced: Sequence[tuple[Rates, ...]]) -> tuple[Rates, ...]:
 
     def highest(start: int) -> Rates:
         rows = [reached(tiers, start).all for tiers in priced]
-        fresh, cached, written, output, request = map(max, zip(*rows, strict=True))
-        return Rates(fresh, cached, written, output, request, above_tokens=start)
+        return Rates(*map(max, zip(*rows, strict=True)), above_tokens=start)
 
     return tuple(map(highest, sorted({tier.above_tokens for tiers in priced for tier in tiers})))
 

@@ -101,7 +101,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
     ``input_tokens`` counts the whole prompt, cached part included; ``output_tokens`` counts all
     that is billed as output, reasoning included. ``cached_tokens`` and ``cache_write_tokens``
-    are parts of ``input_tokens``.
+    are parts of ``input_tokens``, and so are ``audio_tokens``, which may cost otherwise than text.
     """
 
     input_tokens: int
@@ -109,6 +109,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     estimated: bool = False  # the provider gave none; see collect.accounting
+    audio_tokens: int = 0
 
 
 class Succeeded(msgspec.Struct, frozen=True, gc=False):

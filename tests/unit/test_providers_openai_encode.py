@@ -134,7 +134,6 @@ RESPONSE = {"input": "x", "max_output_tokens": 9}
 @pytest.mark.parametrize(
     ("request_", "named"),
     [
-        (part(type="image_url", image_url={"url": "https://example.com/a.png"}), "image_url"),
         (part(type="file", file={"file_id": "file-1"}), "file"),
         (part(type="input_audio", input_audio={"data": "", "format": "wav"}), "input_audio"),
         ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, "audio"),

@@ -48,6 +48,11 @@ _MOST_TOKENS = 1 << 36  # more, or less than none, is a slip
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
 
 
+class _OfPrompt(msgspec.Struct, gc=False, rename="camel"):
+    modality: str = ""
+    token_count: _Tokens = 0
+
+
 class _Usage(msgspec.Struct, gc=False, rename="camel"):
     prompt_token_count: _Tokens
     candidates_token_count: _Tokens = 0
@@ -55,6 +60,11 @@ class _Usage(msgspec.Struct, gc=False, rename="camel"):
     cached_content_token_count: _Tokens = 0
     tool_use_prompt_token_count: _Tokens = 0
     total_token_count: _Tokens = 0
+    prompt_tokens_details: list[_OfPrompt] | None = None
+
+    @property
+    def heard(self) -> int:
+        return sum([each.token_count for each in self.prompt_tokens_details or () if each.modality == "AUDIO"])
 
     @property
     def sent(self) -> int:
@@ -173,6 +183,8 @@ def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
     usages = [body.usage_metadata for body in bodies if body.usage_metadata]
     if len(usages) < len(plain) or not all(texts) or any(map(str.isspace, texts)):
         return None
+    if any(usage.heard for usage in usages):
+        return None
     return PlainAnswers(
         [line.key for line in plain],
         texts,
@@ -187,7 +199,7 @@ def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
 
 
 def _plain_usage(said: _Usage) -> Usage:
-    return Usage(said.sent, said.written, said.cached_content_token_count)
+    return Usage(said.sent, said.written, said.cached_content_token_count, audio_tokens=said.heard)
 
 
 def _decode_embedding(line: bytes) -> Answer | None:
@@ -332,10 +344,14 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
     if not isinstance(said, dict) or not is_count(said.get("promptTokenCount")):
         return None
     named = {name: count(said.get(field)) for name, field in _USAGE_FIELDS.items()}
-    return _plain_usage(_Usage(**named))
+    parts = said.get("promptTokensDetails")
+    told = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    heard = [_OfPrompt(str(part.get("modality")), count(part.get("tokenCount"))) for part in told]
+    return _plain_usage(_Usage(**named, prompt_tokens_details=heard))
 
 
 _USAGE_FIELDS = dict(zip(_Usage.__struct_fields__, _Usage.__struct_encode_fields__, strict=True))
+del _USAGE_FIELDS["prompt_tokens_details"]
 
 
 # -- errors ------------------------------------------------------------------------------------

@@ -214,6 +214,7 @@ _MOST_TILES, _MOST_PATCHES = 8, 1_536
 _DEAREST_IMAGE = 2_833 + 5_667 * _MOST_TILES  # the most of any model that is documented
 _OPENAI_CONTEXTS = (("gpt-4o|chatgpt-4o|gpt-audio|gpt-4\\.5", 128_000), ("o\\d", 200_000), ("gpt-5(?![.\\d])", 400_000))
 _MOST_CONTEXT = 1_050_000  # of any model
+_OPENAI_SOUND = 17  # times what text costs, at most: so many tokens of text one of sound is held as
 
 
 def _by_name(table: Any, model: str) -> Any:
@@ -233,8 +234,9 @@ def _openai_tokens(model: str, medium: Medium) -> Tokens:
         return _openai_image(model, medium)
     context = (_by_name(_OPENAI_CONTEXTS, model) or (_MOST_CONTEXT,))[0]
     seconds = most_seconds(medium.data or b"", medium.mime) if medium.kind == "audio" else None
-    if seconds is not None:  # ten tokens a second, each way of cutting it
-        return Tokens(math.ceil(10 * seconds), min(context, 20 * math.ceil(seconds) + 20))
+    if medium.kind == "audio":  # ten tokens a second
+        most = context if seconds is None else min(context, 20 * math.ceil(seconds) + 20)
+        return Tokens(math.ceil(10 * (seconds or 60)), _OPENAI_SOUND * most)
     return Tokens(min(context, _usual_pdf(medium)), context)
 
 
@@ -303,6 +305,7 @@ ANTHROPIC = Takes(
 # -- Gemini ------------------------------------------------------------------------------------------
 
 _GEMINI_CONTEXT = 1_048_576
+_GEMINI_SOUND = 7  # see _OPENAI_SOUND
 _TILE = 258  # tokens
 _BIG_IMAGE = 2_240  # of later models, at the highest resolution there is
 _EVERY: frozenset[Kind] = frozenset(("image", "pdf", "audio", "video"))
@@ -328,8 +331,9 @@ def _gemini_tokens(model: str, medium: Medium) -> Tokens:
             seconds = most_seconds(data, medium.mime)
             usual, most = (32, 32) if kind == "audio" else (263, 300)  # a second
             if seconds is None:
-                return Tokens(usual * max(1, len(data) // 100_000), _GEMINI_CONTEXT)
-            return Tokens(math.ceil(usual * seconds), min(_GEMINI_CONTEXT, most * math.ceil(seconds + 1)))
+                return Tokens(usual * max(1, len(data) // 100_000), _GEMINI_SOUND * _GEMINI_CONTEXT)
+            most = min(_GEMINI_CONTEXT, most * math.ceil(seconds + 1))
+            return Tokens(math.ceil(usual * seconds), _GEMINI_SOUND * most)  # a film may be billed as sound in part
 
 
 def _gemini_tiles(width: int, height: int) -> int:

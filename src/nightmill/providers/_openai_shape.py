@@ -41,6 +41,7 @@ _Tokens = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
 class _Details(msgspec.Struct, gc=False):
     cached_tokens: _Tokens | None = None
     cache_write_tokens: _Tokens | None = None
+    audio_tokens: _Tokens | None = None
 
 
 _NO_DETAILS = _Details()
@@ -160,6 +161,8 @@ def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
     if len(usages) < len(plain) or not all(texts) or any(map(str.isspace, texts)):
         return None
     details = [usage.prompt_tokens_details or _NO_DETAILS for usage in usages]
+    if any(each.audio_tokens for each in details):
+        return None
     return PlainAnswers(
         [line.custom_id for line in plain],
         texts,
@@ -197,7 +200,7 @@ def _plain_usage(said: _Usage) -> Usage:
     sent, written = said.prompt_tokens, max(said.completion_tokens, (said.total_tokens or 0) - said.prompt_tokens)
     details = said.prompt_tokens_details or _NO_DETAILS
     cached = details.cached_tokens or said.prompt_cache_hit_tokens or 0
-    return Usage(sent, written, cached, details.cache_write_tokens or 0)
+    return Usage(sent, written, cached, details.cache_write_tokens or 0, audio_tokens=details.audio_tokens or 0)
 
 
 def _decode_any(line: bytes) -> Answer:
@@ -424,6 +427,7 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
         max(written, count(usage.get("total_tokens")) - sent),  # some servers leave out what was only thought
         count(details.get("cached_tokens")) or count(usage.get("prompt_cache_hit_tokens")),
         count(details.get("cache_write_tokens")),
+        audio_tokens=count(details.get("audio_tokens")),
     )
 
 

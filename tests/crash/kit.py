@@ -160,7 +160,7 @@ class Home:
         folder.mkdir(parents=True)
         self._workers: list[Worker] = []
         stamp = uuid.uuid4().hex  # other rows than any other case's, so that the simulator can tell them apart
-        self._own_key = f"sk-{stamp}"  # where batches carry no name, one case must not see another's
+        self._own_key = f"sk-{stamp}@{stamp}"  # where batches carry no name, one case must not see another's
         lines = [f"k{i},{stamp} row {i}" for i in range(scenario.rows)]
         (folder / "in.csv").write_text("id,text\n" + "\n".join(lines) + "\n")
         longest = lease_s / 2  # of one call

@@ -251,12 +251,15 @@ def _twin(mill: Mill, count: int, asked: dict[str, Any]) -> None:
 
 
 def _whose(mill: Mill, shard: Shard, asked: dict[str, Any]) -> dict[str, Any]:
-    """What a person says who knows every batch that others made: what is left of that size is the shard's."""
+    """What a person says who knows what others made: what is left of that size is the shard's.
+
+    Killed before it noted the other batch, a worker makes one more; of these two their results tell.
+    """
     marker = mill.settings.home / "twin"
     theirs = marker.read_text() if marker.exists() else ""
     events = _call(asked["simulator"] + "/log")[asked["since"] :]
     made = {e["batch_id"] for e in events if e["event"] == "create" and e["batch_id"]
-            and e["requests"] == shard.count} - {theirs}  # fmt: skip
+            and e["requests"] == shard.count} - {theirs, *shard.current.not_ours}  # fmt: skip
     left = sorted(made - mill.ledger.taken(made).keys())
     return {"adopt": left[0]} if left else {"resend": True}
 

@@ -214,11 +214,12 @@ class Place:
         found: list[dict[str, Any]] = self.ask("log")
         return found
 
-    def ask(self, what: str, method: str = "GET") -> Any:
+    def ask(self, what: str, method: str = "GET", body: Any = None) -> Any:
         """What the simulator itself says, or is told by another method."""
         assert self.url is not None
         url = f"{self.url.removesuffix('/v1')}/simulator/{what}"
-        with urllib.request.urlopen(urllib.request.Request(url, method=method)) as answer:
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(urllib.request.Request(url, method=method, data=data)) as answer:
             return json.load(answer)
 
 

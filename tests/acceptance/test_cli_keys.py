@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import sqlite3
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,7 @@ def test_a_key_that_is_gone_is_named_by_its_fingerprint(tmp_path: Path) -> None:
     model = MODELS[0]
     with two_keys(tmp_path, model, {"fault": "quota_used_up", "key": A, "after": 2, "on": "create"}) as place:
         place.env["KEY_B"] = ""
-        done = run(place, model, "batch", "--batch-size", "5", "--detach")
+        done = run(place, model, "batch", "--detach")
         assert done.code == 1, done.err
         shown = place.run("show", "@last", "--json").json
         place.env |= {"KEY_A": "", "KEY_B": B}
@@ -181,6 +183,69 @@ def test_what_is_in_doubt_stays_with_its_key(tmp_path: Path) -> None:
         done = place.run("resume", "@last", "--json")
         assert done.code == 0, done.err
         check_books(place, done.json)
+
+
+def put_back(place: Place, model: str, keys: dict[str, str] | None) -> None:
+    """A job's ledger is put back from a backup of before what was then sent with ``keys`` (None: nothing)."""
+    place.rows(20)
+    command = ("run", "in.txt", "--model", model, "--lane", "batch", "--yes", "--detach")
+    ledger, backup, mine = place.home / "nightmill.db", place.folder / "backup.db", place.env
+    place.env = mine | {"NIGHTMILL_KILL_AT": "ledger.publish_plan.committed"}
+    assert place.run_cold(*command).code == -9
+    with closing(sqlite3.connect(ledger)) as now, closing(sqlite3.connect(backup)) as kept:
+        now.backup(kept)
+    if keys is not None:
+        place.env = mine | keys
+        assert place.run_cold(*command).code == 0
+    place.env = mine
+    for more in ("-wal", "-shm"):
+        ledger.with_name(ledger.name + more).unlink(missing_ok=True)
+    backup.replace(ledger)
+
+
+@pytest.mark.parametrize("revoked", [None, A])
+@pytest.mark.parametrize("model", MODELS)
+def test_after_a_restore_batches_are_found_with_whichever_key_sees_them(
+    tmp_path: Path, model: str, revoked: str | None
+) -> None:
+    """Nobody knows any more with which key they were sent: each is asked, and a refused one keeps no other from it."""
+    with two_keys(tmp_path, model) as place:
+        put_back(place, model, {"KEY_A": B, "KEY_B": A})
+        if revoked:
+            place.ask("faults", "PUT", [{"fault": "key_revoked", "key": revoked}])
+        done = place.run("resume", "@last", "--json")
+        assert done.code == 0, done.err
+        check_books(place, done.json)
+        assert paid_by_key(place).keys() == {B}
+
+
+def test_after_a_restore_no_key_is_blamed_for_another(tmp_path: Path) -> None:
+    """What may have been sent with a revoked key waits, and is told; the other key is not called refused."""
+    model = MODELS[0]
+    with two_keys(tmp_path, model) as place:
+        put_back(place, model, None)
+        place.ask("faults", "PUT", [{"fault": "key_revoked", "key": B}])
+        resumed = place.start("resume", "@last")
+        resumed.until(lambda event: "it may have been sent with KEY_B (*" in json.dumps(event))
+        resumed.signal(signal.SIGINT)
+        assert resumed.end().code == 130
+        shown = place.run("show", "@last").out
+        assert "KEY_A" not in shown
+        place.ask("faults", "DELETE")
+        done = place.run("resume", "@last", "--json")
+        assert done.code == 0, done.err
+        check_books(place, done.json)
+
+
+def test_after_a_restore_a_person_adopts_from_either_account(tmp_path: Path) -> None:
+    """`resolve --adopt` finds the batch with whichever key sees it."""
+    model = MODELS[1]
+    with two_keys(tmp_path, model) as place:
+        put_back(place, model, {"KEY_A": B, "KEY_B": A})
+        made = [event["batch_id"] for event in place.log() if event["event"] == "create"]
+        tag = place.run("show", "@last", "--json").json["shards"][0]["shard"]
+        done = place.run("resolve", tag, "--adopt", made[0])
+        assert done.code == 0, done.err
 
 
 def test_files_are_tidied_away_at_each_account(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from nightmill import wire
 from nightmill.errors import LeaseLost, Limited, NeverSent, ProviderError, Refused
@@ -43,6 +43,8 @@ from nightmill.providers import BatchProvider, BatchView, LiveReply, UntaggedBat
 from nightmill.types import FailureKind, FileRef, ShardState
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 UNEXPLAINED_TRIES = 3
 LINE_SPLITS = 3  # refusals that name a line, before the rest goes out in halves
@@ -253,11 +255,9 @@ async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
     try:
         provider, found = await _find(work, provider, sub)
         if not found and ours and shard.looks + 1 >= len(timing.looks_s) and not shard.fenced:
-            fence = all([await _fence(each, sub) for each in _whose(work, provider, sub)])
+            fence = all([await _asked(provider, each, _fence(each, sub)) for each in _whose(work, provider, sub)])
     except ProviderError as error:
-        if is_shut_out(error):
-            raise
-        await _look_failed(desk, shard, error, overdue=_is_overdue(desk, sub))
+        await _no_look(desk, shard, error)
         return
     if found:
         if not sub.account:  # handed over after the backup that this ledger was restored from
@@ -280,30 +280,53 @@ async def _look(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
 
 
 def _whose(work: Work, provider: BatchProvider, sub: Submission) -> list[BatchProvider]:
-    """Where a submission may be: with its own key, or, after a restore, with any."""
+    """Where a submission may be: with its own key, or, after a restore, with any, this one first."""
     every = [each for each in work.keys if isinstance(each, BatchProvider)]
-    return [provider] if sub.account or provider not in every else every
+    return [provider] if sub.account or provider not in every else sorted(every, key=lambda each: each is not provider)
+
+
+async def _asked(provider: BatchProvider, each: BatchProvider, look: Awaitable[T]) -> T:
+    """What a look with one of several keys brings. Where another than the step's own is refused, the error says so."""
+    try:
+        return await look
+    except ProviderError as error:
+        if each is provider or not is_shut_out(error):
+            raise
+        raise keys.unseen(each, error) from error
 
 
 async def _find(work: Work, provider: BatchProvider, sub: Submission) -> tuple[BatchProvider, list[BatchView]]:
     """The batches of a submission, and with which key they are seen."""
     for each in _whose(work, provider, sub):
-        if found := await find_batches(each, [sub]):
+        if found := await _asked(provider, each, find_batches(each, [sub])):
             return each, found
     return provider, []
+
+
+async def _candidates(
+    desk: Desk, work: Work, provider: UntaggedBatches, shard: Shard
+) -> tuple[UntaggedBatches, untagged.Candidates]:
+    """Batches that may be that of the submission in doubt, and with which key they are seen."""
+    likely: list[tuple[UntaggedBatches, untagged.Candidates]] = []
+    for each in _whose(work, provider, shard.current):
+        if isinstance(each, UntaggedBatches):
+            found = await _asked(provider, each, untagged.candidates(desk, each, shard, shard.current))
+            if found.ours:
+                return each, found
+            likely += [(each, found)] if found.likely else []
+    if len(likely) == 1:
+        return likely[0]
+    return provider, untagged.Candidates((), tuple(view for _, found in likely for view in found.likely))
 
 
 async def _look_untagged(desk: Desk, work: Work, provider: UntaggedBatches, shard: Shard) -> None:
     """One complete look where only results prove whose a batch is: adopt it, look again later, or leave it in doubt."""
     sub, first = shard.current, shard.current.sought_until is None
     try:
-        found = await untagged.candidates(desk, provider, shard, sub)
+        provider, found = await _candidates(desk, work, provider, shard)
         earlier, _ = await _turned_up(desk, provider, shard, not_found(shard))
     except (ProviderError, TimeoutError) as error:
-        failed = _as_provider_error(error)
-        if is_shut_out(failed):
-            raise
-        await _look_failed(desk, shard, failed, overdue=_is_overdue(desk, sub))
+        await _no_look(desk, shard, _as_provider_error(error))
         return
     if ours := [*found.ours, *(view for view in earlier if view not in found.ours)]:
         if not sub.account:
@@ -394,6 +417,14 @@ async def _adopt(desk: Desk, provider: BatchProvider, shard: Shard, found: list[
         desk.ledger.note_created, shard, shard.submission, oldest.id,
         status=oldest.status, due_in_s=0.0, looks=shard.looks + 1,
     )  # fmt: skip
+
+
+async def _no_look(desk: Desk, shard: Shard, error: ProviderError) -> None:
+    """A look that was not complete. Raises Refused: it is the shard's key that is refused."""
+    is_another = isinstance(error, keys.KeyGone)  # nobody but a person can put that right
+    if is_shut_out(error) and not is_another:
+        raise error
+    await _look_failed(desk, shard, error, overdue=is_another or _is_overdue(desk, shard.current))
 
 
 async def _look_failed(

@@ -77,6 +77,14 @@ def gone(provider: Provider, sub: Submission, error: ProviderError) -> KeyGone:
     )
 
 
+def unseen(provider: Provider, error: ProviderError) -> KeyGone:
+    """What to raise where nobody knows with which key a batch was made, and this one is refused."""
+    return KeyGone(
+        f"it may have been sent with {provider.account.key}",
+        why=f"with that the provider says: {error.why or error.what}", fix="have that key taken again", scope="account",
+    )  # fmt: skip
+
+
 def fingerprint_of(account: str) -> str:
     """The key of an account, as people see it."""
     return fingerprint_shown(account.rpartition("|")[2])

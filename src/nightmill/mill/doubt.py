@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nightmill.errors import Conflict, Refused, UsageError
+from contextlib import suppress
+
+from nightmill.errors import Conflict, ProviderError, Refused, UsageError
 from nightmill.lanes import keys
 from nightmill.lanes.batch import is_shut_out, not_found, note_terms, said, unproven
 from nightmill.ledger import Shard
@@ -20,8 +22,7 @@ async def resolve(home: Home, shard: Shard, *, adopt: str | None = None, resend:
         raise Conflict(
             f"batch {shard.current.batch_id} is that of shard {shard.tag}", why="the provider said so", fix=fix
         )
-    provider = _batch_provider(home, shard) if adopt else None
-    view = await _poll_once(provider, adopt) if provider and adopt else None
+    provider, view = await _seen(home, shard, adopt) if adopt else (None, None)
     if view and isinstance(provider, UntaggedBatches):
         _refuse_other(shard, view)
     claimed = _claim_doubtful(home, shard, adopt)
@@ -86,13 +87,17 @@ def _claim_doubtful(home: Home, shard: Shard, adopt: str | None) -> Shard:
     )
 
 
-def _batch_provider(home: Home, shard: Shard) -> BatchProvider:
-    provider = keys.choose(home.providers(model_of(home.job(shard.job_id), shard)), shard, ())
-    if provider is None:  # of a shard in doubt there is always one
-        raise TypeError(f"shard {shard.tag} is {shard.state}")
-    if not isinstance(provider, BatchProvider):
-        raise UsageError(f"{provider.name} has no batches", why="only a batch can be adopted", fix="use --resend")
-    return provider
+async def _seen(home: Home, shard: Shard, batch_id: str) -> tuple[BatchProvider, BatchView]:
+    """A batch, and with which key it is seen: that of the shard's account or, where nobody knows that, any."""
+    keyed = home.providers(model_of(home.job(shard.job_id), shard))
+    own = keys.owner(keyed, shard)
+    accounts = keys.one_each([own] if own else keyed)
+    if not accounts:
+        raise UsageError(f"{keyed[0].name} has no batches", why="only a batch can be adopted", fix="use --resend")
+    for provider in accounts[:-1]:
+        with suppress(ProviderError, UsageError):  # what the last one says counts
+            return provider, await _poll_once(provider, batch_id)
+    return accounts[-1], await _poll_once(accounts[-1], batch_id)
 
 
 async def _poll_once(provider: BatchProvider, batch_id: str) -> BatchView:

@@ -6,6 +6,7 @@ A token is four bytes of UTF-8, rounded up, for prompts and answers alike; each 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import struct
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ _BYTES_A_TOKEN = 4
 MESSAGE_TOKENS = 3
 _REFUSAL = "I'm sorry, but I can't help with that."
 _ALL = 0xFFFFFFFFFFFFFFFF
+_FREE_TEXT = frozenset({"type", "title", "description"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Ask:
     cap: int | None = None  # most tokens of the answer
     schema: dict[str, Any] | None = None  # that the answer fits; None: prose
     tool: tuple[str, dict[str, Any]] | None = None  # that must be called: its name and the schema of its arguments
+    seen: str = ""  # the media it came with, as the answer is to name them
 
 
 @dataclass(slots=True)
@@ -92,7 +95,10 @@ class Model:
         if ask.tool is not None:
             return _calling(ask.tool, number & _ALL, ask.cap)
         tokens = self._lengths[number & 0xFFF]
-        text = _prose(number, tokens * _BYTES_A_TOKEN) if ask.schema is None else _fitting(ask.schema, number)
+        if ask.schema is None:
+            text = f"{ask.seen} {_prose(number, tokens * _BYTES_A_TOKEN)}".lstrip()
+        else:
+            text = _fitting(ask.schema, number, ask.seen)
         tokens, finish = text_tokens(text), "stop"
         if twists:
             return _twisted(Said(text, finish, tokens), ask, twists)
@@ -136,8 +142,17 @@ def _cut(text: str, tokens: int) -> str:
     return text.encode()[: tokens * _BYTES_A_TOKEN].decode(errors="ignore")
 
 
-def _fitting(schema: dict[str, Any], number: int) -> str:
-    return encode(instance(schema, number)).decode()
+def _fitting(schema: dict[str, Any], number: int, seen: str = "") -> str:
+    """An instance of the schema; the media that were seen stand in the first property that takes any text."""
+    made = instance(schema, number)
+    if seen and isinstance(made, dict):
+        free = (name for name in made if _takes_any_text(schema.get("properties", {}).get(name)))
+        made.update((name, seen) for name in itertools.islice(free, 1))
+    return encode(made).decode()
+
+
+def _takes_any_text(schema: Any) -> bool:
+    return isinstance(schema, dict) and schema.get("type") == "string" and schema.keys() <= _FREE_TEXT
 
 
 @lru_cache(maxsize=8)

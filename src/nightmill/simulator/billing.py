@@ -23,6 +23,9 @@ class Rate:
     cached: int  # of the input, read from a cache
     written: int  # of the input, written to a short-lived cache
     written_long: int  # of the input, written to a long-lived one
+    audio: int  # of the input
+    image: int
+    video: int
     per: int
 
 
@@ -33,12 +36,22 @@ class RateCard:
     rates: tuple[Rate, ...]
 
     def nanos(
-        self, input_tokens: int, output_tokens: int, *, cached: int = 0, written: int = 0, written_long: int = 0
+        self,
+        input_tokens: int,
+        output_tokens: int,
+        *,
+        cached: int = 0,
+        written: int = 0,
+        written_long: int = 0,
+        audio: int = 0,
+        image: int = 0,
+        video: int = 0,
     ) -> int:
         """The price of one request in nano-dollars, rounded half up once. A tier holds for the whole request.
 
         Args:
-            input_tokens: the whole prompt; ``cached``, ``written`` and ``written_long`` are parts of it.
+            input_tokens: the whole prompt; the others but ``output_tokens`` are parts of it. What a cache had or got is
+                none of the media that cost something else than text.
         """
         rate = self.rates[0]
         for tier in self.rates[1:]:
@@ -50,11 +63,14 @@ class RateCard:
             + written * rate.written
             + written_long * rate.written_long
             + output_tokens * rate.output
+            + audio * (rate.audio - rate.input)
+            + image * (rate.image - rate.input)
+            + video * (rate.video - rate.input)
         )
         return (2 * exact + rate.per) // (2 * rate.per)
 
 
-FREE = RateCard((Rate(0, 0, 0, 0, 0, 0, 1),))
+FREE = RateCard((Rate(0, 0, 0, 0, 0, 0, 0, 0, 0, 1),))
 
 
 class Catalogue:
@@ -63,6 +79,7 @@ class Catalogue:
     def __init__(self, extra: tuple[str, ...] = (), provider: str = "openai") -> None:
         self._extra, self._provider = frozenset(extra), provider
         self._cards: dict[tuple[str, bool], RateCard | None] = {}
+        self._contexts: dict[str, int] = {}
 
     def knows(self, model: str) -> bool:
         """Whether a request to ``model`` can be answered."""
@@ -77,6 +94,18 @@ class Catalogue:
             self._cards[key] = FREE if model in self._extra else _resolve(self._provider, model, batch)
         return self._cards[key]
 
+    def context(self, model: str) -> int:
+        """Tokens that fit into a model; 0 where nobody says."""
+        from genai_prices.data_snapshot import get_snapshot
+
+        if model not in self._contexts:
+            try:
+                _, found = get_snapshot().find_provider_model(model, None, self._provider, None)
+            except LookupError:
+                return 0
+            self._contexts[model] = found.context_window or 0
+        return self._contexts[model]
+
     def nanos(self, reply: Reply, *, batch: bool) -> int:
         """What one answered request costs."""
         card = self.card(reply.model, batch=batch) or FREE
@@ -86,6 +115,9 @@ class Catalogue:
             cached=reply.cached_tokens,
             written=reply.written_tokens,
             written_long=reply.written_long_tokens,
+            audio=reply.audio_tokens,
+            image=reply.image_tokens,
+            video=reply.video_tokens,
         )
 
     def names(self) -> list[str]:
@@ -110,13 +142,16 @@ def _resolve(provider: str, model: str, batch: bool) -> RateCard | None:
     steps.append(_steps(price.cache_read_mtok) if price.cache_read_mtok is not None else steps[0])
     steps.append(_steps(price.cache_write_mtok) if price.cache_write_mtok is not None else steps[0])
     steps.append(_steps(price.cache_write_1h_mtok) if price.cache_write_1h_mtok is not None else steps[3])
+    for kind in ("audio", "image", "video"):
+        own = getattr(price, f"input_{kind}_mtok", None)
+        steps.append(steps[0] if own is None else _steps(own))
     rates = []
     for above in sorted(set().union(*steps)):
         # 1 $ a million tokens = 1000 nano-dollars a token
         costs = [Fraction(step[max(s for s in step if s <= above)]) * 1000 for step in steps]
         per = math.lcm(*(cost.denominator for cost in costs))
-        each, output, cached, written, written_long = (int(cost * per) for cost in costs)
-        rates.append(Rate(above, each, output, cached, written, written_long, per))
+        each, output, cached, written, written_long, audio, image, video = (int(cost * per) for cost in costs)
+        rates.append(Rate(above, each, output, cached, written, written_long, audio, image, video, per))
     return RateCard(tuple(rates))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from nightmill.simulator.media import UNKNOWN_TYPE, Find, Media, digest_of, looked_at
 
 THIRTY_DAYS_S = 30 * 86_400
 _FLUSH_BYTES = 1 << 20
@@ -26,14 +28,17 @@ class FileRecord:
     path: Path
     scope: str
     facts: Mapping[str, Any] = field(default_factory=dict)  # what its format remembers of it
+    over_elapsed: float | None = None  # provider seconds at which it expires
 
 
 class FileStore:
     """Every file of the provider, oldest first."""
 
-    def __init__(self) -> None:
-        self._folder = Path()
+    def __init__(self, elapsed: Callable[[], float]) -> None:
+        """``elapsed`` tells provider seconds."""
+        self._folder, self._elapsed = Path(), elapsed
         self._records: dict[str, FileRecord] = {}
+        self._media: dict[str, Media] = {}
 
     def open(self, folder: Path) -> None:
         """Keep contents in ``folder``, which is made if need be."""
@@ -69,6 +74,7 @@ class FileStore:
             path=path,
             scope=scope,
             facts=facts or {},
+            over_elapsed=None if keep_s is None else self._elapsed() + keep_s,
         )
         self._records[file_id] = record
         return record
@@ -88,9 +94,27 @@ class FileStore:
         record = self._records.get(file_id)
         return record if record is not None and record.scope == scope else None
 
+    def finder(self, scope: str) -> Find:
+        """Says what this account's files are that requests name, as long as they are kept. Any thread may ask."""
+        return lambda file_id: self._seen(file_id, scope)
+
+    def _seen(self, file_id: str, scope: str) -> Media | None:
+        record = self.find(file_id, scope)
+        if record is None or (record.over_elapsed is not None and self._elapsed() >= record.over_elapsed):
+            return None
+        found = self._media.get(file_id)
+        if found is None:
+            try:
+                data = record.path.read_bytes()
+            except FileNotFoundError:  # deleted meanwhile
+                return None
+            found = self._media[file_id] = looked_at(data) or Media(UNKNOWN_TYPE, len(data), digest_of(data))
+        return found
+
     def drop(self, file_id: str) -> None:
         """Forget a file and its content, if they are there."""
         record = self._records.pop(file_id, None)
+        self._media.pop(file_id, None)
         if record is not None:
             record.path.unlink(missing_ok=True)
 

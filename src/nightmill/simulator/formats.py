@@ -109,6 +109,9 @@ class Reply:
     cached_tokens: int = 0  # of the input, read from a cache
     written_tokens: int = 0  # of the input, written to a short-lived cache
     written_long_tokens: int = 0  # of the input, written to a long-lived one
+    audio_tokens: int = 0  # of the input; it, images and video may have prices of their own
+    image_tokens: int = 0
+    video_tokens: int = 0
     digest: bytes = b""  # 16 bytes, of the request body
 
 
@@ -193,8 +196,8 @@ class Format(Protocol):
     def file_id(self, batch: Batch, word: str) -> str | None:
         """The id of the results of a batch (``word`` is output or error); None for one like any other's."""
 
-    def rows(self, model: Model, catalogue: Catalogue) -> Rows:
-        """How the lines of batches are read, run and written."""
+    def rows(self, model: Model, catalogue: Catalogue, files: FileStore) -> Rows:
+        """How the lines of batches are read, run and written; ``files`` are those that requests may name."""
 
     def refusal(self, trouble: Trouble) -> Refusal:
         """Trouble in this format's words."""

@@ -90,9 +90,13 @@ class Provider:
     def of(cls, wire: Format, shared: Shared) -> Provider:
         """A provider with nothing in it; `files` is to be opened before the first request."""
         config, clock = shared.config, shared.clock
-        files, catalogue, invoice = FileStore(), Catalogue(config.models, wire.prices), Invoice(config.count_rows)
+        files, catalogue, invoice = (
+            FileStore(clock.elapsed),
+            Catalogue(config.models, wire.prices),
+            Invoice(config.count_rows),
+        )
         model, faults = Model(config), shared.faults
-        rows = wire.rows(model, catalogue)
+        rows = wire.rows(model, catalogue, files)
         return cls(
             config=config,
             clock=clock,

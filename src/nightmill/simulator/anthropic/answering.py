@@ -18,10 +18,12 @@ from nightmill.simulator.answering import (
     snapshot,
     text_tokens,
 )
+from nightmill.simulator.anthropic.media import look, weight
 from nightmill.simulator.anthropic.wire import ApiError, unknown_model
 from nightmill.simulator.billing import Catalogue
 from nightmill.simulator.formats import Reply, encode
 from nightmill.simulator.instances import Unsatisfiable
+from nightmill.simulator.media import Find, told
 
 _CACHEABLE_TOKENS = 1024  # a shorter prefix is not cached, whatever the request says
 _HOUR = "1h"
@@ -118,11 +120,12 @@ def _worded(message: str) -> str:
     return f"{at}: {what}"
 
 
-def count(body: bytes, catalogue: Catalogue) -> int:
+def count(body: bytes, catalogue: Catalogue, find: Find) -> int:
     """Tokens of a prompt that is only to be counted. Raises ApiError."""
     asked: Counted = _parsed(_decode_counted, body)
     if not catalogue.knows(asked.model):
         raise unknown_model(asked.model)
+    look(asked.model, [message.content for message in asked.messages], find, catalogue)
     return sum(tokens for tokens, _ in _blocks(asked))
 
 
@@ -156,8 +159,7 @@ def _content(content: str | list[dict[str, Any]]) -> Iterator[tuple[int, dict[st
         yield text_tokens(content), None
         return
     for block in content:
-        text = block.get("text") if block.get("type") == "text" else encode(block).decode()
-        yield text_tokens(str(text or "")), block.get("cache_control")
+        yield weight(block), block.get("cache_control")
 
 
 class Answers:
@@ -166,10 +168,11 @@ class Answers:
     def __init__(self, model: Model, catalogue: Catalogue) -> None:
         self._model, self._catalogue = model, catalogue
 
-    def answer(self, body: bytes, *, batch: bool, twists: frozenset[str], salt: int = 0) -> Reply:
+    def answer(self, body: bytes, find: Find, *, batch: bool, twists: frozenset[str], salt: int = 0) -> Reply:
         """The message that answers ``body``.
 
         Args:
+            find: an uploaded file by its id.
             batch: whether it runs in a batch, which allows less.
             twists: names from `faults.ANSWER_FAULTS` to apply.
             salt: another answer to the same body for another salt.
@@ -180,7 +183,8 @@ class Answers:
         asked: Asked = _parsed(_decode_asked, body)
         self._check(asked, batch)
         digest = digest_of(body)
-        ask = Ask(asked.max_tokens, _schema(asked), _forced_tool(asked))
+        seen = look(asked.model, [message.content for message in asked.messages], find, self._catalogue)
+        ask = Ask(asked.max_tokens, _schema(asked), _forced_tool(asked), told(seen))
         try:
             said = self._model.say(ask, number_of(digest, salt), twists)
         except Unsatisfiable as why:

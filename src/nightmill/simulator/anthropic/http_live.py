@@ -8,13 +8,15 @@ from aiohttp import web
 
 from nightmill.simulator import live
 from nightmill.simulator.anthropic.answering import Answers, count
-from nightmill.simulator.anthropic.http_common import refuse_poor, whole_number
+from nightmill.simulator.anthropic.http_common import refuse_poor, scope_of, whole_number
 from nightmill.simulator.anthropic.wire import ApiError, moment, page
-from nightmill.simulator.http import PROVIDER, json_reply
+from nightmill.simulator.formats import Trouble, Why
+from nightmill.simulator.http import FORMAT, PROVIDER, json_reply
 from nightmill.simulator.provider import Provider, Quota
 
 _MODELS_CREATED = 1_750_000_000
 _ROUNDED_TO = 1000  # tokens in headers
+_MOST_BYTES = 32 * 1024 * 1024  # of one live request
 
 
 async def messages(request: web.Request) -> web.StreamResponse:
@@ -22,14 +24,18 @@ async def messages(request: web.Request) -> web.StreamResponse:
     provider = request[PROVIDER]
     refuse_poor(request)
     body = await request.read()
-    answers = Answers(provider.model, provider.catalogue)
-    reply = await live.run(request, lambda twists: answers.answer(body, batch=False, twists=twists))
+    if len(body) > _MOST_BYTES:
+        raise request[FORMAT].refusal(Trouble(Why.TOO_LARGE))
+    answers, find = Answers(provider.model, provider.catalogue), provider.files.finder(scope_of(request))
+    reply = await live.run(request, lambda twists: answers.answer(body, find, batch=False, twists=twists))
     return live.show(request, reply)
 
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
     """POST /v1/messages/count_tokens"""
-    return json_reply({"input_tokens": count(await request.read(), request[PROVIDER].catalogue)})
+    provider = request[PROVIDER]
+    find = provider.files.finder(scope_of(request))
+    return json_reply({"input_tokens": count(await request.read(), provider.catalogue, find)})
 
 
 def rate_headers(provider: Provider) -> dict[str, str]:

@@ -13,6 +13,7 @@ from nightmill.simulator.anthropic.answering import Answers
 from nightmill.simulator.anthropic.wire import ApiError, error_of
 from nightmill.simulator.batch import Batch
 from nightmill.simulator.billing import Catalogue
+from nightmill.simulator.files import FileStore
 from nightmill.simulator.formats import Checked, Reply, Rules, encode
 from nightmill.simulator.rows import lines_of
 from nightmill.simulator.rows import spaced as in_one_line
@@ -70,8 +71,8 @@ class AnthropicRows:
 
     two_files = False
 
-    def __init__(self, model: Model, catalogue: Catalogue) -> None:
-        self._answers = Answers(model, catalogue)
+    def __init__(self, model: Model, catalogue: Catalogue, files: FileStore) -> None:
+        self._answers, self._files = Answers(model, catalogue), files
 
     def check(self, path: Path, batch: Batch, rules: Rules) -> Checked:
         """Each row is looked at only when it runs."""
@@ -86,7 +87,7 @@ class AnthropicRows:
     def answer(self, batch: Batch, body: bytes, *, created: int, twists: frozenset[str], salt: int = 0) -> Reply:
         """The message that answers one body, or what is wrong with it."""
         try:
-            return self._answers.answer(body, batch=True, twists=twists, salt=salt)
+            return self._answers.answer(body, self._files.finder(batch.scope), batch=True, twists=twists, salt=salt)
         except ApiError as wrong:
             return Reply(wrong.status, wrong.body())
 

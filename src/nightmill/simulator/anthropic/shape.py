@@ -78,9 +78,9 @@ class Anthropic:
     def file_id(self, batch: Batch, word: str) -> None:
         """Results are found by their batch alone."""
 
-    def rows(self, model: Model, catalogue: Catalogue) -> AnthropicRows:
+    def rows(self, model: Model, catalogue: Catalogue, files: FileStore) -> AnthropicRows:
         """How the requests of its batches are read, run and written."""
-        return AnthropicRows(model, catalogue)
+        return AnthropicRows(model, catalogue, files)
 
     def refusal(self, trouble: Trouble) -> Refusal:
         """Trouble as Anthropic words it."""

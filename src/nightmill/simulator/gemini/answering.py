@@ -21,7 +21,9 @@ from nightmill.simulator.answering import (
 from nightmill.simulator.formats import Reply, encode
 from nightmill.simulator.gemini import reading, showing
 from nightmill.simulator.gemini.errors import GeminiError, invalid
+from nightmill.simulator.gemini.media import look
 from nightmill.simulator.instances import Unsatisfiable
+from nightmill.simulator.media import Find, Kind, Sights
 
 _LEAST_CACHED_TOKENS = 1024  # what a shared beginning needs before it is cached
 _MOST_DIMENSIONS = 3072
@@ -32,24 +34,33 @@ def count(asked: reading.Generate) -> int:
     return prompt_tokens("".join(texts) for texts in reading.texts_of(asked))
 
 
-def generate(mind: Model, raw: bytes, model: str, *, twists: frozenset[str] = NO_TWIST, salt: int = 0) -> Reply:
+def generate(
+    mind: Model, raw: bytes, model: str, find: Find, *, twists: frozenset[str] = NO_TWIST, salt: int = 0
+) -> Reply:
     """The response to a GenerateContentRequest; one that has none gets a 400. Raises nothing."""
     digest = digest_of(raw)
     try:
         asked = reading.read(raw, reading.Generate)
         reading.check(asked)
-        return _generated(mind, asked, digest, model, twists, salt)
+        return _generated(mind, asked, look(asked, model, find), digest, model, twists, salt)
     except GeminiError as refused:
         return Reply(refused.status, refused.body(), digest=digest)
 
 
 def _generated(
-    mind: Model, asked: reading.Generate, digest: bytes, model: str, twists: frozenset[str], salt: int
+    mind: Model,
+    asked: reading.Generate,
+    sights: Sights,
+    digest: bytes,
+    model: str,
+    twists: frozenset[str],
+    salt: int,
 ) -> Reply:
     config = asked.generation_config or reading.Generation()
-    prompt, cached, thoughts = count(asked), _cached(asked, digest), _thoughts(config, digest)
+    prompt = count(asked) + sights.tokens.total()
+    cached, thoughts = _cached(asked, digest), _thoughts(config, digest)
     cap = None if config.max_output_tokens is None else max(1, config.max_output_tokens - thoughts)
-    ask = Ask(cap=cap, schema=reading.schema_of(config), tool=reading.called_tool(asked))
+    ask = Ask(cap=cap, schema=reading.schema_of(config), tool=reading.called_tool(asked), seen=sights.told())
     try:
         said = [mind.say(ask, number_of(digest, salt, i), twists) for i in range(config.candidate_count or 1)]
     except Unsatisfiable as why:
@@ -64,12 +75,15 @@ def _generated(
         candidates = sum(one.tokens - one.reasoning for one in said)
         thoughts += sum(one.reasoning for one in said)
     if "usage_missing" not in twists:
-        made["usageMetadata"] = showing.usage(prompt, candidates, thoughts=thoughts, cached=cached)
+        media = sights.tokens
+        made["usageMetadata"] = showing.usage(prompt, candidates, thoughts=thoughts, cached=cached, media=media)
     made["modelVersion"] = snapshot(model, digest) if "model_snapshot_changes" in twists else model
     made["responseId"] = digest.hex()
     return Reply(
         200, encode(made), model,
         input_tokens=prompt, output_tokens=candidates + thoughts, cached_tokens=cached, digest=digest,
+        audio_tokens=sights.tokens[Kind.AUDIO], image_tokens=sights.tokens[Kind.IMAGE],
+        video_tokens=sights.tokens[Kind.VIDEO],
     )  # fmt: skip
 
 
@@ -116,6 +130,8 @@ def _embedded(mind: Model, asked: reading.Embed) -> tuple[list[float], int]:
 def embedded_text(asked: reading.Embed) -> str:
     """The text to embed, or a 400."""
     parts = asked.content.parts if asked.content is not None else []
+    if any(part.inline_data is not None or part.file_data is not None for part in parts):
+        raise invalid("* EmbedContentRequest.content: only text is taken by this model.")
     text = "".join(part.text or "" for part in parts)
     if not text:
         raise invalid("* EmbedContentRequest.content: contents is empty.")

@@ -66,7 +66,8 @@ async def _intent(request: web.Request, kind: str, source: Path, facts: dict[str
     if not provider.catalogue.knows(model):
         raise unknown_model(model, version_of(request))
     await _put_input(request, config, len(raw), source)
-    checked = await asyncio.to_thread(lines.check, source, kind, model)
+    find = provider.files.finder(scope_of(request))
+    checked = await asyncio.to_thread(lines.check, source, kind, model, find)
     _refuse_without_room(request, model, checked.tokens)
     known = {
         "kind": kind,

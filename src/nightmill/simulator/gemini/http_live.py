@@ -12,8 +12,10 @@ from nightmill.simulator import live
 from nightmill.simulator.formats import Reply
 from nightmill.simulator.gemini import answering, reading, showing
 from nightmill.simulator.gemini.errors import invalid, unknown_model
-from nightmill.simulator.gemini.keys import refuse_without_quota, version_of
+from nightmill.simulator.gemini.keys import refuse_without_quota, scope_of, version_of
+from nightmill.simulator.gemini.media import look, refuse_too_long
 from nightmill.simulator.http import PROVIDER, json_reply
+from nightmill.simulator.media import Kind
 
 _MOST_EMBEDDED = 100  # requests of one call
 
@@ -21,10 +23,11 @@ _MOST_EMBEDDED = 100  # requests of one call
 async def generate(request: web.Request) -> web.StreamResponse:
     """POST /{version}/models/{model}:generateContent"""
     raw, model = await _asked(request)
-    mind = request[PROVIDER].model
+    refuse_too_long(raw)
+    mind, find = request[PROVIDER].model, request[PROVIDER].files.finder(scope_of(request))
 
     def answer(twists: frozenset[str]) -> Reply:
-        return _pretty(answering.generate(mind, raw, model, twists=twists), twists)
+        return _pretty(answering.generate(mind, raw, model, find, twists=twists), twists)
 
     return live.show(request, await live.run(request, answer))
 
@@ -57,12 +60,13 @@ async def _embed(
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
     """POST /{version}/models/{model}:countTokens"""
-    raw, _ = await _asked(request)
+    raw, model = await _asked(request)
     asked = reading.read(raw, reading.Count)
     whole = asked.generate_content_request or reading.Generate(contents=asked.contents)
     reading.check(whole)
-    tokens = answering.count(whole)
-    return json_reply({"totalTokens": tokens, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}]})
+    sights = look(whole, model, request[PROVIDER].files.finder(scope_of(request)))
+    sights.tokens[Kind.TEXT] += answering.count(whole)
+    return json_reply({"totalTokens": sights.tokens.total(), "promptTokensDetails": showing.details(sights.tokens)})
 
 
 async def _asked(request: web.Request) -> tuple[bytes, str]:

@@ -9,9 +9,12 @@ import msgspec
 
 from nightmill.simulator.answering import Model, text_tokens
 from nightmill.simulator.batch import Batch
+from nightmill.simulator.files import FileStore
 from nightmill.simulator.formats import Checked, Reply, Rules, encode
 from nightmill.simulator.gemini import answering, reading, showing
 from nightmill.simulator.gemini.errors import GeminiError, invalid, rpc_code
+from nightmill.simulator.gemini.media import look, refuse_too_long
+from nightmill.simulator.media import Find
 from nightmill.simulator.rows import lines_of
 from nightmill.simulator.rows import spaced as in_one_line
 
@@ -23,8 +26,8 @@ class GeminiRows:
 
     two_files = False
 
-    def __init__(self, model: Model) -> None:
-        self._mind = model
+    def __init__(self, model: Model, files: FileStore) -> None:
+        self._mind, self._files = model, files
 
     def check(self, path: Path, batch: Batch, rules: Rules) -> Checked:
         """What `check` found before the batch was made."""
@@ -40,7 +43,8 @@ class GeminiRows:
         model = batch.facts["model"]
         if batch.facts["kind"] == showing.EMBED:
             return answering.embed(self._mind, body, model, twists=twists)
-        return answering.generate(self._mind, body, model, twists=twists, salt=salt)
+        find = self._files.finder(batch.scope)
+        return answering.generate(self._mind, body, model, find, twists=twists, salt=salt)
 
     def line(self, custom_id: str, reply: Reply, *, spaced: bool) -> bytes:
         """The line of a request that was answered, or that the model refused."""
@@ -67,8 +71,8 @@ def _line(key: str, word: str, body: Any) -> bytes:
     return encode({"key": key, word: body} if key else {word: body}) + b"\n"
 
 
-def check(path: Path, kind: str, model: str) -> Checked:
-    """Read every row of an input file.
+def check(path: Path, kind: str, model: str, find: Find) -> Checked:
+    """Read every row of an input file. Media that are not what they should be fail their rows later.
 
     Blocking: meant for a thread.
 
@@ -79,7 +83,7 @@ def check(path: Path, kind: str, model: str) -> Checked:
     with path.open("rb", _BUFFER_BYTES) as file:
         for rows, raw in enumerate(lines_of(file), 1):
             try:
-                tokens += _tokens(raw, kind)
+                tokens += _tokens(raw, kind, model, find)
             except GeminiError as wrong:
                 raise invalid(f"Failed to parse line {rows} of the input: {wrong.message}") from None
     if rows == 0:
@@ -87,7 +91,7 @@ def check(path: Path, kind: str, model: str) -> Checked:
     return Checked(rows, model, tokens)
 
 
-def _tokens(raw: bytes, kind: str) -> int:
+def _tokens(raw: bytes, kind: str, model: str, find: Find) -> int:
     """Tokens of one row's prompt, or a 400."""
     request = bytes(reading.read(raw, reading.Line).request)
     if not request:
@@ -97,7 +101,11 @@ def _tokens(raw: bytes, kind: str) -> int:
     asked = reading.read(request, reading.Generate)
     reading.check(asked)
     reading.called_tool(asked)
-    return answering.count(asked)
+    refuse_too_long(request)
+    try:
+        return answering.count(asked) + look(asked, model, find).tokens.total()
+    except GeminiError:  # a row that will fail by itself takes no room in the queue
+        return 0
 
 
 def write_inline(requests: reading.InlineRequests, to: Path) -> None:

@@ -6,6 +6,7 @@ A name that no message has is refused, as Google does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeVar, cast
@@ -19,6 +20,7 @@ _OPAQUE = frozenset(
     ("responseSchema", "responseJsonSchema", "parameters", "parametersJsonSchema", "args", "response")
 ) | frozenset(("metadata", "partMetadata", "userMetadata", "labels"))
 _MOST_CANDIDATES = 8
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}").fullmatch
 _Read = TypeVar("_Read", bound="_Message")
 
 
@@ -283,6 +285,14 @@ def _check_content(content: Content, where: str) -> None:
                 f"* GenerateContentRequest.{where}.parts[{number}].data: required oneof field 'data' must have"
                 " one initialized field"
             )
+        if part.inline_data is not None:
+            _check_bytes(either(part.inline_data, "data"), f"{where}.parts[{number}].inline_data.data")
+
+
+def _check_bytes(data: Any, where: str) -> None:
+    """Refuse what is no base64, as reading the message would."""
+    if not isinstance(data, str) or _BASE64(data) is None:
+        raise invalid(f"Invalid value at '{where}' (TYPE_BYTES), Base64 decoding failed for \"{str(data)[:40]}\"")
 
 
 def _check_config(config: Generation, where: str) -> None:
@@ -308,7 +318,7 @@ def _check_config(config: Generation, where: str) -> None:
 
 
 def texts_of(asked: Generate) -> list[list[str]]:
-    """The prompt as texts, one list for each turn; media count as their base64 or their address."""
+    """The prompt as texts, one list for each turn; media are none."""
     turns = [] if asked.system_instruction is None else [asked.system_instruction]
     return [[_text(part) for part in turn.parts] for turn in (*turns, *asked.contents)]
 
@@ -316,10 +326,6 @@ def texts_of(asked: Generate) -> list[list[str]]:
 def _text(part: Part) -> str:
     if part.text is not None:
         return part.text
-    if part.inline_data is not None:
-        return str(part.inline_data.get("data", ""))
-    if part.file_data is not None:
-        return str(part.file_data.get("fileUri", ""))
     called = part.function_call or part.function_response
     return msgspec.json.encode(called).decode() if called is not None else ""
 
@@ -365,21 +371,21 @@ def called_tool(asked: Generate) -> tuple[str, dict[str, Any]] | None:
     Raises:
         GeminiError: 400, where it insists and declares none.
     """
-    calling = _either(asked.tool_config or {}, "functionCallingConfig") or {}
+    calling = either(asked.tool_config or {}, "functionCallingConfig") or {}
     if str(calling.get("mode", "")).upper() != "ANY":
         return None
-    allowed = _either(calling, "allowedFunctionNames") or ()
+    allowed = either(calling, "allowedFunctionNames") or ()
     for tool in asked.tools or ():
-        for function in _either(tool, "functionDeclarations") or ():
+        for function in either(tool, "functionDeclarations") or ():
             if not allowed or function.get("name") in allowed:
-                schema = _either(function, "parametersJsonSchema")
+                schema = either(function, "parametersJsonSchema")
                 declared = function.get("parameters")
                 made = schema if schema is not None else plain_schema(declared) if declared else {"type": "object"}
                 return str(function.get("name")), made
     raise invalid("Function calling mode ANY needs at least one function declaration.")
 
 
-def _either(node: Mapping[str, Any], name: str) -> Any:
+def either(node: Mapping[str, Any], name: str) -> Any:
     """A field under either spelling, for messages kept as they came."""
     if name in node:
         return node[name]

@@ -86,9 +86,9 @@ class Gemini:
         """Results are called after their batch."""
         return f"batch-{batch.id.removeprefix('batches/')}"
 
-    def rows(self, model: Model, catalogue: Catalogue) -> GeminiRows:
+    def rows(self, model: Model, catalogue: Catalogue, files: FileStore) -> GeminiRows:
         """How the lines of batches are read, run and written."""
-        return GeminiRows(model)
+        return GeminiRows(model, files)
 
     def refusal(self, trouble: Trouble) -> Refusal:
         """Trouble in Google's words; how long to wait is told in details, never in headers."""

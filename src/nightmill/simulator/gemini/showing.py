@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from nightmill.simulator.files import FileRecord
 from nightmill.simulator.gemini.errors import invalid
+from nightmill.simulator.media import Kind
 
 GENERATE, EMBED = "GenerateContentBatch", "EmbedContentBatch"
 
@@ -54,10 +55,21 @@ def stats(total: int, successful: int, failed: int) -> dict[str, str]:
     return {name: str(count) for name, count in counts.items() if count}
 
 
+def details(tokens: Mapping[Kind, int]) -> list[dict[str, Any]]:
+    """Tokens by what they are of."""
+    return [{"modality": kind.upper(), "tokenCount": number} for kind, number in sorted(tokens.items()) if number]
+
+
 def usage(
-    prompt: int, candidates: int, *, thoughts: int = 0, cached: int = 0, tier: str | None = None
+    prompt: int,
+    candidates: int,
+    *,
+    thoughts: int = 0,
+    cached: int = 0,
+    tier: str | None = None,
+    media: Mapping[Kind, int] | None = None,
 ) -> dict[str, Any]:
-    """usageMetadata: the prompt includes what was cached, the candidates do not include the thoughts."""
+    """usageMetadata: the prompt includes media and what was cached, the candidates do not include the thoughts."""
     made: dict[str, Any] = {"promptTokenCount": prompt}
     if cached:
         made["cachedContentTokenCount"] = cached
@@ -66,7 +78,9 @@ def usage(
     if thoughts:
         made["thoughtsTokenCount"] = thoughts
     made["totalTokenCount"] = prompt + candidates + thoughts
-    made["promptTokensDetails"] = [{"modality": "TEXT", "tokenCount": prompt}]
+    other: dict[Kind, int] = {kind: number for kind, number in (media or {}).items() if kind is not Kind.TEXT}
+    by_kind: dict[Kind, int] = {Kind.TEXT: prompt - sum(other.values())}
+    made["promptTokensDetails"] = details(by_kind | other)
     if tier is not None:
         made["serviceTier"] = tier
     return made

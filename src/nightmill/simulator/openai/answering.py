@@ -24,9 +24,13 @@ from nightmill.simulator.answering import (
 from nightmill.simulator.billing import Catalogue
 from nightmill.simulator.formats import Reply, encode
 from nightmill.simulator.instances import Unsatisfiable
+from nightmill.simulator.media import Find, Kind, Sights, no_files
 from nightmill.simulator.openai import responses, strict
+from nightmill.simulator.openai.media import Eye
 from nightmill.simulator.openai.wire import CHAT_URL, RESPONSES_URL, ApiError, unknown_model
 
+_MEDIA = ("image_url", "input_audio", "file")
+_PARTS = ("text", *_MEDIA, "refusal", "audio")
 _MAX_CHOICES = 128
 _MAX_INPUTS = 2048  # of one embeddings request
 _MAX_DIMENSIONS = 3072
@@ -37,6 +41,8 @@ class _Part(msgspec.Struct):
     text: str | None = None
     refusal: str | None = None
     image_url: dict[str, Any] | None = None
+    file: dict[str, Any] | None = None
+    input_audio: dict[str, Any] | None = None
 
 
 class _Message(msgspec.Struct):
@@ -78,16 +84,18 @@ _decode_chat = msgspec.json.Decoder(_Chat).decode
 _decode_embeddings = msgspec.json.Decoder(_Embeddings).decode
 
 
-def prompt_tokens(url: str, body: bytes) -> int:
+def prompt_tokens(url: str, body: bytes, find: Find = no_files) -> int:
     """Tokens the prompt of a request body counts for.
 
     Raises:
         ApiError: the body is no request for this endpoint.
     """
     if url == CHAT_URL:
-        return _chat_tokens(_parsed(_decode_chat, body))
+        chat: _Chat = _parsed(_decode_chat, body)
+        return _chat_tokens(chat) + _look(chat, find).sights.tokens.total()
     if url == RESPONSES_URL:
-        return _response_tokens(_parsed(responses.decode_asked, body))
+        asked: responses.Asked = _parsed(responses.decode_asked, body)
+        return _response_tokens(asked) + responses.look(asked, find).sights.tokens.total()
     return sum(_input_tokens(item) for item in _inputs(_parsed(_decode_embeddings, body)))
 
 
@@ -125,15 +133,41 @@ def _chat_tokens(chat: _Chat) -> int:
         if isinstance(content, str):
             total += text_tokens(content)
         elif content:
-            total += sum(text_tokens(_part_text(part)) for part in content)
+            total += sum(text_tokens(part.text or part.refusal or "") for part in content)
         total += MESSAGE_TOKENS
     return total
 
 
-def _part_text(part: _Part) -> str:
-    if part.image_url is not None:
-        return str(part.image_url.get("url", ""))
-    return part.text or part.refusal or ""
+def _look(chat: _Chat, find: Find) -> Eye:
+    """What the media of a chat are. Raises ApiError for one that is not taken."""
+    eye = Eye(chat.model, find)
+    for number, message in enumerate(chat.messages):
+        for place, part in enumerate(message.content if isinstance(message.content, list) else ()):
+            where = f"messages[{number}].content[{place}]"
+            if part.type not in _PARTS:
+                said = ", ".join(f"'{word}'" for word in _PARTS)
+                text = f"Invalid value: '{part.type}'. Supported values are: {said}."
+                raise ApiError(400, text, param=f"{where}.type", code="invalid_value")
+            if part.type not in _MEDIA:
+                continue
+            if message.role != "user":
+                text = f"'{part.type}' is only allowed for messages with role 'user', not '{message.role}'."
+                raise ApiError(
+                    400, f"Invalid 'messages[{number}]'. {text}", param=f"messages[{number}]", code="invalid_value"
+                )
+            given = getattr(part, part.type)
+            if given is None:
+                missing = f"{where}.{part.type}"
+                text = f"Missing required parameter: '{missing}'."
+                raise ApiError(400, text, param=missing, code="missing_required_parameter")
+            if part.type == "image_url":
+                eye.image(given.get("url"), None, given.get("detail"), where)
+            elif part.type == "file":
+                eye.file(given, f"{where}.file")
+            else:
+                eye.audio(given, where)
+    eye.refuse_silence()
+    return eye
 
 
 def _inputs(body: _Embeddings) -> list[str | list[int]]:
@@ -157,12 +191,22 @@ class Answers:
     def __init__(self, model: Model, catalogue: Catalogue) -> None:
         self._model, self._catalogue = model, catalogue
 
-    def answer(self, url: str, body: bytes, *, created: int, twists: frozenset[str] = NO_TWIST, salt: int = 0) -> Reply:
+    def answer(
+        self,
+        url: str,
+        body: bytes,
+        *,
+        created: int,
+        find: Find = no_files,
+        twists: frozenset[str] = NO_TWIST,
+        salt: int = 0,
+    ) -> Reply:
         """The response to ``body`` at ``url``.
 
         Args:
             url: one of `wire.SERVED`.
             created: unix seconds for the response.
+            find: an uploaded file by its id.
             twists: names from `faults.ANSWER_FAULTS` to apply.
             salt: another answer to the same body for another salt.
 
@@ -172,9 +216,9 @@ class Answers:
         digest = digest_of(body)
         try:
             if url == CHAT_URL:
-                return self._chat(_parsed(_decode_chat, body), digest, created, twists, salt)
+                return self._chat(_parsed(_decode_chat, body), find, digest, created, twists, salt)
             if url == RESPONSES_URL:
-                return self._response(_parsed(responses.decode_asked, body), digest, created, twists, salt)
+                return self._response(_parsed(responses.decode_asked, body), find, digest, created, twists, salt)
             return self._embeddings(_parsed(_decode_embeddings, body), digest, twists)
         except Unsatisfiable as why:
             message = f"Invalid schema for response_format: {why}"
@@ -183,17 +227,18 @@ class Answers:
             refusal = wrong
         return Reply(refusal.status, refusal.body(), digest=digest)
 
-    def _chat(self, chat: _Chat, digest: bytes, created: int, twists: frozenset[str], salt: int) -> Reply:
+    def _chat(self, chat: _Chat, find: Find, digest: bytes, created: int, twists: frozenset[str], salt: int) -> Reply:
         self._check_chat(chat)
+        sights = _look(chat, find).sights
         cap = chat.max_completion_tokens or chat.max_tokens
         given = bytes(chat.response_format)
         schema = _schema(given) if given else None
-        ask = Ask(cap, schema, _forced_tool(chat.tools, chat.tool_choice))
+        ask = Ask(cap, schema, _forced_tool(chat.tools, chat.tool_choice), sights.told())
         choices = [self._model.say(ask, number_of(digest, salt, turn), twists) for turn in range(chat.n or 1)]
-        input_tokens = _chat_tokens(chat)
+        input_tokens = _chat_tokens(chat) + sights.tokens.total()
         output_tokens = sum(choice.tokens for choice in choices)
         model = snapshot(chat.model, digest) if "model_snapshot_changes" in twists else chat.model
-        usage = _chat_usage(input_tokens, choices, output_tokens) if "usage_missing" not in twists else b""
+        usage = _chat_usage(input_tokens, sights, choices, output_tokens) if "usage_missing" not in twists else b""
         body = b'{"id":"chatcmpl-%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b]%b,' % (
             digest.hex().encode(),
             created,
@@ -204,10 +249,13 @@ class Answers:
         body += b'"service_tier":"default","system_fingerprint":"fp_simulator"}'
         if "pretty_printed_bodies" in twists:
             body = _pretty(body)
-        return Reply(200, body, chat.model, input_tokens, output_tokens, digest=digest)
+        return Reply(
+            200, body, chat.model, input_tokens, output_tokens, digest=digest,
+            audio_tokens=sights.tokens[Kind.AUDIO], image_tokens=sights.tokens[Kind.IMAGE],
+        )  # fmt: skip
 
     def _response(
-        self, asked: responses.Asked, digest: bytes, created: int, twists: frozenset[str], salt: int
+        self, asked: responses.Asked, find: Find, digest: bytes, created: int, twists: frozenset[str], salt: int
     ) -> Reply:
         if not self._catalogue.knows(asked.model):
             raise unknown_model(asked.model)
@@ -217,14 +265,15 @@ class Answers:
         _within("top_p", asked.top_p, 0, 1)
         given = responses.schema_of(asked)
         tool = _forced_tool(asked.tools, asked.tool_choice)
-        ask = Ask(asked.max_output_tokens, _schema(given) if given else None, tool)
+        sights = responses.look(asked, find).sights
+        ask = Ask(asked.max_output_tokens, _schema(given) if given else None, tool, sights.told())
         choice = self._model.say(ask, number_of(digest, salt), twists)
         if choice.call:
             output = [responses.call(digest, *choice.call)]
         else:
             is_cut = choice.finish == "length"
             output = [responses.message(digest, choice.content, choice.refusal, is_cut=is_cut)]
-        tokens = _response_tokens(asked)
+        tokens = _response_tokens(asked) + sights.tokens.total()
         model = snapshot(asked.model, digest) if "model_snapshot_changes" in twists else asked.model
         made = responses.body_of(
             asked, number=digest, created=created, model=model, output=output, is_cut=choice.finish == "length",
@@ -232,7 +281,9 @@ class Answers:
         )  # fmt: skip
         if "pretty_printed_bodies" in twists:
             made = _pretty(made)
-        return Reply(200, made, asked.model, tokens, choice.tokens, digest=digest)
+        return Reply(
+            200, made, asked.model, tokens, choice.tokens, digest=digest, image_tokens=sights.tokens[Kind.IMAGE]
+        )
 
     def _check_chat(self, chat: _Chat) -> None:
         if not self._catalogue.knows(chat.model):
@@ -308,14 +359,16 @@ def _within(name: str, value: float | None, least: float, most: float | None) ->
     raise ApiError(400, message, param=name, code=f"{kind}_{side}_value")
 
 
-def _chat_usage(input_tokens: int, choices: list[Said], output_tokens: int) -> bytes:
+def _chat_usage(input_tokens: int, sights: Sights, choices: list[Said], output_tokens: int) -> bytes:
     reasoning = sum(choice.reasoning for choice in choices)
+    image = sights.tokens[Kind.IMAGE]
+    pictured = b',"image_tokens":%d' % image if image else b""
     return (
         b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
-        b'"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0},'
+        b'"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":%d%b},'
         b'"completion_tokens_details":{"reasoning_tokens":%d,"audio_tokens":0,'
         b'"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}}'
-    ) % (input_tokens, output_tokens, input_tokens + output_tokens, reasoning)
+    ) % (input_tokens, output_tokens, input_tokens + output_tokens, sights.tokens[Kind.AUDIO], pictured, reasoning)
 
 
 _FINISH = {"stop": b"stop", "length": b"length", "tool": b"tool_calls"}

@@ -11,7 +11,7 @@ from nightmill.simulator import live
 from nightmill.simulator.formats import Reply, encode
 from nightmill.simulator.http import PROVIDER, json_reply
 from nightmill.simulator.openai.answering import Answers
-from nightmill.simulator.openai.http_common import api_key, refuse_without_quota
+from nightmill.simulator.openai.http_common import api_key, refuse_without_quota, scope_of
 from nightmill.simulator.openai.wire import CHAT_URL, EMBEDDINGS_URL, RESPONSES_URL, unknown_model
 from nightmill.simulator.provider import Provider
 
@@ -46,8 +46,9 @@ async def _live(request: web.Request, url: str) -> web.StreamResponse:
     refuse_without_quota(request)
     body = await request.read()
     answers = Answers(provider.model, provider.catalogue)
+    find = provider.files.finder(scope_of(request))
     created = provider.clock.stamp()
-    reply = await live.run(request, lambda twists: answers.answer(url, body, created=created, twists=twists))
+    reply = await live.run(request, lambda twists: answers.answer(url, body, find=find, created=created, twists=twists))
     if url == CHAT_URL and reply.status == 200 and b'"stream"' in body:
         wanted = _read_stream(body)
         if wanted.stream:

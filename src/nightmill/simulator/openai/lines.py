@@ -8,6 +8,7 @@ from typing import Any
 from nightmill.simulator.answering import Model
 from nightmill.simulator.batch import Batch
 from nightmill.simulator.billing import Catalogue
+from nightmill.simulator.files import FileStore
 from nightmill.simulator.formats import Checked, Reply, Rules, encode
 from nightmill.simulator.openai.answering import Answers
 from nightmill.simulator.openai.validation import check, decode_row
@@ -24,12 +25,12 @@ class OpenAIRows:
 
     two_files = True
 
-    def __init__(self, model: Model, catalogue: Catalogue) -> None:
-        self._answers, self._catalogue = Answers(model, catalogue), catalogue
+    def __init__(self, model: Model, catalogue: Catalogue, files: FileStore) -> None:
+        self._answers, self._catalogue, self._files = Answers(model, catalogue), catalogue, files
 
     def check(self, path: Path, batch: Batch, rules: Rules) -> Checked:
         """The whole input is read before anything runs."""
-        return check(path, batch.facts["endpoint"], rules, self._catalogue)
+        return check(path, batch.facts["endpoint"], rules, self._catalogue, self._files.finder(batch.scope))
 
     def read(self, raw: bytes) -> tuple[str, bytes]:
         """Id and body of one line."""
@@ -38,7 +39,8 @@ class OpenAIRows:
 
     def answer(self, batch: Batch, body: bytes, *, created: int, twists: frozenset[str], salt: int = 0) -> Reply:
         """The response to one body."""
-        return self._answers.answer(batch.facts["endpoint"], body, created=created, twists=twists, salt=salt)
+        url, find = batch.facts["endpoint"], self._files.finder(batch.scope)
+        return self._answers.answer(url, body, find=find, created=created, twists=twists, salt=salt)
 
     def line(self, custom_id: str, reply: Reply, *, spaced: bool) -> bytes:
         """The line of a request that was answered."""

@@ -7,14 +7,23 @@ from typing import Any
 import msgspec
 
 from nightmill.simulator.formats import encode
+from nightmill.simulator.media import Find
+from nightmill.simulator.openai.media import Eye
 from nightmill.simulator.openai.wire import ApiError
 
 _OWN_TOOLS = ("function", "custom")
+_PARTS = ("input_text", "input_image", "output_text", "refusal", "input_file", "summary_text", "reasoning_text")
 
 
 class Part(msgspec.Struct):
     type: str = "input_text"
     text: str | None = None
+    image_url: str | None = None
+    detail: str | None = None
+    file_id: str | None = None
+    file_data: str | None = None
+    file_url: str | None = None
+    filename: str | None = None
 
 
 class Item(msgspec.Struct):
@@ -59,6 +68,23 @@ def texts_of(asked: Asked) -> list[str]:
         whole = item.content if isinstance(item.content, str) else "".join(part.text or "" for part in content)
         found.append(whole + (item.arguments or "") + (item.output or ""))
     return found
+
+
+def look(asked: Asked, find: Find) -> Eye:
+    """What the media of a request are. Raises ApiError for one that is not taken."""
+    eye = Eye(asked.model, find)
+    for number, item in enumerate(asked.input if isinstance(asked.input, list) else ()):
+        for place, part in enumerate(item.content if isinstance(item.content, list) else ()):
+            where = f"input[{number}].content[{place}]"
+            if part.type not in _PARTS:
+                said = ", ".join(f"'{word}'" for word in _PARTS)
+                text = f"Invalid value: '{part.type}'. Supported values are: {said}."
+                raise ApiError(400, text, param=f"{where}.type", code="invalid_value")
+            if part.type == "input_image":
+                eye.image(part.image_url, part.file_id, part.detail, where)
+            elif part.type == "input_file":
+                eye.file(msgspec.structs.asdict(part), where)
+    return eye
 
 
 def check(asked: Asked) -> None:

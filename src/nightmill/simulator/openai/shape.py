@@ -74,9 +74,9 @@ class OpenAI:
     def file_id(self, batch: Batch, word: str) -> None:
         """Results are files like any other."""
 
-    def rows(self, model: Model, catalogue: Catalogue) -> OpenAIRows:
+    def rows(self, model: Model, catalogue: Catalogue, files: FileStore) -> OpenAIRows:
         """How the lines of its batches are read, run and written."""
-        return OpenAIRows(model, catalogue)
+        return OpenAIRows(model, catalogue, files)
 
     def refusal(self, trouble: Trouble) -> Refusal:
         """Trouble as OpenAI words it."""

@@ -8,6 +8,7 @@ import msgspec
 
 from nightmill.simulator.billing import Catalogue
 from nightmill.simulator.formats import BatchRefused, Checked, Rules
+from nightmill.simulator.media import Find
 from nightmill.simulator.openai.answering import count_inputs, prompt_tokens
 from nightmill.simulator.openai.wire import EMBEDDINGS_URL, ApiError
 from nightmill.simulator.rows import lines_of
@@ -40,7 +41,7 @@ decode_row = msgspec.json.Decoder(RowLine).decode
 _REQUIRED = ("custom_id", "method", "url")
 
 
-def check(path: Path, endpoint: str, rules: Rules, catalogue: Catalogue) -> Checked:
+def check(path: Path, endpoint: str, rules: Rules, catalogue: Catalogue, find: Find) -> Checked:
     """Read the whole input file once.
 
     Memory: the set of its custom_ids, at most ``rules.max_rows`` of them.
@@ -68,7 +69,7 @@ def check(path: Path, endpoint: str, rules: Rules, catalogue: Catalogue) -> Chec
                     message = f"The batch holds more than {rules.max_inputs:,} embedding inputs across its requests."
                     raise BatchRefused("invalid_request", message, param="body.input", line=rows)
             if rules.count_tokens:
-                tokens += _tokens(endpoint, raw)
+                tokens += _tokens(endpoint, raw, find)
     return Checked(rows, model, tokens)
 
 
@@ -138,8 +139,8 @@ def _first_model(line: _Line, catalogue: Catalogue) -> str:
     return model
 
 
-def _tokens(endpoint: str, raw: bytes) -> int:
+def _tokens(endpoint: str, raw: bytes, find: Find) -> int:
     try:
-        return prompt_tokens(endpoint, bytes(decode_row(raw).body))
+        return prompt_tokens(endpoint, bytes(decode_row(raw).body), find)
     except ApiError:  # a row that will fail by itself takes no room in the queue
         return 0

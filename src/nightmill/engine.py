@@ -325,7 +325,7 @@ class Engine:
 
         ``why``: what the provider said to the key; None: it is another key that the shard needs.
         """
-        desk, pause = self._desk, await keys.why_to_pause(self._desk, kit.work, why)
+        desk, pause = self._desk, await keys.why_to_pause(self._desk, kit.work, shard, why)
         if pause is not None:
             self._shut_out.add(shard.job_id)
         await desk.book(desk.ledger.release, shard, due_in_s=self._retry_s(shard), reason=reason)

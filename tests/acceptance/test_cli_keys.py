@@ -169,6 +169,22 @@ def test_what_is_at_both_accounts_is_listed_and_compared(tmp_path: Path) -> None
         assert "sk-a" not in told + table + listed.out + compared.out
 
 
+def test_a_doubt_that_no_key_can_end_is_told_where_nothing_else_can_be_made(tmp_path: Path) -> None:
+    """Where batches carry no name and the key of one in doubt is revoked, the job pauses and says so."""
+    model = MODELS[1]
+    lost = {"fault": "create_accepted_then_500", "times": 1}
+    with two_keys(tmp_path, model, lost, {"fault": "key_revoked", "key": A, "on": "list", "after": 1}) as place:
+        done = run(place, model, "batch", "--batch-size", "10")
+        assert done.code == 1, done.err
+        why = done.json["error"]["why"]
+        assert "1 shard waits for KEY_A (*" in why
+        assert "no other batch is made" in why
+        place.ask("faults", "DELETE")
+        done = place.run("resume", "@last", "--json")
+        assert done.code == 0, done.err
+        check_books(place, done.json)
+
+
 def test_what_is_in_doubt_stays_with_its_key(tmp_path: Path) -> None:
     """A create that nobody answered, and its key revoked: it is never sent again, and the rest goes on."""
     model = MODELS[0]

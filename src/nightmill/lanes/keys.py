@@ -11,7 +11,7 @@ from collections.abc import Container, Mapping, Sequence
 from nightmill.errors import ProviderError, Refused
 from nightmill.lanes import Desk, Work
 from nightmill.ledger import RefusedKey, Shard, Submission, SubmissionState
-from nightmill.providers import Account, BatchProvider, Provider, fingerprint_shown
+from nightmill.providers import Account, BatchProvider, Provider, UntaggedBatches, fingerprint_shown
 from nightmill.types import Lane, ShardState
 
 _MAY_RUN = (SubmissionState.OPEN, SubmissionState.CREATED, SubmissionState.ABSENT)
@@ -99,8 +99,8 @@ async def none_left(desk: Desk, work: Work, why: str) -> str | None:
     return why if len(work.keys) == 1 else _all_refused(work, known)
 
 
-async def why_to_pause(desk: Desk, work: Work, why: str | None) -> str | None:
-    """Why a job cannot go on at all, one of whose shards cannot; None: others of it can, with another key.
+async def why_to_pause(desk: Desk, work: Work, shard: Shard, why: str | None) -> str | None:
+    """Why a job cannot go on at all, of which ``shard`` cannot; None: others of it can, with another key.
 
     ``why``: what the provider said to the key of ``work``; None: the key is not the matter.
     """
@@ -110,11 +110,13 @@ async def why_to_pause(desk: Desk, work: Work, why: str | None) -> str | None:
     if reason := _all_refused(work, known):
         return reason
     usable = [key.account.id for key in work.keys if key.account.key.fingerprint not in known]
-    tied, others = await desk.book(desk.ledger.tied, work.job_id, but=usable)
+    is_locked = isinstance(work.provider, UntaggedBatches) and shard.holds_create_lock
+    tied, others = await desk.book(desk.ledger.tied, work.job_id, but=usable, is_locked=is_locked)
     if not tied or others > 0:
         return None
     here = {provider.account.id: provider.account for provider in work.keys}
     told = "; ".join(_tied(count, here.get(account), account, known) for account, count in tied.items())
+    told += "; until it was looked for no other batch is made" * is_locked
     return f"{told}; nothing of that is sent again; when its key is taken again: nightmill resume {work.job_id}"
 
 

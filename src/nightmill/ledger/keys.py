@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import and_, delete, func, insert, or_, select
+from sqlalchemy import and_, delete, func, insert, not_, or_, select, true
 
 from nightmill.ledger._database import Database, wall
 from nightmill.ledger.records import RefusedKey, SubmissionState
@@ -42,10 +42,11 @@ class KeyVerbs(Database):
             with self._write("forgive_keys") as connection:
                 connection.execute(delete(refused_keys).where(refused_keys.c.provider == provider))
 
-    def tied(self, job_id: str, *, but: Collection[str] = ()) -> tuple[dict[str, int], int]:
+    def tied(self, job_id: str, *, but: Collection[str] = (), is_locked: bool = False) -> tuple[dict[str, int], int]:
         """How much of a job that is not settled can go on with no account but its own.
 
         Shards by account, without the accounts ``but``; and how many shards are left that are tied to none of these.
+        ``is_locked``: no other batch can be made, so that shards that are planned for one do not count.
         """
         may_run = and_(
             submissions.c.tag == shards.c.tag,
@@ -61,7 +62,8 @@ class KeyVerbs(Database):
             .where(open_, shards.c.lane == Lane.BATCH, submissions.c.account.not_in(["", *but]))
             .group_by(submissions.c.account)
         )
+        goes_on = not_(and_(shards.c.lane == Lane.BATCH, shards.c.state == ShardState.PLANNED)) if is_locked else true()
         with self._read() as connection:
             found: dict[str, int] = dict(connection.execute(tied).tuples().all())
-            total = connection.execute(select(func.count()).select_from(shards).where(open_)).scalar_one()
+            total = connection.execute(select(func.count()).select_from(shards).where(open_, goes_on)).scalar_one()
         return found, total - sum(found.values())

@@ -152,6 +152,11 @@ class Shard:
     def current(self) -> Submission:
         return next(s for s in self.submissions if s.n == self.submission)
 
+    @property
+    def holds_create_lock(self) -> bool:
+        """Where batches carry no name, none is created before this shard, in doubt, had its last look."""
+        return self.state is ShardState.IN_DOUBT and self.current.sought_until is None
+
 
 @dataclass(frozen=True, slots=True)
 class NewShard:

@@ -263,24 +263,26 @@ rationals = st.fractions(min_value=0, max_value=10**6, max_denominator=1000)
 @st.composite
 def sheets(draw: st.DrawFn) -> PriceSheet:
     starts = [0, *sorted(draw(st.sets(st.integers(1, 3000), max_size=3)))]
-    tiers = tuple(Rates(*(draw(rationals) for _ in range(5)), above_tokens=start) for start in starts)
+    tiers = tuple(Rates(*(draw(rationals) for _ in range(6)), above_tokens=start) for start in starts)
     return PriceSheet("p/m", Lane.BATCH, "here", "2026-11-21", True, tiers)
 
 
 @st.composite
-def any_usage(draw: st.DrawFn, most_input: int = 5000) -> Usage:
+def any_usage(draw: st.DrawFn, most_input: int = 5000, *, sound: bool = False) -> Usage:
     total = draw(st.integers(0, most_input))
     cached = draw(st.integers(0, total))
-    return Usage(total, draw(st.integers(0, 5000)), cached, draw(st.integers(0, total - cached)))
+    written = draw(st.integers(0, total - cached))
+    heard = draw(st.integers(0, total - cached - written)) if sound else 0
+    return Usage(total, draw(st.integers(0, 5000)), cached, written, audio_tokens=heard)
 
 
 @settings(deadline=None)
-@given(sheets(), any_usage())
+@given(sheets(), any_usage(sound=True))
 def test_cost_is_the_exact_sum_rounded_half_up_once(sheet: PriceSheet, usage: Usage) -> None:
     """Integers on the hot path give what rational arithmetic gives."""
     tier = [t for t in sheet.tiers if usage.input_tokens > t.above_tokens or not t.above_tokens][-1]
-    fresh = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
-    counts = (fresh, usage.cached_tokens, usage.cache_write_tokens, usage.output_tokens, 1)
+    fresh = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens - usage.audio_tokens
+    counts = (fresh, usage.cached_tokens, usage.cache_write_tokens, usage.output_tokens, 1, usage.audio_tokens)
     exact = sum(rate * count for rate, count in zip(tier.all, counts, strict=True))
     assert sheet.cost(usage) == (exact + Fraction(1, 2)).__floor__()
 

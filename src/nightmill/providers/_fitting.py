@@ -158,9 +158,9 @@ def _beside_text(item: Mapping[str, Any]) -> list[str]:
     kind = item.get("type") or ("message" if "role" in item else "item_reference")
     found = [] if kind in _TEXT_ITEMS else [f"the item {kind}"]
     found += ["audio in a message"] if item.get("audio") else []
-    for parts, carried in ((item.get("content"), (*_TEXT_PARTS, *PARTS)), (item.get("output"), _TEXT_PARTS)):
+    for parts, may_be in ((item.get("content"), (*_TEXT_PARTS, *PARTS)), (item.get("output"), _TEXT_PARTS)):
         kinds = [_kind(part) for part in parts if isinstance(part, Mapping)] if isinstance(parts, list | tuple) else []
-        found += [f"the part {kind}" for kind in kinds if kind not in carried]
+        found += [f"the part {kind}" for kind in kinds if kind not in may_be]
     return found
 
 

@@ -1,0 +1,255 @@
+"""Media by their bytes: their kind, size and length, and the most that each provider may count them as."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import zlib
+from typing import Any
+
+import msgspec
+import pytest
+from genai_prices import data_snapshot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nightmill.errors import CannotCarry
+from nightmill.media import image_size, kind_of, most_seconds
+from nightmill.providers import Provider
+from nightmill.providers._media import TAKES
+from nightmill.providers.resolve import resolve
+
+sides = st.integers(1, 20_000)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int) -> bytes:
+    """Its header and no pixels: nothing here looks at them."""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+
+
+def jpeg(width: int, height: int) -> bytes:
+    exif = b"\xff\xe1" + struct.pack(">H", 302) + bytes(300)
+    return b"\xff\xd8" + exif + b"\xff\xc0" + struct.pack(">HBHHB", 11, 8, height, width, 1) + bytes(3)
+
+
+def gif(width: int, height: int) -> bytes:
+    return b"GIF89a" + struct.pack("<HH", width, height) + bytes(3)
+
+
+def webp(width: int, height: int) -> bytes:
+    large = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + large
+
+
+def wav(seconds: float, rate: int = 8_000) -> bytes:
+    data = bytes(int(seconds * rate) * 2)
+    head = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, rate * 2, 2, 16)
+    body = b"WAVE" + head + b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def mp4(*seconds: int) -> bytes:
+    """A film of so many seconds by its own header, and by those of its tracks."""
+    boxes = [b"mvhd" + struct.pack(">IIIII", 0, 0, 0, 1_000, s * 1_000) for s in seconds]
+    return struct.pack(">I", 16) + b"ftypisom" + bytes(4) + b"".join(boxes)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "mime"),
+    [
+        (png(1, 1), "image", "image/png"),
+        (jpeg(1, 1), "image", "image/jpeg"),
+        (gif(1, 1), "image", "image/gif"),
+        (webp(1, 1), "image", "image/webp"),
+        (b"%PDF-1.7\n", "pdf", "application/pdf"),
+        (wav(1), "audio", "audio/wav"),
+        (b"ID3\x04", "audio", "audio/mpeg"),
+        (b"\xff\xfb\x90\x64", "audio", "audio/mpeg"),
+        (b"fLaC", "audio", "audio/flac"),
+        (mp4(1), "video", "video/mp4"),
+        (b"\x1aE\xdf\xa3", "video", "video/webm"),
+    ],
+)
+def test_a_file_is_what_its_first_bytes_are(data: bytes, kind: str, mime: str) -> None:
+    """Whatever it is called."""
+    assert kind_of(data) == (kind, mime)
+
+
+@given(sides, sides)
+def test_an_image_says_how_large_it_is(width: int, height: int) -> None:
+    """In every format that models read, and behind what cameras write before it."""
+    for made in (png, jpeg, gif, webp):
+        assert image_size(made(width, height)) == (width, height)
+
+
+@given(st.binary(max_size=200), st.sampled_from((b"", png(9, 9)[:20], jpeg(9, 9)[:30], webp(9, 9)[:20], mp4(3)[:40])))
+def test_no_bytes_break_a_reader(data: bytes, before: bytes) -> None:
+    """What is cut or made up has no size rather than a wrong one, or an exception."""
+    size = image_size(before + data)
+    assert size is None or min(size) > 0
+    for mime in ("audio/wav", "audio/mpeg", "video/mp4", "x/y"):
+        seconds = most_seconds(before + data, mime)
+        assert seconds is None or (seconds >= 0 and math.isfinite(seconds))
+
+
+def test_how_long_a_sound_or_a_film_can_be() -> None:
+    """By its header; of an MP3, which has none, by its bytes at the lowest rate there is; else nobody knows."""
+    assert most_seconds(wav(3), "audio/wav") == pytest.approx(3, abs=0.1)
+    assert most_seconds(bytes(16_000), "audio/mpeg") == 16
+    assert most_seconds(mp4(7, 90), "video/mp4") == 90
+    assert most_seconds(b"OggS", "audio/ogg") is None
+
+
+# -- in requests -----------------------------------------------------------------------------------
+
+
+def provider(model: str) -> Provider:
+    keys = {"OPENAI_API_KEY": "k", "ANTHROPIC_API_KEY": "k", "GEMINI_API_KEY": "k"}
+    return resolve(model, env=keys)
+
+
+def data_url(data: bytes, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+
+def said(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "what?"}, *parts]}]}
+
+
+def image(data: bytes, mime: str = "image/png") -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": data_url(data, mime)}}
+
+
+def pdf(data: bytes = b"%PDF-1.7\n") -> dict[str, Any]:
+    return {"type": "file", "file": {"filename": "a.pdf", "file_data": data_url(data, "application/pdf")}}
+
+
+def sound(data: bytes) -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"}}
+
+
+def film(data: bytes) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": data_url(data, "video/mp4")}}
+
+
+SEES = ("openai/gpt-5-mini", "openai/gpt-4o", "anthropic/claude-haiku-4-5", "gemini/gemini-2.5-flash")
+
+
+@pytest.mark.parametrize("model", SEES)
+@settings(max_examples=20, deadline=None)
+@given(sides, sides, st.integers(0, 3))
+def test_an_image_weighs_what_it_may_be_billed_as_and_not_its_bytes(
+    model: str, width: int, height: int, count: int
+) -> None:
+    """The text counts by its bytes, each image by its tokens, however many bytes it has."""
+    asked = provider(model)
+    plain = len(asked.encode(said()).body)
+    small, large = png(width, height), png(width, height) + bytes(50_000)
+    weights = [asked.weigh(asked.encode(said(*[image(data)] * count)).body) for data in (small, large)]
+    assert weights[0] == weights[1]
+    assert weights[0].most - plain >= count * 258
+    assert weights[0].media <= weights[0].most
+    each = TAKES[asked.name].tokens(asked.model, _medium(small)).most
+    assert 0 <= weights[0].most - plain - count * each <= 200 * max(1, count)  # JSON around it
+
+
+def _medium(data: bytes) -> Any:
+    from nightmill.media import Medium
+
+    found = kind_of(data)
+    assert found is not None
+    return Medium(found[0], found[1], data)
+
+
+@pytest.mark.parametrize(
+    ("model", "part"),
+    [
+        ("anthropic/claude-haiku-4-5", pdf()),
+        ("openai/gpt-5-mini", pdf()),
+        ("gemini/gemini-2.5-flash", pdf()),
+        ("gemini/gemini-2.5-flash", film(b"\x00\x00\x00\x10ftypisom" + bytes(4))),
+        ("openai/gpt-audio", sound(b"RIFF\x00\x00\x00\x00WAVE")),
+    ],
+)
+def test_what_cannot_be_measured_weighs_as_much_as_the_model_takes_at_all(model: str, part: dict[str, Any]) -> None:
+    """Pages and seconds that nobody can count safely: no request has more tokens than its model's context."""
+    asked = provider(model)
+    assert asked.weigh(asked.encode(said(part)).body).most >= 128_000
+
+
+def test_text_that_looks_like_a_medium_is_text() -> None:
+    """Only a part of a message is one; a prompt about such parts counts by its bytes."""
+    asked = provider("openai/gpt-5-mini")
+    body = asked.encode({"messages": [{"role": "user", "content": '{"type":"image_url","image_url":{"url":"data:"}}'}]})
+    assert asked.weigh(body.body) == (len(body.body), 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "says"),
+    [
+        ("openai/gpt-5-mini", sound(wav(1)), "no audio"),
+        ("openai/gpt-5-mini", film(mp4(1)), "no video"),
+        ("openai/gpt-audio", image(png(9, 9)), "no images"),
+        ("openai/o3-mini", image(png(9, 9)), "no images"),
+        ("anthropic/claude-haiku-4-5", sound(wav(1)), "no audio"),
+        ("anthropic/claude-haiku-4-5", image(png(9, 9) + bytes(4_000_000)), "too large"),
+        ("gemini/gemini-2.5-flash", image(png(9, 9) + bytes(16_000_000)), "too large"),
+        (
+            "gemini/gemini-2.5-flash",
+            {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}},
+            "addresses",
+        ),
+        ("openai/gpt-5-mini", {"type": "image_url", "image_url": {"url": "data:image/png;base64,!"}}, "not carried"),
+        ("openai/gpt-5-mini", image(b"no image"), "not carried"),
+        ("openai/gpt-5-mini", {"type": "file", "file": {"file_id": "file-1"}}, "not carried"),
+        ("anthropic/claude-haiku-4-5", image(b"%PDF-1.7", "image/png"), "not carried"),
+        ("local/smollm2-135m", image(png(9, 9)), "no images"),
+    ],
+)
+def test_what_a_model_does_not_take_is_refused_with_a_reason(model: str, part: dict[str, Any], says: str) -> None:
+    """Before anything is sent."""
+    with pytest.raises(CannotCarry, match=says):
+        provider(model).encode(said(part))
+
+
+def test_each_provider_gets_a_medium_in_its_own_words() -> None:
+    """The same bytes, as each documents it."""
+    data = png(30, 20)
+    text = base64.b64encode(data).decode()
+    bodies = {m: msgspec.json.decode(provider(m).encode(said(image(data))).body) for m in SEES}
+    assert bodies[SEES[0]]["messages"][0]["content"][1] == image(data)
+    source = {"type": "base64", "media_type": "image/png", "data": text}
+    assert bodies[SEES[2]]["messages"][0]["content"][1] == {"type": "image", "source": source}
+    assert bodies[SEES[3]]["contents"][0]["parts"][1] == {"inlineData": {"mimeType": "image/png", "data": text}}
+    document = msgspec.json.decode(provider(SEES[2]).encode(said(pdf())).body)["messages"][0]["content"][1]
+    assert (document["type"], document["source"]["media_type"]) == ("document", "application/pdf")
+    away = {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}
+    linked = msgspec.json.decode(provider(SEES[2]).encode(said(away)).body)["messages"][0]["content"][1]
+    assert linked == {"type": "image", "source": {"type": "url", "url": "https://a.example/b.png"}}
+
+
+def test_sound_is_held_as_so_much_more_text_as_it_may_cost_more() -> None:
+    """No model in the catalogue asks more for sound, beside its text, than holds count."""
+    from nightmill.providers import _media
+
+    most = {"openai": _media._OPENAI_SOUND, "google": _media._GEMINI_SOUND}
+    for catalogue in data_snapshot.get_snapshot().providers:
+        for model in catalogue.models if catalogue.id in most else ():
+            of_gemini = model.id.startswith("gemini-") and "live" not in model.id and "embedding" not in model.id
+            if not (of_gemini or model.id.startswith("gpt-audio")):
+                continue
+            prices = model.prices if isinstance(model.prices, list) else []
+            for price in [each.prices for each in prices] or [model.prices]:
+                if getattr(price, "input_audio_mtok", None) is None:
+                    continue
+                text, heard = (_least(getattr(price, name)) for name in ("input_mtok", "input_audio_mtok"))
+                assert heard / text <= most[catalogue.id], model.id
+
+
+def _least(price: Any) -> float:
+    return float(getattr(price, "base", price))

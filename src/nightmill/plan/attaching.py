@@ -95,13 +95,13 @@ class Packer:
         if text.startswith("data:"):
             return self._packed(_decoded(text.partition(",")[2]), "")
         path = Path(self._folder, os.path.expanduser(text))
-        if len(text) > 255 and re.fullmatch(r"[A-Za-z0-9+/]+=*", text[:4_096]):
-            return self._packed(_decoded(text), "")
         try:
             if path.stat().st_size > _MOST_BYTES:
                 raise _Unusable(f"{text} has {path.stat().st_size:,} bytes, and no model takes so many")
             data = path.read_bytes()
         except (OSError, ValueError) as error:
+            if data := _bytes_written_as(text):
+                return self._packed(data, "")
             why = getattr(error, "strerror", None) or str(error)
             raise _Unusable(f"{column} {text[:200]!r} cannot be read: {why}, in {self._folder}") from error
         return self._packed(data, text)
@@ -125,6 +125,15 @@ class Packer:
             "size": len(data),
             "digest": digest.hex(),
         }
+
+
+def _bytes_written_as(text: str) -> bytes | None:
+    """What a column of bytes held, which sources give as base64; None: that is no medium."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return data if kind_of(data) else None
 
 
 def _decoded(text: str) -> bytes:

@@ -12,7 +12,8 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from nightmill.plan.attaching import Pack, said_with
 from nightmill.pricing import estimate_tokens
 from nightmill.providers import OWN_SCHEMA, Encoded, Provider
 from nightmill.sources import decode_row_values, is_json
-from nightmill.tasks import ASKS, MEDIA, BoundTask, Column, Template, as_text, request_parts
+from nightmill.tasks import ASKS, MEDIA, BoundTask, Column, Task, Template, as_text, request_parts
 from nightmill.types import Endpoint
 
 DEFAULT_TEMPERATURE = 0.3
@@ -32,6 +33,8 @@ DEFAULT_MAX_OUTPUT = 2_000
 # What the texts of a request are called, and what else of it the model reads, in every shape that requests have.
 _SAID = frozenset(("content", "text", "input", "system", "instructions"))
 _DECLARED = frozenset(("tools", "response_format", "format", "responseJsonSchema"))
+# Of a task; an older program's digest is without them, and so is ours where none is used.
+_LATER = frozenset(("choices", "escalate", "parallel_tool_calls", "reask", "repair", "tool_choice", "tools"))
 _AGAIN = "Answer once more, with nothing but JSON that fits this schema: "
 
 
@@ -118,7 +121,10 @@ class Compiled:
 
     @property
     def digest_text(self) -> bytes:
-        return msgspec.json.encode(self._asked_for() | {"url": self.url}, order="deterministic")
+        asked = self._asked_for()
+        if not self._gives_way():
+            del asked["parameters"]["suggested"], asked["task"]["built_in"]
+        return msgspec.json.encode(asked | {"url": self.url}, order="deterministic")
 
     @property
     def asked_text(self) -> bytes:
@@ -126,7 +132,23 @@ class Compiled:
         return msgspec.json.encode(self._asked_for(), order="deterministic")
 
     def _asked_for(self) -> dict[str, Any]:
-        return {"task": self._task.task.to_dict(), "parameters": self._parameters.to_dict()}
+        """Without what older programs did not know and is at its default: the same command has the digest it had."""
+        task = self._task.task.to_dict()
+        plain = Task(task["name"])
+        said = {name: value for name, value in task.items() if name not in _LATER or value != getattr(plain, name)}
+        return {"task": said, "parameters": self._parameters.to_dict()}
+
+    def _gives_way(self) -> bool:
+        """Whether requests would be others, or none, if the task's own numbers had been the user's."""
+        if not self._parameters.suggested:
+            return False
+        insisting = copy(self)
+        insisting._parameters = replace(self._parameters, suggested=())
+        texts = dict.fromkeys(range(len(self._task.templates)), "x")
+        try:
+            return insisting._probe(texts).body != self._probe(texts).body
+        except UsageError:
+            return True
 
     def bodies(
         self, batch: pa.RecordBatch, indexes: Sequence[int], texts: Mapping[str, Sequence[str | None]] | None = None,

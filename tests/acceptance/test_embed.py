@@ -203,7 +203,7 @@ def test_live_rows_share_calls_and_their_cost_to_the_last_token(tmp_path: Path) 
         _texts(place, *map(str, range(150)))
         told = _good(_embed(place, "--lane", "live", "--out", "v.jsonl"))
     asked = _asked(server)
-    assert [len(texts) for texts in asked] == [64, 64, 22]
+    assert sorted(len(texts) for texts in asked) == [22, 64, 64]
     rows = place.results("v.jsonl")
     assert [row["embedding"] for row in rows] == [[i, 1] for i in range(150)]
     assert sum(row["tokens_in"] for row in rows) == told["tokens_in"] == 150 * 7 + 3

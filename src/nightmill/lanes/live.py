@@ -49,6 +49,7 @@ class _Pause(Exception):
 @dataclass(slots=True)
 class _Row:
     index: int
+    custom_id: str
     body: bytes
     attempts: int = 0  # completed exchanges so far
     done: bool = False
@@ -248,7 +249,7 @@ class _Sender:
         self._renewing = asyncio.Lock()
         current = self._shard.current
         self._covered = current.hold_nanos + current.unproven_nanos  # so much of what the shard may cost
-        self._joining = provider if isinstance(provider, JoiningProvider) and work.together > 1 else None
+        self._joining = provider if work.together > 1 and isinstance(provider, JoiningProvider) else None
         self._rows: list[_Row] = []  # all of the shard
         self._under_way = 0  # calls
         self._calls_ended = 0
@@ -305,11 +306,12 @@ class _Sender:
 
     def _open_rows(self) -> list[_Row]:
         past, shard = self._past, self._shard
+        most = self._work.together if self._joining else 1
         rows = []
         for index, line in wire.shard_lines(self._desk.store, shard):
             tried = past.attempts.get(index, 0)
             done = index in past.done or tried >= self._tries or shard.cancel_requested
-            rows.append(_Row(index, wire.body_of(line), tried, done, most=self._work.together if self._joining else 1))
+            rows.append(_Row(index, f"{shard.tag}-{index}", wire.body_of(line), tried, done, most=most))
         return rows
 
     async def _book_past(self) -> None:
@@ -377,8 +379,9 @@ class _Sender:
         return self._work.sheet.worst(weight, 1, self._cap)
 
     async def _send_all(self, rows: list[_Row], journal: Journal) -> None:
-        todo = _groups([row for row in rows if not row.done])
-        hands = min(sum(not row.done for row in rows), self._throttle.most)
+        still_open = [row for row in rows if not row.done]
+        todo = _groups(still_open) if self._joining else ([row] for row in still_open)
+        hands = min(len(still_open), self._throttle.most)
         watch = asyncio.create_task(self._dismiss_idle())
         try:
             async with asyncio.TaskGroup() as group:
@@ -415,11 +418,12 @@ class _Sender:
             self._trouble = self._trouble or trouble
 
     async def _send_each(self, todo: Iterator[list[_Row]], journal: Journal, group: asyncio.TaskGroup | None) -> None:
-        """``todo``: rows that go together. Those of a call that was of no use go in smaller ones."""
+        """``todo``: open rows that go together. Those of a call that was of no use go in smaller ones."""
         throttle = self._throttle
         for together in todo:
-            while rows := [row for row in together if not row.done]:
-                if any(row.most < len(rows) for row in rows):
+            rows = together
+            while rows:
+                if len(rows) > 1 and any(row.most < len(rows) for row in rows):
                     await self._send_each(_groups(rows), journal, group)
                     break
                 if rows[0].rest_s:
@@ -440,6 +444,7 @@ class _Sender:
                     answered = await self._exchange(rows, journal)
                 finally:
                     throttle.give_back(answered=answered)
+                rows = [row for row in rows if not row.done]
 
     async def _send_later(self, row: _Row, journal: Journal) -> None:
         """Send one row after its rest, while the hand that met its failure goes on with others."""
@@ -468,34 +473,33 @@ class _Sender:
 
     async def _exchange(self, rows: list[_Row], journal: Journal) -> bool:
         """One call, each of its rows marked first. True when the provider answered it."""
-        ids = [f"{self._shard.tag}-{row.index}" for row in rows]
-        journal.write(_marks(wire.sent_mark, ids))
+        journal.write(_marks(wire.sent_mark, rows))
         reach("live.marked")
         began = self._desk.ledger.moment()
         if not self._lease_is_long_enough(began):  # whoever has the shard now may have read past the mark
-            journal.write(_marks(wire.unsent_mark, ids))
+            journal.write(_marks(wire.unsent_mark, rows))
             await self._keep_lease()
             return False
         try:
             reply = await self._call(rows)
         except NeverSent as error:
-            journal.write(_marks(wire.unsent_mark, ids))
+            journal.write(_marks(wire.unsent_mark, rows))
             await self._not_reached(error, began)
             return False
         except Uncertain as error:
-            journal.write(_marks(wire.lost_mark, ids))
+            journal.write(_marks(wire.lost_mark, rows))
             if self._desk.ledger.moment() - began >= self._request_s:
                 self._throttle.late(began)
             await self._lost(rows, error)
             return False
         except UsageError:  # of a model that cannot be loaded: nothing was asked
-            journal.write(_marks(wire.unsent_mark, ids))
+            journal.write(_marks(wire.unsent_mark, rows))
             raise
-        return await self._answered(rows, ids, reply, self._desk.ledger.moment() - began, journal)
+        return await self._answered(rows, reply, self._desk.ledger.moment() - began, journal)
 
     async def _call(self, rows: list[_Row]) -> LiveReply:
         url, body = self._work.url, rows[0].body
-        if self._joining is not None and len(rows) > 1:
+        if len(rows) > 1 and self._joining is not None:
             url, body = self._joining.joined(url, [row.body for row in rows])
         self._under_way += 1
         try:
@@ -504,42 +508,47 @@ class _Sender:
             self._under_way -= 1
             self._calls_ended += 1
 
-    async def _answered(
-        self, rows: list[_Row], ids: list[str], reply: LiveReply, took_s: float, journal: Journal
-    ) -> bool:
+    async def _answered(self, rows: list[_Row], reply: LiveReply, took_s: float, journal: Journal) -> bool:
         self._unreachable = 0
         if reply.hint is not None:
             self._throttle.learn(reply.hint)
         if reply.stop:  # quota or key: it was not processed, and nothing else will be
-            journal.write(_marks(wire.unsent_mark, ids))
+            journal.write(_marks(wire.unsent_mark, rows))
             raise _Pause(self._explain(reply), key=reply.shuts_key)
         if reply.status == 429:
-            journal.write(_marks(wire.unsent_mark, ids))
+            journal.write(_marks(wire.unsent_mark, rows))
             await self._cool(reply)
             return False
-        if len(rows) > 1 and 400 <= reply.status < 500 and not _again(reply.status):
-            journal.write(_marks(wire.unsent_mark, ids))  # one of them was refused, and nothing done for the others
+        if len(rows) > 1:
+            return await self._answered_together(rows, reply, took_s, journal)
+        if _may_have_run(self._provider, reply):
+            await self._no_answer(rows, reply, journal)
+            return False
+        return await self._keep(rows[0], reply, took_s, journal)
+
+    async def _answered_together(self, rows: list[_Row], reply: LiveReply, took_s: float, journal: Journal) -> bool:
+        if 400 <= reply.status < 500 and not _again(reply.status):
+            journal.write(_marks(wire.unsent_mark, rows))  # one of them was refused, and nothing done for the others
             for row in rows:
                 row.most = (len(rows) + 1) // 2
             return True
         parts = self._parted(rows, reply)
         if any(_may_have_run(self._provider, part) for part in parts):
-            journal.write(_marks(wire.lost_mark, ids))
-            await self._lost(rows, Uncertain("the answer is no answer", why=f"it begins {reply.body[:40]!r}"))
+            await self._no_answer(rows, reply, journal)
             return False
-        kept = [await self._keep(*each, took_s, journal) for each in zip(rows, ids, parts, strict=True)]
+        kept = [await self._keep(row, part, took_s, journal) for row, part in zip(rows, parts, strict=True)]
         return all(kept)
 
     def _parted(self, rows: list[_Row], reply: LiveReply) -> list[LiveReply]:
         """What each row was answered: all the same where they failed together, nothing where it cannot be told."""
-        if self._joining is None or len(rows) == 1 or not 200 <= reply.status < 300:
+        if self._joining is None or not 200 <= reply.status < 300:
             return [reply] * len(rows)
         parts = self._joining.parted(reply, [len(row.body) for row in rows])
         return parts or [replace(reply, body=b"")] * len(rows)
 
-    async def _keep(self, row: _Row, custom_id: str, reply: LiveReply, took_s: float, journal: Journal) -> bool:
+    async def _keep(self, row: _Row, reply: LiveReply, took_s: float, journal: Journal) -> bool:
         """One row's answer. True when the provider answered it."""
-        line = self._provider.reply_line(custom_id, reply, took_s)
+        line = self._provider.reply_line(row.custom_id, reply, took_s)
         journal.keep(line)
         row.attempts += 1
         if not _again(reply.status) or row.attempts >= self._tries:
@@ -578,6 +587,10 @@ class _Sender:
         with self._idling():
             await asyncio.sleep(max(0.0, self._quiet_until - ledger.moment()))
 
+    async def _no_answer(self, rows: list[_Row], reply: LiveReply, journal: Journal) -> None:
+        journal.write(_marks(wire.lost_mark, rows))
+        await self._lost(rows, Uncertain("the answer is no answer", why=f"it begins {reply.body[:40]!r}"))
+
     async def _lost(self, rows: list[_Row], error: ProviderError) -> None:
         """Sent, and nobody knows whether it ran: it counts as an attempt of each row, and as money."""
         again = []
@@ -609,5 +622,5 @@ def _groups(rows: list[_Row]) -> Iterator[list[_Row]]:
         yield together
 
 
-def _marks(mark: Callable[[str], bytes], ids: list[str]) -> bytes:
-    return b"".join(map(mark, ids))
+def _marks(mark: Callable[[str], bytes], rows: list[_Row]) -> bytes:
+    return b"".join([mark(row.custom_id) for row in rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -105,12 +106,14 @@ def test_a_pdf_that_hides_its_pages_has_as_many_as_it_claims() -> None:
 
 
 def test_seconds() -> None:
-    """Of WAV by its header, of what is compressed by a fixed rate."""
-    found = [looked_at(data) for data in (wav(2.5), MP3, MP4)]
+    """By the header where there is one, else by a fixed rate."""
+    header = b"mvhd" + struct.pack(">IIIII", 0, 0, 0, 600, 4200)
+    found = [looked_at(data) for data in (wav(2.5), MP3, MP4, MP4[:24] + header + bytes(100))]
     assert [each and (each.type, each.seconds) for each in found] == [
         ("audio/wav", 2.5),
         ("audio/mp3", 2.0),
         ("video/mp4", 3.0),
+        ("video/mp4", 7.0),
     ]
 
 
@@ -554,6 +557,24 @@ def test_bytes_that_are_no_base64_fail_the_create(base: str) -> None:
     refused = create(base, [{"key": "a", "request": {"contents": [{"role": "user", "parts": [part]}]}}], model=_NEW)
     assert refused.status == 400
     assert "Base64 decoding failed" in refused.json()["error"]["message"]
+
+
+def test_media_do_not_go_beyond_what_a_model_holds(
+    base: str, chatgpt: openai.OpenAI, claude: anthropic.Anthropic, gemini: genai.Client
+) -> None:
+    """Each format says so in its own words, and nothing is billed."""
+    document = paper(file_data=data_url("application/pdf", pdf(*["x"] * 6)), filename="a.pdf")
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 128000 tokens") as refused:
+        chatgpt.chat.completions.create(model="gpt-4o-mini", messages=asked(document))  # 6 pages of 25,501
+    assert refused.value.code == "context_length_exceeded"
+    document = block(pdf(*["x"] * 250), "application/pdf", "document")
+    with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: 11\d+ tokens > 1000000 maximum"):
+        claude.messages.create(model="claude-opus-5-5", max_tokens=9, messages=said(document))
+    part = types.Part.from_bytes(data=pdf(*["x"] * 1000), mime_type="application/pdf")
+    config = types.GenerateContentConfig(media_resolution=types.MediaResolution.MEDIA_RESOLUTION_HIGH)
+    with pytest.raises(errors.ClientError, match="exceeds the maximum number of tokens allowed"):
+        gemini.models.generate_content(model=_NEW, contents=part, config=config)
+    assert invoice(base)["total_nanos"] == 0
 
 
 def test_a_request_holds_20_mb(gemini: genai.Client) -> None:

@@ -1,10 +1,10 @@
 """Media in requests, known by their bytes: what they are, how large, and a digest that an answer can name.
 
-Nothing is drawn, played or fetched. The size of an image and the seconds of a WAV are read from their headers, the
-pages of a PDF are counted. What its bytes do not tell without decoding them has a fixed figure:
+Nothing is drawn, played or fetched. The size of an image and the seconds of WAV, MP4 and M4A are read from their
+headers, the pages of a PDF are counted. What its bytes do not tell without decoding them has a fixed figure:
 
 * compressed audio: 16,000 bytes a second (128 kbit/s);
-* video: 125,000 bytes a second (1 Mbit/s);
+* video that has no header of ISO media: 125,000 bytes a second (1 Mbit/s);
 * HEIC images: 4032 x 3024 pixels;
 * what stands at an address: by the digest of the address an image of one of `ADDRESSED_PIXELS`, a PDF of 1 to 8
   pages with 400 bytes of text each, 1 to 60 seconds of audio or video.
@@ -28,6 +28,7 @@ _ADDRESSED_PAGES, _ADDRESSED_PAGE_BYTES, _ADDRESSED_SECONDS = 8, 400, 60
 _AUDIO_BYTES_A_SECOND = 16_000
 _VIDEO_BYTES_A_SECOND = 125_000
 _HEIC_PIXELS = (4032, 3024)
+_PCM = 1  # the form of WAV that is not compressed
 _INFLATED_BYTES = 1 << 22  # of one stream of a PDF: what comes after is not read
 _ALIASES = {
     "image/jpg": "image/jpeg",
@@ -171,7 +172,7 @@ def looked_at(data: bytes) -> Media | None:
         return Media(media_type, size, digest, width=width, height=height) if width and height else None
     if media_type.startswith(("audio/", "video/")):
         rate = _AUDIO_BYTES_A_SECOND if media_type.startswith("audio/") else _VIDEO_BYTES_A_SECOND
-        seconds = _wav_seconds(data) if media_type == "audio/wav" else size / rate
+        seconds = _wav_seconds(data) if media_type == "audio/wav" else _box_seconds(data) or size / rate
         return None if seconds is None else Media(media_type, size, digest, seconds=seconds)
     return Media(media_type, size, digest, text_bytes=size)
 
@@ -273,12 +274,24 @@ def _wav_seconds(data: bytes) -> float | None:
     at, rate = 12, 0
     while at + 8 <= len(data):
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        if name == b"fmt " and at + 20 <= len(data):
-            rate = int.from_bytes(data[at + 16 : at + 20], "little")
+        if name == b"fmt " and at + 24 <= len(data):
+            form, channels, samples, told_rate, _, bits = struct.unpack("<HHIIHH", data[at + 8 : at + 24])
+            rate = channels * samples * bits // 8 if form == _PCM else told_rate
         if name == b"data":
             return min(size, len(data) - at - 8) / rate if rate else None
         at += 8 + size + size % 2
     return None
+
+
+def _box_seconds(data: bytes) -> float | None:
+    """The length that the movie header of MP4, M4A and their kin tells; None for one that has none."""
+    at = data.find(b"mvhd") + 4
+    if at < 4 or len(data) < at + 32:
+        return None
+    scale, length = (
+        struct.unpack(">IQ", data[at + 20 : at + 32]) if data[at] else struct.unpack(">II", data[at + 12 : at + 20])
+    )
+    return length / scale if scale and length else None
 
 
 _PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")

@@ -191,6 +191,9 @@ class Answers:
             raise ApiError(400, f"output_config.format.schema: {why}") from None
         thought = _think(asked, said)
         total, read, written, is_long = _weigh(asked, digest)
+        most = self._catalogue.context(asked.model)
+        if seen and 0 < most < total:
+            raise ApiError(400, f"prompt is too long: {total} tokens > {most} maximum")
         made: dict[str, Any] = {
             "id": f"msg_{digest.hex()}",
             "type": "message",

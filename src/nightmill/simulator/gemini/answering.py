@@ -27,6 +27,7 @@ from nightmill.simulator.media import Find, Kind, Sights
 
 _LEAST_CACHED_TOKENS = 1024  # what a shared beginning needs before it is cached
 _MOST_DIMENSIONS = 3072
+_MOST_TOKENS = 1_048_576  # of a prompt; looked at where it has media
 
 
 def count(asked: reading.Generate) -> int:
@@ -58,6 +59,9 @@ def _generated(
 ) -> Reply:
     config = asked.generation_config or reading.Generation()
     prompt = count(asked) + sights.tokens.total()
+    if sights.media and prompt > _MOST_TOKENS:
+        message = f"The input token count ({prompt}) exceeds the maximum number of tokens allowed ({_MOST_TOKENS})."
+        raise invalid(message)
     cached, thoughts = _cached(asked, digest), _thoughts(config, digest)
     cap = None if config.max_output_tokens is None else max(1, config.max_output_tokens - thoughts)
     ask = Ask(cap=cap, schema=reading.schema_of(config), tool=reading.called_tool(asked), seen=sights.told())

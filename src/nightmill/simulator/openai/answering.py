@@ -235,7 +235,7 @@ class Answers:
         schema = _schema(given) if given else None
         ask = Ask(cap, schema, _forced_tool(chat.tools, chat.tool_choice), sights.told())
         choices = [self._model.say(ask, number_of(digest, salt, turn), twists) for turn in range(chat.n or 1)]
-        input_tokens = _chat_tokens(chat) + sights.tokens.total()
+        input_tokens = self._fitting(chat.model, _chat_tokens(chat), sights)
         output_tokens = sum(choice.tokens for choice in choices)
         model = snapshot(chat.model, digest) if "model_snapshot_changes" in twists else chat.model
         usage = _chat_usage(input_tokens, sights, choices, output_tokens) if "usage_missing" not in twists else b""
@@ -273,7 +273,7 @@ class Answers:
         else:
             is_cut = choice.finish == "length"
             output = [responses.message(digest, choice.content, choice.refusal, is_cut=is_cut)]
-        tokens = _response_tokens(asked) + sights.tokens.total()
+        tokens = self._fitting(asked.model, _response_tokens(asked), sights)
         model = snapshot(asked.model, digest) if "model_snapshot_changes" in twists else asked.model
         made = responses.body_of(
             asked, number=digest, created=created, model=model, output=output, is_cut=choice.finish == "length",
@@ -284,6 +284,17 @@ class Answers:
         return Reply(
             200, made, asked.model, tokens, choice.tokens, digest=digest, image_tokens=sights.tokens[Kind.IMAGE]
         )
+
+    def _fitting(self, model: str, text_tokens: int, sights: Sights) -> int:
+        """Tokens of a prompt. Raises ApiError: media make it more than the model can hold."""
+        tokens, most = text_tokens + sights.tokens.total(), self._catalogue.context(model)
+        if sights.media and 0 < most < tokens:
+            message = (
+                f"This model's maximum context length is {most} tokens. However, your messages resulted in {tokens} "
+                "tokens. Please reduce the length of the messages."
+            )
+            raise ApiError(400, message, param="messages", code="context_length_exceeded")
+        return tokens
 
     def _check_chat(self, chat: _Chat) -> None:
         if not self._catalogue.knows(chat.model):

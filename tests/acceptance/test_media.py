@@ -7,6 +7,8 @@ import csv
 import hashlib
 import json
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,14 +208,27 @@ def test_of_several_models_one_that_sees_is_chosen(place: Place) -> None:
     assert "o3-mini is left out: o3-mini is sent no images" in " ".join(done.err.split()).replace("│ ", "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux alone")
 def test_many_large_images_take_little_memory(place: Place) -> None:
-    """Requests of megabytes are encoded and cut a few at a time."""
-    (place.folder / "pics").mkdir()
+    """Requests of megabytes are encoded and cut a few at a time, however many there are."""
+    few, many = (_peak_mb(place, count) for count in (10, 60))
+    assert many < few + 60, (few, many)  # fifty more have 133 MB as base64
+
+
+def _peak_mb(place: Place, count: int) -> float:
+    (place.folder / "pics").mkdir(exist_ok=True)
     noise = png(4, 4) + bytes(range(256)) * 8_000  # two megabytes behind an image
     lines = ["id,photo"]
-    for n in range(120):
+    for n in range(count):
         (place.folder / f"pics/{n}.png").write_bytes(noise + n.to_bytes(2, "big"))
         lines.append(f"{n},pics/{n}.png")
     (place.folder / "photos.csv").write_text("\n".join(lines) + "\n")
-    done = place.run("run", "photos.csv", *ASKED[:-1], "--dry-run", "--model", MODELS[2], "--lane", "batch", "--debug")
-    assert done.code == 0, done.err
+    told = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    asked = [*ASKED[:-1], "--dry-run", "--model", MODELS[2], "--lane", "batch"]
+    code = f"import sys; from nightmill.cli import main; sys.argv[1:] = {['run', 'photos.csv', *asked]!r}"
+    script = f"{code}\ntry:\n    main()\nfinally:\n    {told}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=place.folder, env=place.env, capture_output=True, text=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    return int(done.stderr.split()[-1]) / 1024

@@ -20,6 +20,7 @@ from nightmill.answers import digest, salt
 from nightmill.errors import InputError, TaskError, UsageError
 from nightmill.ledger import NewShard
 from nightmill.plan import Bounds, Compiled, Order, Parameters, Plan, Scissors, bounds, make_plan, with_waves
+from nightmill.plan.cutting import LIVE_BYTES
 from nightmill.providers import Limits
 from nightmill.sources import JSON_MARK, open_source
 from nightmill.store import Store
@@ -226,8 +227,8 @@ def test_a_request_too_large_to_send_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lane", "limits", "size", "embeddings", "expected"),
     [
-        (Lane.LIVE, Limits(request_bytes=9), None, False, Bounds(256, 0, 5, 9)),
-        (Lane.LIVE, Limits(), 10, False, Bounds(10, 0, 5, 0)),
+        (Lane.LIVE, Limits(request_bytes=9), None, False, Bounds(256, LIVE_BYTES, 5, 9)),
+        (Lane.LIVE, Limits(), 10, False, Bounds(10, LIVE_BYTES, 5, 0)),
         (Lane.BATCH, Limits(batch_requests=50, batch_bytes=1000), None, False, Bounds(50, 1000, 5, 1000)),
         (Lane.BATCH, Limits(batch_requests=50, batch_bytes=1000, request_bytes=70), 20, False, Bounds(20, 1000, 5, 70)),
         (Lane.BATCH, Limits(batch_requests=50, batch_inputs=30), None, True, Bounds(50, 0, 5, 0, 30)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from nightmill.types import UNFINISHED, Lane
 log = logging.getLogger(__name__)
 
 _FIRST_REQUEST_CHARS = 4_000  # of a request that is shown
+_BULK = re.compile(r"[A-Za-z0-9+/]{300,}={0,2}")  # bytes in base64, of which nobody reads a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +211,15 @@ def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> i
     edge.say(f"dry run: {size}; nothing was sent or spent" + (kept or " or kept"))
     first = json.loads(prepared.plan.first_request) if prepared.plan.first_request else None
     if first is not None:
-        text = json.dumps(first, indent=2, ensure_ascii=False)
+        text = _BULK.sub(_told_short, json.dumps(first, indent=2, ensure_ascii=False))
         edge.say("first request:\n" + present.show(text[:_FIRST_REQUEST_CHARS]))
     more = {"shards": len(sent), "waves": prepared.quote.waves, "affordable": refusal is None, "first_request": first}
     edge.answer(views.quote_object(prepared) | views.compared_object(mill.compare(prepared)) | more)
     return 0
+
+
+def _told_short(bulk: re.Match[str]) -> str:
+    return f"{bulk[0][:32]}… ({len(bulk[0]):,} characters)"
 
 
 def _refusal(prepared: Prepared) -> OverBudget | None:

@@ -34,7 +34,7 @@ from nightmill.plan.asking import asked
 from nightmill.plan.attaching import PACK, Pack, Packer, portions
 from nightmill.plan.badrows import BadRows, bad_rows
 from nightmill.plan.compiling import Compiled, Parameters, Said, content_of, endpoint_at, endpoint_of_body
-from nightmill.plan.cutting import Bounds, Cutter, bounds
+from nightmill.plan.cutting import LIVE_BYTES, Bounds, Cutter, bounds
 from nightmill.plan.first import First, FirstCutter
 from nightmill.plan.keys import KeyWatch
 from nightmill.plan.ladder import CLIMBS, Climb, Ladder, Rung, cut_rows
@@ -493,8 +493,9 @@ class Scissors:
         def tag() -> str:
             return f"{shard.job_id}-{self.take_seqs(1)}"
 
+        bounds = Bounds(most or shard.count, LIVE_BYTES if lane is Lane.LIVE else 0, None)
         cutter = Cutter(
-            self.store, self.store.job_folder(shard.job_id), lane or shard.lane, Bounds(most or shard.count, 0, None),
+            self.store, self.store.job_folder(shard.job_id), lane or shard.lane, bounds,
             self.sheet, shard.cap_tokens // shard.count, self.provider.line_pieces(self.url), tag, tokens,
             weigh=lambda body: self.provider.weigh(body).most,
         )  # fmt: skip

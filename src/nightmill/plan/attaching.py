@@ -100,8 +100,8 @@ class Packer:
                 raise _Unusable(f"{text} has {path.stat().st_size:,} bytes, and no model takes so many")
             data = path.read_bytes()
         except (OSError, ValueError) as error:
-            if data := _bytes_written_as(text):
-                return self._packed(data, "")
+            if (written := _bytes_written_as(text)) is not None:
+                return self._packed(written, "")
             why = getattr(error, "strerror", None) or str(error)
             raise _Unusable(f"{column} {text[:200]!r} cannot be read: {why}, in {self._folder}") from error
         return self._packed(data, text)

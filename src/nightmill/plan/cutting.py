@@ -16,6 +16,7 @@ from nightmill.store import Store, Writer
 from nightmill.types import Lane
 
 LIVE_ROWS = 256  # a live shard's hold is a slice of the job's
+LIVE_BYTES = 64 << 20  # the requests of a live shard lie in memory while it runs
 _AROUND_BYTES = 256  # at most, of a line beside its body
 _SHORTEN = "shorten the row or take it out of the input; nothing was sent"
 
@@ -34,7 +35,7 @@ class Bounds:
 def bounds(lane: Lane, limits: Limits, *, batch_size: int | None, hold_nanos: int | None, embeddings: bool) -> Bounds:
     """What a shard of ``lane`` may be for a provider with ``limits``."""
     if lane is Lane.LIVE:
-        return Bounds(min(LIVE_ROWS, batch_size or LIVE_ROWS), 0, hold_nanos, limits.request_bytes)
+        return Bounds(min(LIVE_ROWS, batch_size or LIVE_ROWS), LIVE_BYTES, hold_nanos, limits.request_bytes)
     most = min(limits.batch_requests, batch_size or limits.batch_usual or limits.batch_requests)
     one = min(filter(None, (limits.request_bytes, limits.batch_bytes)), default=0)
     return Bounds(most, limits.batch_bytes, hold_nanos, one, limits.batch_inputs if embeddings else 0)

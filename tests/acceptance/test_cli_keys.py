@@ -120,7 +120,7 @@ def test_a_key_that_is_gone_is_named_by_its_fingerprint(tmp_path: Path) -> None:
     model = MODELS[0]
     with two_keys(tmp_path, model, {"fault": "quota_used_up", "key": A, "after": 2, "on": "create"}) as place:
         place.env["KEY_B"] = ""
-        done = run(place, model, "batch", "--detach")
+        done = run(place, model, "batch", "--batch-size", "5", "--detach")
         assert done.code == 1, done.err
         shown = place.run("show", "@last", "--json").json
         place.env |= {"KEY_A": "", "KEY_B": B}

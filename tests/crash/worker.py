@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import faulthandler
+import gc
 import importlib
 import json
 import logging
@@ -48,6 +49,7 @@ _BATCH_S = 0.5  # more than a batch of the simulator takes
 _MONTH_S = 30 * 86_400.0
 _PROMPT = "Say something of {{ text }}"
 _MODEL = "openai/gpt-4o-mini"
+_PROVIDERS = ("anthropic", "gemini", "openai")
 _OPTIONS = (
     "lane", "by", "batch_size", "budget_nanos", "concurrency", "canary", "min_valid", "schema", "repair", "reask",
 )  # fmt: skip
@@ -347,10 +349,13 @@ def warm() -> None:
 
     pyarrow loads pandas, where it is installed, with the first array it makes.
     """
-    ours = ("nightmill.cli.run", "nightmill.cli.present", "nightmill.sources.delimited")
-    for name in ("aiohttp", "jinja2", "pandas", "pyarrow.csv", "pyarrow.pandas_compat", "pyarrow.parquet", *ours):
+    ours = ("cli.run", "cli.present", "sources.delimited", *(f"providers.{name}" for name in _PROVIDERS))
+    theirs = ("aiohttp", "encodings.utf_8_sig", "jinja2", "pandas", "pyarrow.csv", "pyarrow.pandas_compat",
+              "pyarrow.parquet")  # fmt: skip
+    for name in (*theirs, *(f"nightmill.{name}" for name in ours)):
         importlib.import_module(name)
     price_sheet(_MODEL, Lane.BATCH, at=dt.datetime.now(dt.UTC), overrides={})
+    gc.freeze()  # else every fork walks, and so copies, all that was imported
 
 
 def hatch(request: dict[str, Any]) -> int:

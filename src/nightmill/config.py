@@ -131,6 +131,7 @@ class Settings:
     default_max_output: int | None = None
     default_canary: int | None = None  # rows that go out before all others of a large job; 0: none
     default_min_valid: float | None = None  # the share of valid answers below which a job stops
+    default_prompt_cache: str = "auto"  # or off: what all prompts of a job begin with is cached where that pays
     zone: str = "UTC"  # IANA name; where a budget's day and month begin
     budget_total_nanos: int | None = None
     budget_day_nanos: int | None = None
@@ -519,6 +520,7 @@ _DEFAULTS: Mapping[str, Check] = {
     "max_output": _whole,
     "canary": _count,
     "min_valid": _share,
+    "prompt_cache": _one_of("auto", "off"),
 }
 _BUDGET: Mapping[str, Check] = {"total": _dollars, "day": _dollars, "month": _dollars, "zone": _zone}
 _MODEL: Mapping[str, Check] = {"context": _whole, "quality": _grade, "aliases": _not_yet}

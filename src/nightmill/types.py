@@ -111,6 +111,13 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     estimated: bool = False  # the provider gave none; see collect.accounting
     audio_tokens: int = 0
 
+    @property
+    def fresh(self) -> Usage:
+        """The same tokens, had no cache been asked."""
+        if not self.cached_tokens and not self.cache_write_tokens:
+            return self
+        return msgspec.structs.replace(self, cached_tokens=0, cache_write_tokens=0)
+
 
 class Succeeded(msgspec.Struct, frozen=True, gc=False):
     text: str  # the answer; for embeddings the JSON array of vectors

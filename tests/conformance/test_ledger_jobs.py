@@ -395,3 +395,19 @@ def test_the_mean_answer_counts_every_answer_that_was_paid_for(ledger: Ledger) -
     ledger.settle(shard, done(shard, counts=counts, tokens_out=2000 * ROWS, failures={"truncated": ROWS - 1}))
     assert ledger.mean_output_tokens("provider/model", "t") == 2000
     assert ledger.mean_output_tokens("provider/model", "another task") is None
+
+
+def test_what_providers_cached_of_prompts_is_summed(ledger: Ledger) -> None:
+    """Read, written and saved are in the job's numbers and its savings; how often it was found is known by lane."""
+    publish(ledger)
+    shard = bring(ledger, ShardState.COLLECTING)
+    ledger.settle(
+        shard, done(shard, counts=Counts(succeeded=ROWS), tokens_cached=70, tokens_written=30, caching_nanos=-5)
+    )
+    tally, saved = ledger.tally(shard.job_id), ledger.saved(shard.job_id)[shard.job_id]
+    assert (tally.tokens_cached, tally.tokens_written, tally.caching_nanos) == (70, 30, -5)
+    assert (saved.caching_nanos, saved.saved_nanos) == (-5, saved.real_time_nanos - saved.paid_nanos)
+    other = next(lane for lane in (Lane.BATCH, Lane.LIVE) if lane is not shard.lane)
+    assert ledger.cached_so_far("provider/model", "t", shard.lane) == (70, 30)
+    assert ledger.cached_so_far("provider/model", "t", other) == (0, 0)
+    assert ledger.cached_so_far("provider/model", "another task", shard.lane) == (0, 0)

@@ -15,7 +15,7 @@ import pytest
 from genai_prices import Usage, calc_price
 from simulator_kit import Answer, call, fast, invoice, set_faults
 
-from nightmill.simulator import in_thread
+from nightmill.simulator import SimulatorConfig, in_thread
 from nightmill.simulator.app import FORMATS
 from nightmill.simulator.faults import ANSWER_FAULTS, BATCH_FAULTS, KNOWN
 
@@ -290,12 +290,53 @@ def test_schemas_tools_thinking_and_caps_are_obeyed(base: str) -> None:
 @pytest.mark.parametrize("ttl", ["5m", "1h"])
 def test_caches_are_billed_as_the_usage_tells(base: str, ttl: str) -> None:
     """Input, cache writes of both lengths and cache reads add up to the invoice, at half price in a batch."""
-    system = [{"type": "text", "text": "word " * 1_000, "cache_control": {"type": "ephemeral", "ttl": ttl}}]
+    system = [{"type": "text", "text": "word " * 4_000, "cache_control": {"type": "ephemeral", "ttl": ttl}}]
     batch, found = run(base, 12, system=system)
     used = [line["result"]["message"]["usage"] for line in found]
     assert any(each["cache_read_input_tokens"] for each in used)
     assert any(each["cache_creation_input_tokens"] for each in used)
     assert billed(base, batch["id"])["nanos"] == sum(price(each, batch=True) for each in used)
+
+
+def used(base: str, *marks: dict[str, Any] | None, key: str = "sk-ant-test", words: int = 4_000) -> list[int]:
+    """Fresh, written for five minutes and for an hour, and read tokens of a call with a block for each of ``marks``."""
+    system: list[Any] = [
+        {"type": "text", "text": f"{i} " + "word " * words} | ({"cache_control": mark} if mark else {})
+        for i, mark in enumerate(marks)
+    ]
+    said = client(base, key).messages.create(**params("a", system=system)).usage
+    assert said.cache_creation is not None
+    made = said.cache_creation
+    assert said.cache_creation_input_tokens == made.ephemeral_5m_input_tokens + made.ephemeral_1h_input_tokens
+    found = (said.input_tokens, made.ephemeral_5m_input_tokens, made.ephemeral_1h_input_tokens)
+    return [*found, said.cache_read_input_tokens or 0]
+
+
+SHORT, LONG = {"type": "ephemeral"}, {"type": "ephemeral", "ttl": "1h"}
+
+
+def test_what_was_marked_is_read_by_the_next_call() -> None:
+    """Written once, read while it lives, by the same account alone, up to the last mark; too short a text never is."""
+    with in_thread(SimulatorConfig()) as url:
+        base = url.removesuffix("/v1")
+        rest, written, _, _ = used(base, SHORT)
+        assert written > 4_096 > rest
+        assert used(base, SHORT) == [rest, 0, 0, written]
+        fresh, more, _, read = used(base, SHORT, SHORT)
+        assert (fresh, read) == (rest, written)
+        assert used(base, None, SHORT) == [rest, 0, 0, written + more]
+        assert used(base, SHORT, None) == [rest + more, 0, 0, written]
+        assert used(base, SHORT, key="sk-ant-other@elsewhere") == [rest, written, 0, 0]
+        assert used(base, SHORT, words=1_000)[1:] == [0, 0, 0]
+        call(base, "POST", "/simulator/forward", 301.0)
+        assert used(base, LONG, SHORT) == [rest, more, written, 0]
+
+
+def test_more_marks_than_there_may_be_are_refused(base: str) -> None:
+    """Four at most, and what lives an hour stands before what lives five minutes."""
+    for marks in ([SHORT] * 5, [SHORT, LONG]):
+        with pytest.raises(anthropic.BadRequestError, match="cache_control"):
+            used(base, *marks)
 
 
 @pytest.mark.parametrize(

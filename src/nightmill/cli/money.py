@@ -43,18 +43,24 @@ def savings(edge: Edge, job: str | None) -> int:
     total = deleted
     for each in found.values():
         total = total.plus(each)
-    table = [["JOB", "REAL TIME", "PAID", "SAVED", "", "BATCH", "CACHE", "DUPLICATES", "UNPROVEN"]]
+    table = [["JOB", "REAL TIME", "PAID", "SAVED", "", "BATCH", "CACHE", "PROMPT CACHE", "DUPLICATES", "UNPROVEN"]]
     table += [_saved_row(job_id, each) for job_id, each in found.items()]
     table += [_saved_row("deleted jobs", deleted)] if deleted != Saved() else []
     table += [] if job else [_saved_row("all", total)]
-    edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode, right=range(1, 9))))
+    edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode, right=range(1, 10))))
     jobs = [{"job_id": job_id} | _saved_object(each) for job_id, each in found.items()]
     edge.answer(jobs[0] if job else _saved_object(total) | {"jobs": jobs, "deleted_jobs": _saved_object(deleted)})
     return 0
 
 
 def _saved_row(name: str, saved: Saved) -> list[str]:
-    nanos = (saved.batch_nanos + saved.live_nanos, saved.cache_nanos, saved.duplicates_nanos, -saved.unproven_nanos)
+    nanos = (
+        saved.batch_nanos + saved.live_nanos,
+        saved.cache_nanos,
+        saved.caching_nanos,
+        saved.duplicates_nanos,
+        -saved.unproven_nanos,
+    )
     percent = present.percent(saved.saved_nanos, saved.real_time_nanos)
     totals = (saved.real_time_nanos, saved.paid_nanos, saved.saved_nanos)
     return [name, *map(_signed, totals), percent, *map(_signed, nanos)]
@@ -67,6 +73,7 @@ def _saved_object(saved: Saved) -> dict[str, Any]:
         "saved_usd": usd(saved.saved_nanos),
         "by": {
             "batch_usd": usd(saved.batch_nanos), "live_usd": usd(saved.live_nanos), "cache_usd": usd(saved.cache_nanos),
+            "prompt_cache_usd": usd(saved.caching_nanos),
             "duplicates_usd": usd(saved.duplicates_nanos), "unproven_usd": usd(-saved.unproven_nanos),
         },
     }  # fmt: skip

@@ -572,6 +572,9 @@ class EndView:
     failures: tuple[FailureGroup, ...] = ()
     rescued: int = 0  # requests that went live for a deadline
     rescued_nanos: int = 0
+    tokens_cached: int = 0  # read from providers' caches of prompts
+    tokens_written: int = 0  # ... and written to them
+    caching_nanos: int = 0  # what that saved
     deadline: str = ""  # when it had to be done
     kept: str = ""  # how that went; empty while it is open
     next: tuple[str, ...] = ()  # commands that make sense now
@@ -583,6 +586,7 @@ def end_report(e: EndView, *, width: int = 80, unicode: bool = True) -> str:
     lines = _paragraph([*_end_title(e), duration(e.duration_s)], wide, unicode=unicode)
     lines += _paragraph(_accounting(e), wide, unicode=unicode, indent="  ")
     lines += _paragraph(_bill(e), wide, unicode=unicode, indent="  ")
+    lines += _paragraph(_caching(e), wide, unicode=unicode, indent="  ")
     lines += _paragraph(_hurry(e), wide, unicode=unicode, indent="  ")
     lines += _failure_lines(e.failures, wide, unicode)
     return "\n".join(lines + next_lines(e.next, unicode=unicode))
@@ -626,6 +630,14 @@ def _bill(e: EndView) -> list[str]:
     spent = f"spent {money(e.spent_nanos)}" + (f" ({inside})" if inside else "")
     saved = f"saved {money(e.saved_nanos)}" + (f" ({percent(e.saved_nanos, e.list_nanos)})" if e.list_nanos else "")
     return [spent, f"list {money(e.list_nanos)}", saved]
+
+
+def _caching(e: EndView) -> list[str]:
+    """What providers had cached of prompts, and whether that was worth it."""
+    if not (e.tokens_cached or e.tokens_written):
+        return []
+    did = f"saved {money(e.caching_nanos)}" if e.caching_nanos >= 0 else f"cost {money(-e.caching_nanos)}"
+    return [f"prompt cache: {count(e.tokens_cached)} tokens read, {count(e.tokens_written)} written", did]
 
 
 def _hurry(e: EndView) -> list[str]:

@@ -255,6 +255,7 @@ def end_view(mill: Mill, job: Job, now: Standing, *, interrupted: bool, wrote: b
         unknown_ids=now.unknown_ids, spent_nanos=now.spent_nanos, unproven_nanos=now.unproven_nanos,
         estimated_nanos=estimated, list_nanos=now.list_nanos, saved_nanos=now.saved_nanos, duration_s=duration_s(job),
         failures=failures, next=tuple(after), rescued=now.rescued, rescued_nanos=now.rescued_nanos,
+        tokens_cached=now.tokens_cached, tokens_written=now.tokens_written, caching_nanos=now.caching_nanos,
         deadline=local_time(job.deadline) if job.deadline else "", kept=_kept(job),
     )  # fmt: skip
 

@@ -84,6 +84,8 @@ def settle_shard(context: Context, shard: Shard, *, stopping: bool, urgent: bool
         tokens_in=acc.tokens_in,
         tokens_out=acc.tokens_out,
         tokens_cached=acc.tokens_cached,
+        tokens_written=acc.tokens_written,
+        caching_nanos=acc.caching_nanos,
         list_nanos=acc.list_nanos,
         failures=found.failures,
         leftovers=tuple(leftovers),

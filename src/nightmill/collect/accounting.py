@@ -89,6 +89,8 @@ class Accounting:
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_cached: int = 0
+    tokens_written: int = 0  # to a provider's cache
+    caching_nanos: int = 0  # what its caches took off what was paid
     extra_answers: int = 0
     differing: int = 0
     unknown_ids: int = 0
@@ -268,13 +270,18 @@ class _Reader:
         acc.lines[n] = acc.lines.get(n, 0) + len(places)
         acc.answered[n] = acc.answered.get(n, 0) + len(places)
         tokens = (answers.input_tokens, answers.output_tokens, answers.cached_tokens, answers.cache_write_tokens)
-        acc.list_nanos += self._list_sheet.sum_of_costs(*tokens)
+        nothing = [0] * len(places)
+        acc.list_nanos += self._list_sheet.sum_of_costs(*tokens[:2], nothing, nothing)
         if not self._cached:
             acc.calls += len(places)
             acc.tokens_in += sum(answers.input_tokens)
             acc.tokens_out += sum(answers.output_tokens)
             acc.tokens_cached += sum(answers.cached_tokens)
-            acc.spent[n] = acc.spent.get(n, 0) + self._sheet.sum_of_costs(*tokens)
+            spent = self._sheet.sum_of_costs(*tokens)
+            acc.spent[n] = acc.spent.get(n, 0) + spent
+            if any(answers.cached_tokens) or any(answers.cache_write_tokens):
+                acc.tokens_written += sum(answers.cache_write_tokens)
+                acc.caching_nanos += self._sheet.sum_of_costs(*tokens[:2], nothing, nothing) - spent
         return True
 
     def read_journal(self, lists: Iterator[list[bytes]], pending: set[str], lost: list[str]) -> None:
@@ -394,13 +401,20 @@ class _Reader:
         if not usages:
             return
         acc.answered[self.n] = acc.answered.get(self.n, 0) + len(usages)
-        acc.list_nanos += self._list_sheet.total(usages)
+        fresh = [usage.fresh for usage in usages]
+        acc.list_nanos += self._list_sheet.total(fresh)
         if not self._cached:
             acc.calls += len(usages)
             acc.tokens_in += sum([usage.input_tokens for usage in usages])
             acc.tokens_out += sum([usage.output_tokens for usage in usages])
-            acc.tokens_cached += sum([usage.cached_tokens for usage in usages])
-            acc.spent[self.n] = acc.spent.get(self.n, 0) + self._sheet.total(usages)
+            cached, written = (
+                sum([getattr(u, name) for u in usages]) for name in ("cached_tokens", "cache_write_tokens")
+            )
+            acc.tokens_cached += cached
+            acc.tokens_written += written
+            spent = self._sheet.total(usages)
+            acc.caching_nanos += self._sheet.total(fresh) - spent if cached or written else 0
+            acc.spent[self.n] = acc.spent.get(self.n, 0) + spent
         usages.clear()
 
     def _unknown(self, outcome: Outcome) -> None:

@@ -36,6 +36,8 @@ def settle_late(contexts: Callable[[Shard], Context], shard: Shard, others: Sequ
         tokens_in=now.tokens_in - before.tokens_in,
         tokens_out=now.tokens_out - before.tokens_out,
         tokens_cached=now.tokens_cached - before.tokens_cached,
+        tokens_written=now.tokens_written - before.tokens_written,
+        caching_nanos=now.caching_nanos - before.caching_nanos,
         list_nanos=now.list_nanos - before.list_nanos,
         models=tuple(sorted(now.models)),
         alerts=tuple(found for found in alerts_of(now) if found not in alerts_of(before)),

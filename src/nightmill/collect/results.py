@@ -217,7 +217,7 @@ class Results:
     def _count(self, row: _Row, *, is_twin: bool) -> None:
         self.counts.add(row.outcome)
         if is_twin and row.usage is not None and self._files.list_sheet is not None:
-            self.counts.folded_list_nanos += self._files.list_sheet.cost(row.usage)
+            self.counts.folded_list_nanos += self._files.list_sheet.cost(row.usage.fresh)
 
     def _prompts(self, batch: pa.RecordBatch, start: int, bad: Container[int]) -> pa.Array:
         """What each row asks; nothing where no request could be made."""
@@ -257,7 +257,9 @@ class Results:
             return
         bodies = sent.bodies(shard, range(first, first + len(lines)))
         if len(bodies) == len(lines):
-            self._kept += zip(digests(salt, bodies), [line.strip() for line in lines], strict=True)
+            self._kept += zip(
+                digests(salt, self._compiled.unmarked(bodies)), [line.strip() for line in lines], strict=True
+            )
             self._kept_bytes += sum(map(len, lines))
         if self._kept_bytes >= _KEPT_BYTES:
             self._put_kept(cache)

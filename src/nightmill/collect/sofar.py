@@ -115,7 +115,7 @@ class SoFar:
             answers.tokens_in += usage.input_tokens
             answers.tokens_out += usage.output_tokens
             answers.spent_nanos += seen.sheet.cost(usage) if seen.sheet else 0
-            answers.list_nanos += self._list.cost(usage)
+            answers.list_nanos += self._list.cost(usage.fresh)
         if isinstance(outcome, Failed):
             self._tried(seen, index, outcome.kind)
         elif self._check is not None and self._check(outcome.text)[1] is not None:

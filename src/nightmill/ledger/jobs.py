@@ -293,6 +293,15 @@ class JobVerbs(Database):
             tokens, calls = connection.execute(written).scalar(), connection.execute(answers).scalar()
         return -(-int(tokens) // int(calls)) if tokens and calls else None
 
+    def cached_so_far(self, model: str, task_digest: str, lane: Lane) -> tuple[int, int]:
+        """Tokens of this task and model that were read from the provider's cache in that lane, and written to it."""
+        sums = (func.coalesce(func.sum(shards.c[name]), 0) for name in ("tokens_cached", "tokens_written"))
+        of_all = select(*sums).join(jobs, jobs.c.id == shards.c.job_id)
+        same = and_(jobs.c.model == model, jobs.c.task_digest == task_digest, shards.c.lane == lane)
+        with self._read() as connection:
+            read, written = connection.execute(of_all.where(same)).one()
+        return int(read), int(written)
+
     def revise(self, job_id: str, changes: dict[str, Any], *, name: str | None = None) -> None:
         """The user goes on at other terms: parts of the job's spec, its label. Raises Conflict: the label is taken."""
         this = jobs.c.id == job_id
@@ -433,7 +442,7 @@ class JobVerbs(Database):
         paid_for = case((shards.c.lane == Lane.CACHE, 0), else_=shards.c.list_nanos)
         sums = ("succeeded", "failed", "missing", "expired", "cancelled", "resent_failed", "resent_missing",
                 "resent_expired", "extra_answers", "unknown_ids", "tokens_in", "tokens_out",
-                "tokens_cached")  # fmt: skip
+                "tokens_cached", "tokens_written", "caching_nanos")  # fmt: skip
         with self._read() as connection:
             total = (
                 connection.execute(
@@ -475,4 +484,5 @@ class JobVerbs(Database):
             tokens_out=t["tokens_out"], tokens_cached=t["tokens_cached"], spent_nanos=int(paid[0]),
             unproven_nanos=int(paid[1]), held_nanos=int(paid[2]), list_nanos=t["list_nanos"], failures=failures,
             states={state: int(n) for state, n, _ in states}, rescued=rescued, rescued_nanos=rescued_nanos,
+            tokens_written=t["tokens_written"], caching_nanos=t["caching_nanos"],
         )  # fmt: skip

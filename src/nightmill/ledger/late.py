@@ -78,7 +78,8 @@ class LateVerbs(ShardVerbs):
         """Book what came late, and count the rows that it answers."""
         with self._write("settle_late") as connection:
             self._step(connection, shard, ShardState.SETTLED, settled_at=wall(), reason=None)
-            names = ("extra_answers", "unknown_ids", "tokens_in", "tokens_out", "tokens_cached", "list_nanos")
+            names = ("extra_answers", "unknown_ids", "tokens_in", "tokens_out", "tokens_cached", "tokens_written",
+                     "caching_nanos", "list_nanos")  # fmt: skip
             more = {name: shards.c[name] + getattr(done, name) for name in names}
             connection.execute(update(shards).where(shards.c.tag == shard.tag).values(**more))
             for booking in done.bookings:

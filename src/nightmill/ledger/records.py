@@ -218,6 +218,8 @@ class Settlement:
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_cached: int = 0
+    tokens_written: int = 0
+    caching_nanos: int = 0  # what providers' caches saved
     list_nanos: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     leftovers: tuple[NewShard, ...] = ()
@@ -303,6 +305,8 @@ class LateSettlement:
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_cached: int = 0
+    tokens_written: int = 0
+    caching_nanos: int = 0  # what providers' caches saved
     list_nanos: int = 0
     models: tuple[str, ...] = ()  # the snapshots that answered, all of them
     alerts: tuple[tuple[str, str], ...] = ()  # (kind, text)
@@ -432,3 +436,5 @@ class Tally:
     states: dict[str, int]  # shards by state
     rescued: int = 0  # requests of a batch job that went live instead, for its deadline
     rescued_nanos: int = 0  # ... and what they cost so far; part of what was spent
+    tokens_written: int = 0
+    caching_nanos: int = 0  # what providers' caches saved

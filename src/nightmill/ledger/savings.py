@@ -1,4 +1,4 @@
-"""What was saved against sending every row live: by the batch discount, by the cache, by folding equal rows."""
+"""What was saved against sending every row live: by the batch discount, by caches, by folding equal rows."""
 
 from __future__ import annotations
 
@@ -28,17 +28,24 @@ class Saved:
     live_paid_nanos: int = 0
     cache_nanos: int = 0  # answers an earlier job had paid for
     duplicates_nanos: int = 0  # rows that share another's answer
+    batch_caching_nanos: int = 0  # what providers' caches of prompts took off what was paid
+    live_caching_nanos: int = 0
     unproven_nanos: int = 0  # paid, as far as anybody knows, and no answer came for it
 
     @property
     def batch_nanos(self) -> int:
         """Saved by the batch discount."""
-        return self.batch_list_nanos - self.batch_paid_nanos
+        return self.batch_list_nanos - self.batch_paid_nanos - self.batch_caching_nanos
 
     @property
     def live_nanos(self) -> int:
         """Of live calls: their own price against the list price; mostly nothing."""
-        return self.live_list_nanos - self.live_paid_nanos
+        return self.live_list_nanos - self.live_paid_nanos - self.live_caching_nanos
+
+    @property
+    def caching_nanos(self) -> int:
+        """Saved by what providers had cached of prompts; less than nothing where writing it cost more."""
+        return self.batch_caching_nanos + self.live_caching_nanos
 
     @property
     def real_time_nanos(self) -> int:
@@ -81,14 +88,15 @@ def saved_by(connection: Connection, job_id: str | None = None) -> dict[str, Sav
     if job_id is not None:
         about = about.where(jobs.c.id == job_id)
     rows = connection.execute(about.order_by(jobs.c.id.desc())).all()
-    listed, paid = _list_prices(connection, job_id), _payments(connection, job_id)
-    return {row.id: _saved(row, listed, paid) for row in rows}
+    listed, cached = (_sums(connection, job_id, name) for name in ("list_nanos", "caching_nanos"))
+    paid = _payments(connection, job_id)
+    return {row.id: _saved(row, listed, cached, paid) for row in rows}
 
 
-def _list_prices(connection: Connection, job_id: str | None) -> dict[tuple[str, str], int]:
+def _sums(connection: Connection, job_id: str | None, column: str) -> dict[tuple[str, str], int]:
     """By job and lane."""
     of = (shards.c.job_id, shards.c.lane)
-    sums = select(*of, func.sum(shards.c.list_nanos)).group_by(*of)
+    sums = select(*of, func.sum(shards.c[column])).group_by(*of)
     if job_id is not None:
         sums = sums.where(shards.c.job_id == job_id)
     return {(job, lane): int(nanos) for job, lane, nanos in connection.execute(sums)}
@@ -107,7 +115,10 @@ def _payments(connection: Connection, job_id: str | None) -> dict[tuple[str, str
     return {(job, lane): (int(spent), int(unproven)) for job, lane, spent, unproven in connection.execute(sums)}
 
 
-def _saved(row: Any, listed: dict[tuple[str, str], int], paid: dict[tuple[str, str], tuple[int, int]]) -> Saved:
+def _saved(
+    row: Any, listed: dict[tuple[str, str], int], cached: dict[tuple[str, str], int],
+    paid: dict[tuple[str, str], tuple[int, int]],
+) -> Saved:  # fmt: skip
     job_id = row.id
     batch, live = (paid.get((job_id, lane), (0, 0)) for lane in (Lane.BATCH, Lane.LIVE))
     counts: dict[str, int] = json.loads(row.counts or "{}")
@@ -115,5 +126,6 @@ def _saved(row: Any, listed: dict[tuple[str, str], int], paid: dict[tuple[str, s
         batch_list_nanos=listed.get((job_id, Lane.BATCH), 0), batch_paid_nanos=batch[0] - batch[1],
         live_list_nanos=listed.get((job_id, Lane.LIVE), 0), live_paid_nanos=live[0] - live[1],
         cache_nanos=listed.get((job_id, Lane.CACHE), 0), duplicates_nanos=counts.get("folded_list_nanos", 0),
+        batch_caching_nanos=cached.get((job_id, Lane.BATCH), 0), live_caching_nanos=cached.get((job_id, Lane.LIVE), 0),
         unproven_nanos=batch[1] + live[1],
     )  # fmt: skip

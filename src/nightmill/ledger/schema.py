@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 from nightmill.types import UNFINISHED, JobState, ShardState
 
-REVISION = 2
+REVISION = 3
 
 metadata = MetaData()
 
@@ -132,7 +132,9 @@ shards = Table(
     _int("tokens_in"),
     _int("tokens_out"),
     _int("tokens_cached"),
-    _int("list_nanos"),  # what the same usage costs at the live standard price, paid or from the cache
+    _int("tokens_written"),  # of the input, to a provider's cache
+    _int("caching_nanos"),  # what providers' caches took off what was paid; less than nothing where they added to it
+    _int("list_nanos"),  # what the same tokens cost fresh at the live standard price, paid or from the cache
     Column("failures", Text),  # JSON {kind: rows}
     Column("settled_at", Float),
     _states("state", ShardState),

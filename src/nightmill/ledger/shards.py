@@ -515,6 +515,7 @@ class ShardVerbs(Database):
                 resent_failed=r.failed, resent_missing=r.missing, resent_expired=r.expired,
                 extra_answers=done.extra_answers, unknown_ids=done.unknown_ids, repaired=done.repaired,
                 tokens_in=done.tokens_in, tokens_out=done.tokens_out, tokens_cached=done.tokens_cached,
+                tokens_written=done.tokens_written, caching_nanos=done.caching_nanos,
                 list_nanos=done.list_nanos, failures=json.dumps(done.failures), settled_at=wall(), reason=done.reason,
             )  # fmt: skip
             for booking in done.bookings:

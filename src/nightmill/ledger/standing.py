@@ -39,6 +39,9 @@ class Standing:
     states: dict[str, int]  # shards by state
     rescued: int = 0  # requests of a batch job that went live instead, for its deadline
     rescued_nanos: int = 0  # ... and what they cost so far, as far as it is settled
+    tokens_cached: int = 0  # of the input, read from providers' caches
+    tokens_written: int = 0  # ... and written to them
+    caching_nanos: int = 0  # what that saved, as far as it is settled
 
     @property
     def done(self) -> int:
@@ -85,6 +88,9 @@ def standing_of(job: Job, tally: Tally, *, distinct: bool = False) -> Standing:
         states=tally.states,
         rescued=tally.rescued,
         rescued_nanos=tally.rescued_nanos,
+        tokens_cached=tally.tokens_cached,
+        tokens_written=tally.tokens_written,
+        caching_nanos=tally.caching_nanos,
     )
 
 

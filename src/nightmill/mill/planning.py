@@ -24,10 +24,13 @@ from nightmill.plan import (
     Order,
     Parameters,
     Plan,
+    Prefix,
     bounds,
+    burst_of,
     endpoint_at,
     endpoint_of_body,
     make_plan,
+    measured,
     with_waves,
 )
 from nightmill.providers import BatchProvider, LiveProvider, Provider
@@ -321,6 +324,7 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
     spec |= {"columns": columns, "price": order.sheet.to_json(), "by": options.by, "deadline": deadline}
     spec |= laddering.asked(home, options, bound.task, parameters)
     order = replace(order, fingerprint_extra=(*order.fingerprint_extra, *laddering.marks(spec)))
+    order = _with_prefix(home, options, order)
     free = home.tightest(options.budget_nanos)
     order = _bounded(order, options, free)
     if order.held is not None and options.batch_size is None:
@@ -334,6 +338,21 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
     lacking = lacking_key(model, settings.env, settings.providers)
     notices = (notice, lacking and f"{lacking} is not set: the run needs it")
     return Draft(order, spec, model, free, tuple(filter(None, notices)))
+
+
+def _with_prefix(home: Home, options: RunOptions, order: Order) -> Order:
+    """With the beginning of all prompts cached, where that is expected to pay."""
+    compiled, provider = order.compiled, order.provider
+    tokens = compiled.shared_tokens() if home.settings.default_prompt_cache != "off" else 0
+    if not tokens:
+        return order
+    burst = burst_of(order.lane, options.concurrency or provider.limits.concurrency)
+    found = home.ledger.cached_so_far(options.model or "", compiled.digest, order.lane)
+    prefix = Prefix(tokens, burst, measured(tokens, *found))
+    if not prefix.pays(next(order.source.batches()).num_rows, order.sheet):
+        return order
+    compiled.cache_prefix()
+    return replace(order, prefix=prefix)
 
 
 def _sampled(options: RunOptions) -> list[str]:

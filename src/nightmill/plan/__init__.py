@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,13 +39,14 @@ from nightmill.plan.cutting import LIVE_BYTES, Bounds, Cutter, bounds
 from nightmill.plan.first import First, FirstCutter
 from nightmill.plan.keys import KeyWatch
 from nightmill.plan.ladder import CLIMBS, Climb, Ladder, Rung, cut_rows
+from nightmill.plan.prefixes import Prefix, burst_of, measured
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.sources import KEY, Source, Taken, digest_batch
 from nightmill.sources.inputs import OR_SKIP_ROWS
 from nightmill.store import Store, Writer, digest_text, new_digest
 from nightmill.tasks import TaskFunction
-from nightmill.types import Lane, Quote, Usage
+from nightmill.types import Lane, Quote, Usage, usd
 
 __all__ = [
     "CLIMBS",
@@ -57,17 +59,20 @@ __all__ = [
     "Order",
     "Parameters",
     "Plan",
+    "Prefix",
     "Rung",
     "Said",
     "Scissors",
     "bad_rows",
     "bounds",
+    "burst_of",
     "content_of",
     "cut_rows",
     "endpoint_at",
     "endpoint_of_body",
     "first_bodies",
     "make_plan",
+    "measured",
     "with_waves",
 ]
 
@@ -98,6 +103,7 @@ class Order:
     first: First | None = None  # rows that go out before all others, where there are many
     media: tuple[str, ...] = ()  # the columns that hold media
     candidates: tuple[str, ...] = ()  # the models that one was chosen from, each with its host; none: one was named
+    prefix: Prefix | None = None  # what every request has cached
 
 
 _Attach = Callable[[Iterator[Taken]], Iterator[Taken]]
@@ -275,7 +281,7 @@ class _Planner:
         self._sample(bodies)
         if self._order.candidates:
             self._longest = max([self._longest, *bodies], key=compiled.weighs)
-        deduper.add_many(indexes, digests(self._salt, bodies))
+        deduper.add_many(indexes, digests(self._salt, compiled.unmarked(bodies)))
         cutter.add(indexes, bodies, cap_tokens=compiled.cap_tokens, inputs=compiled.inputs)
 
     def _sample(self, bodies: Sequence[bytes]) -> None:
@@ -375,6 +381,8 @@ class _Planner:
         )
         cost = order.sheet.cost(each) * (requests - ahead) + order.list_sheet.cost(each) * ahead
         notes = list(order.compiled.notes)
+        if order.prefix is not None:
+            cost += self._cached(order.prefix, each, requests - ahead, ahead, notes)
         if not order.sheet.batch_known:
             notes.append("the batch price is not known: counted at the standard price")
         if repeated := self._keys.repeated():
@@ -382,6 +390,20 @@ class _Planner:
         source = f"{order.sheet.source}, {order.sheet.date}"
         return Quote(order.lane, requests, tokens_in, expected * requests, cost,
                      at_most, order.list_sheet.cost(each) * requests, 1, source, tuple(notes))  # fmt: skip
+
+    def _cached(self, prefix: Prefix, each: Usage, requests: int, ahead: int, notes: list[str]) -> int:
+        """What caching is expected to add to the cost, less than nothing where it saves; says so in ``notes``."""
+        hits = prefix.hits(requests)
+        order = self._order
+        more = (order.sheet.cost(prefix.of(each, hits)) - order.sheet.cost(each)) * requests
+        more += (order.list_sheet.cost(prefix.of(each, Fraction(0))) - order.list_sheet.cost(each)) * ahead
+        whence = "measured" if prefix.measured is not None else "expected" if prefix.burst else "the least documented"
+        does = f"saves about ${usd(-more):.6f}" if more < 0 else f"costs about ${usd(more):.6f}"
+        notes.append(
+            f"prompt cache: all prompts begin with the same {prefix.tokens:,} tokens or so, which is cached; "
+            f"{float(hits):.0%} of requests find it ({whence}): {does}"
+        )
+        return more
 
     def _fingerprint(self) -> str:
         order = self._order

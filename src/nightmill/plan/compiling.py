@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from nightmill.errors import InputError, TaskError, UsageError
 from nightmill.plan.attaching import Pack, said_with
 from nightmill.pricing import estimate_tokens
-from nightmill.providers import OWN_SCHEMA, Encoded, Provider
+from nightmill.providers import OWN_SCHEMA, CachesPrefixes, Encoded, Provider
 from nightmill.sources import decode_row_values, is_json
 from nightmill.tasks import ASKS, MEDIA, BoundTask, Column, Task, Template, as_text, request_parts
 from nightmill.types import Endpoint
@@ -79,6 +79,8 @@ class Compiled:
     def __init__(self, provider: Provider, task: BoundTask, parameters: Parameters) -> None:
         self.pack: Pack | None = None  # where the media of its rows lie
         self._provider, self._task, self._parameters = provider, task, parameters
+        self._caches = provider if isinstance(provider, CachesPrefixes) else None
+        self._marks = False
         self.columns = task.columns
         probe = self._probe(dict.fromkeys(range(len(task.templates)), "x"))
         self.url, self.notes = probe.url, probe.notes
@@ -113,6 +115,39 @@ class Compiled:
     def is_spliced(self) -> bool:
         """Whether rows are joined from pieces rather than rendered in full."""
         return self._pieces is not None
+
+    def shared_tokens(self) -> int:
+        """About how many tokens all prompts begin with, counted low; 0 where the provider caches no such beginning."""
+        task = self._task
+        if self._caches is None or task.task.bodies or task.task.messages_column is not None or self.is_embeddings:
+            return 0
+        probe = self._probe(dict.fromkeys(range(len(task.templates)), "x") | self._said_alike())
+        tokens = estimate_tokens(self._caches.marked(probe.body, self._shared_turns()).text) * 9 // 10
+        return tokens if tokens >= self._caches.least_cached else 0
+
+    def cache_prefix(self) -> None:
+        """Let every request have the beginning cached that all of them share; see `shared_tokens`."""
+        self._marks = True
+        if self._pieces is not None:
+            self._pieces, self._order = self._cut()
+
+    def unmarked(self, bodies: Sequence[bytes]) -> Sequence[bytes]:
+        """What the requests ask, whatever of them is to be cached: what digests stand for."""
+        return bodies if self._caches is None else list(map(self._caches.unmarked, bodies))
+
+    def _said_alike(self) -> dict[int, str]:
+        """The templates that say the same in every row, by number."""
+        return {
+            i: "".join(map(str, template.parts))
+            for i, (_, template) in enumerate(self._task.templates)
+            if template.parts is not None and not template.columns
+        }
+
+    def _shared_turns(self) -> int | None:
+        """How many turns of a prompt are the same in every row; None: what stands before the turns is not."""
+        alike = self._said_alike()
+        before = range(len(self._task.templates) - 1)
+        return len(self._task.shots) if all(i in alike for i in before) else None
 
     @property
     def digest(self) -> str:
@@ -297,7 +332,10 @@ class Compiled:
             asks = ASKS[task.endpoint]
             asked = request[asks]
             request[asks] = [*([{"role": "user", "content": asked}] if isinstance(asked, str) else asked), *more]
-        return self._provider.encode(request, frozenset(user_set))
+        encoded = self._provider.encode(request, frozenset(user_set))
+        if self._caches is None or not self._marks:
+            return encoded
+        return replace(encoded, body=self._caches.marked(encoded.body, self._shared_turns()).body)
 
     def _with_media(self, asked: Any, media: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if self.pack is None:

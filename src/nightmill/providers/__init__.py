@@ -233,6 +233,34 @@ class Provider(Protocol):
     async def close(self) -> None: ...
 
 
+class Marked(NamedTuple):
+    """A body with a mark at the end of what it shares with others, and the text of all that is shared."""
+
+    body: bytes
+    text: str  # empty: it shares nothing that can be marked, and the body is as it was
+
+
+@runtime_checkable
+class CachesPrefixes(Provider, Protocol):
+    """A provider that caches the beginning of prompts only where a request marks its end, and bills what it keeps.
+
+    A mark changes what a request costs and nothing of its answer.
+    """
+
+    least_cached: int  # tokens of a beginning; a shorter one is neither cached nor billed otherwise
+
+    def marked(self, body: bytes, turns: int | None) -> Marked:
+        """``body``, made by `encode`, with one mark: behind its first ``turns`` turns, its system text or its tools.
+
+        All requests share their tools; None: nothing else.
+        """
+        ...
+
+    def unmarked(self, body: bytes) -> bytes:
+        """What `marked` was given, to the byte; a body without a mark as it is."""
+        ...
+
+
 @runtime_checkable
 class KeyCheck(Protocol):
     """A provider that can be asked for nothing whether it takes our key."""

@@ -247,6 +247,9 @@ def _tool(tool: Any) -> dict[str, Any]:
     if not isinstance(function, Mapping):
         why = "tools that run at the provider are billed by use, so that no budget would hold"
         raise CannotCarry(f"the tool {kind} is not carried", why=why, fix="describe a function of your own")
+    if "cache_control" in tool or "cache_control" in function:
+        why = "what of a prompt is cached, and that it pays, is seen to here"
+        raise CannotCarry("cache_control of a tool is not carried", why=why, fix="leave cache_control out")
     name = function.get("name")
     if name == ANSWER_TOOL:
         raise CannotCarry(f"a tool called {name}", why="answers to a schema are told by that name", fix="rename it")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nightmill.config import Timing
-from nightmill.providers import BatchView, Encoded, LiveReply, Request, Weight
+from nightmill.providers import BatchView, Encoded, LiveReply, Request, Weight, _anthropic_caching
 from nightmill.providers._anthropic_requests import encoded
 from nightmill.providers._anthropic_shape import AnthropicLines
 from nightmill.providers._anthropic_talk import RESULTS, batch_view, failure, must_stop, rate_hint
@@ -40,6 +40,7 @@ class Anthropic(AnthropicLines):
         base = base_url.rstrip("/")
         self.self_hosted = is_nearby(base)
         version = {"anthropic-version": _VERSION}
+        self.least_cached = _anthropic_caching.least_cached(model)
         self._api = Api(server, key=key, base_url=base, timing=timing, failure=failure, headers=version)
         self.account = self._api.account(name)
 
@@ -49,6 +50,9 @@ class Anthropic(AnthropicLines):
 
     def weigh(self, body: bytes) -> Weight:
         return weigh(ANTHROPIC, self.model, body)
+
+    marked = staticmethod(_anthropic_caching.marked)
+    unmarked = staticmethod(_anthropic_caching.unmarked)
 
     async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
         """See `LiveProvider.send`."""

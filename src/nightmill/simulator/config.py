@@ -32,6 +32,7 @@ class SimulatorConfig:
     answer_tokens: int = 40  # median length of an answer
     answer_sigma: float = 0.5  # of the log of the length; 0 = every answer is equally long
     dimensions: int = 8  # of an embedding, unless the request says
+    batch_cache_hits: float = 0.6  # share of a batch's requests that find what is cached of their prompts
     models: tuple[str, ...] = ()  # known beside the price catalogue's; they cost nothing
     enqueued_tokens: int | None = None  # most prompt tokens in unfinished batches of one model
     rpm: int = 0  # live requests a minute; 0 = no limit

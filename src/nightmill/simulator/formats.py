@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nightmill.simulator.batch import Batch
     from nightmill.simulator.billing import Catalogue
     from nightmill.simulator.files import FileStore
+    from nightmill.simulator.prefixes import Prefixes
     from nightmill.simulator.provider import Provider
 
 COSTLY = frozenset({"create", "live"})  # operations that cost money
@@ -196,8 +197,11 @@ class Format(Protocol):
     def file_id(self, batch: Batch, word: str) -> str | None:
         """The id of the results of a batch (``word`` is output or error); None for one like any other's."""
 
-    def rows(self, model: Model, catalogue: Catalogue, files: FileStore) -> Rows:
-        """How the lines of batches are read, run and written; ``files`` are those that requests may name."""
+    def rows(self, model: Model, catalogue: Catalogue, files: FileStore, prefixes: Prefixes) -> Rows:
+        """How the lines of batches are read, run and written.
+
+        ``files`` are those that requests may name, ``prefixes`` what the provider keeps of prompts.
+        """
 
     def refusal(self, trouble: Trouble) -> Refusal:
         """Trouble in this format's words."""

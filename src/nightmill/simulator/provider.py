@@ -17,6 +17,7 @@ from nightmill.simulator.config import Clock, SimulatorConfig
 from nightmill.simulator.faults import FaultBook
 from nightmill.simulator.files import FileStore
 from nightmill.simulator.formats import Format
+from nightmill.simulator.prefixes import Prefixes
 
 _LOG_LENGTH = 100_000
 _UNLIMITED = 10_000_000  # what the headers claim where nothing is limited
@@ -79,6 +80,7 @@ class Provider:
     files: FileStore
     catalogue: Catalogue
     model: Model
+    prefixes: Prefixes  # of prompts, that it keeps
     invoice: Invoice
     batches: BatchRunner
     requests: Quota
@@ -96,7 +98,8 @@ class Provider:
             Invoice(config.count_rows),
         )
         model, faults = Model(config), shared.faults
-        rows = wire.rows(model, catalogue, files)
+        prefixes = Prefixes(config, clock)
+        rows = wire.rows(model, catalogue, files, prefixes)
         return cls(
             config=config,
             clock=clock,
@@ -104,6 +107,7 @@ class Provider:
             files=files,
             catalogue=catalogue,
             model=model,
+            prefixes=prefixes,
             invoice=invoice,
             batches=BatchRunner(wire, rows, config, clock, files, catalogue, invoice, faults.count),
             requests=Quota(config.rpm, clock),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -18,15 +19,15 @@ from nightmill.simulator.answering import (
     snapshot,
     text_tokens,
 )
+from nightmill.simulator.anthropic.caching import Block, Weighed, weigh
 from nightmill.simulator.anthropic.media import look, weight
 from nightmill.simulator.anthropic.wire import ApiError, unknown_model
 from nightmill.simulator.billing import Catalogue
 from nightmill.simulator.formats import Reply, encode
 from nightmill.simulator.instances import Unsatisfiable
 from nightmill.simulator.media import Find, told
+from nightmill.simulator.prefixes import Prefixes
 
-_CACHEABLE_TOKENS = 1024  # a shorter prefix is not cached, whatever the request says
-_HOUR = "1h"
 _ONLY_LIVE = ("stream", "speed", "store", "previous_thread_event_id", "cache_hint", "context_hint")
 _ROLES = ("user", "assistant", "system")  # the last since version 2026-10-21, in the official client's types
 _TOOL_PROMPTS = (  # tokens said before the tools of a request: its models, by choice auto or none, by any or a tool
@@ -126,21 +127,25 @@ def count(body: bytes, catalogue: Catalogue, find: Find) -> int:
     if not catalogue.knows(asked.model):
         raise unknown_model(asked.model)
     look(asked.model, [message.content for message in asked.messages], find, catalogue)
-    return sum(tokens for tokens, _ in _blocks(asked))
+    return sum(block.tokens for block in _blocks(asked))
 
 
-def _blocks(asked: Asked | Counted) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Tokens and cache mark of each piece of a prompt, in the order in which caches see them."""
+def _blocks(asked: Asked | Counted) -> Iterator[Block]:
+    """The pieces of a prompt, in the order in which caches see them."""
     if asked.tools:
-        yield _tool_prompt(asked), None
+        yield Block(_tool_prompt(asked), b"tools")
     for tool in asked.tools or ():
-        yield text_tokens(encode(tool).decode()), tool.get("cache_control")
+        yield Block(text_tokens(encode(tool).decode()), _said(tool), tool.get("cache_control"))
     if asked.system:
+        yield Block(MESSAGE_TOKENS, b"system")
         yield from _content(asked.system)
-        yield MESSAGE_TOKENS, None
     for message in asked.messages:
+        yield Block(MESSAGE_TOKENS, message.role.encode())
         yield from _content(message.content)
-        yield MESSAGE_TOKENS, None
+
+
+def _said(block: dict[str, Any]) -> bytes:
+    return encode({key: value for key, value in block.items() if key != "cache_control"})
 
 
 def _tool_prompt(asked: Asked | Counted) -> int:
@@ -154,25 +159,26 @@ def _tool_prompt(asked: Asked | Counted) -> int:
     return forced if is_forced else free
 
 
-def _content(content: str | list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    if isinstance(content, str):
-        yield text_tokens(content), None
-        return
-    for block in content:
-        yield weight(block), block.get("cache_control")
+def _content(content: str | list[dict[str, Any]]) -> Iterator[Block]:
+    blocks: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    for block in blocks:
+        yield Block(weight(block), _said(block), block.get("cache_control"))
 
 
 class Answers:
-    """Answers requests. Thread-safe; remembers nothing of them."""
+    """Answers requests. Thread-safe; remembers nothing of them but what of their prompts is cached."""
 
-    def __init__(self, model: Model, catalogue: Catalogue) -> None:
-        self._model, self._catalogue = model, catalogue
+    def __init__(self, model: Model, catalogue: Catalogue, prefixes: Prefixes) -> None:
+        self._model, self._catalogue, self._prefixes = model, catalogue, prefixes
 
-    def answer(self, body: bytes, find: Find, *, batch: bool, twists: frozenset[str], salt: int = 0) -> Reply:
+    def answer(
+        self, body: bytes, find: Find, *, account: str, batch: bool, twists: frozenset[str], salt: int = 0
+    ) -> Reply:
         """The message that answers ``body``.
 
         Args:
             find: an uploaded file by its id.
+            account: whose caches it may read and write.
             batch: whether it runs in a batch, which allows less.
             twists: names from `faults.ANSWER_FAULTS` to apply.
             salt: another answer to the same body for another salt.
@@ -190,10 +196,10 @@ class Answers:
         except Unsatisfiable as why:
             raise ApiError(400, f"output_config.format.schema: {why}") from None
         thought = _think(asked, said)
-        total, read, written, is_long = _weigh(asked, digest)
+        weighed = self._weigh(asked, account, digest, batch=batch)
         most = self._catalogue.context(asked.model)
-        if seen and 0 < most < total:
-            raise ApiError(400, f"prompt is too long: {total} tokens > {most} maximum")
+        if seen and 0 < most < weighed.total:
+            raise ApiError(400, f"prompt is too long: {weighed.total} tokens > {most} maximum")
         made: dict[str, Any] = {
             "id": f"msg_{digest.hex()}",
             "type": "message",
@@ -205,7 +211,7 @@ class Answers:
             "stop_details": _details(said),
         }
         if "usage_missing" not in twists:
-            made["usage"] = _usage(said, total - read - written, read, written, is_long=is_long, batch=batch)
+            made["usage"] = _usage(said, weighed, batch=batch)
         raw = encode(made)
         if "pretty_printed_bodies" in twists:
             raw = msgspec.json.format(raw, indent=2)
@@ -213,13 +219,20 @@ class Answers:
             200,
             raw,
             asked.model,
-            total,
+            weighed.total,
             said.tokens,
-            cached_tokens=read,
-            written_tokens=0 if is_long else written,
-            written_long_tokens=written if is_long else 0,
+            cached_tokens=weighed.read,
+            written_tokens=weighed.written,
+            written_long_tokens=weighed.written_long,
             digest=digest,
         )
+
+    def _weigh(self, asked: Asked, account: str, digest: bytes, *, batch: bool) -> Weighed:
+        blocks = list(_blocks(asked))
+        if asked.cache_control is not None:
+            blocks[-1] = replace(blocks[-1], mark=asked.cache_control)
+        luck = int.from_bytes(digest[8:12], "big")
+        return weigh(self._prefixes, account, asked.model, blocks, batch=batch, luck=luck)
 
     def _check(self, asked: Asked, batch: bool) -> None:
         if asked.max_tokens < 1:
@@ -277,24 +290,6 @@ def _think(asked: Asked, said: Said) -> str | None:
     return _THOUGHT
 
 
-def _weigh(asked: Asked, digest: bytes) -> tuple[int, int, int, bool]:
-    """Tokens of the prompt; of them read from a cache, written to one; and whether that one lives long.
-
-    Nothing is remembered: three in four marked prefixes count as found, chosen by the body, the rest as written.
-    """
-    total = prefix = 0
-    ttl = None
-    for tokens, mark in _blocks(asked):
-        total += tokens
-        if mark is not None:
-            prefix, ttl = total, mark.get("ttl")
-    if asked.cache_control is not None:
-        prefix, ttl = total, asked.cache_control.get("ttl")
-    if prefix < _CACHEABLE_TOKENS:
-        return total, 0, 0, False
-    return (total, prefix, 0, False) if digest[1] % 4 else (total, 0, prefix, ttl == _HOUR)
-
-
 def _content_of(said: Said, thought: str | None, digest: bytes) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     if thought is not None:
@@ -318,15 +313,16 @@ def _details(said: Said) -> dict[str, Any] | None:
     return None if said.refusal is None else {"type": "refusal", "category": None, "explanation": said.refusal}
 
 
-def _usage(said: Said, fresh: int, read: int, written: int, *, is_long: bool, batch: bool) -> dict[str, Any]:
+def _usage(said: Said, weighed: Weighed, *, batch: bool) -> dict[str, Any]:
     """Here ``input_tokens`` leaves out what a cache had or got."""
+    written = weighed.written + weighed.written_long
     return {
-        "input_tokens": fresh,
+        "input_tokens": weighed.total - weighed.read - written,
         "cache_creation_input_tokens": written,
-        "cache_read_input_tokens": read,
+        "cache_read_input_tokens": weighed.read,
         "cache_creation": {
-            "ephemeral_5m_input_tokens": 0 if is_long else written,
-            "ephemeral_1h_input_tokens": written if is_long else 0,
+            "ephemeral_5m_input_tokens": weighed.written,
+            "ephemeral_1h_input_tokens": weighed.written_long,
         },
         "output_tokens": said.tokens,
         "output_tokens_details": {"thinking_tokens": said.reasoning},

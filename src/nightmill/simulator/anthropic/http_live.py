@@ -10,7 +10,7 @@ from nightmill.simulator import live
 from nightmill.simulator.anthropic.answering import Answers, count
 from nightmill.simulator.anthropic.http_common import refuse_poor, scope_of, whole_number
 from nightmill.simulator.anthropic.wire import ApiError, moment, page
-from nightmill.simulator.formats import Trouble, Why
+from nightmill.simulator.formats import Reply, Trouble, Why
 from nightmill.simulator.http import FORMAT, PROVIDER, json_reply
 from nightmill.simulator.provider import Provider, Quota
 
@@ -26,8 +26,13 @@ async def messages(request: web.Request) -> web.StreamResponse:
     body = await request.read()
     if len(body) > _MOST_BYTES:
         raise request[FORMAT].refusal(Trouble(Why.TOO_LARGE))
-    answers, find = Answers(provider.model, provider.catalogue), provider.files.finder(scope_of(request))
-    reply = await live.run(request, lambda twists: answers.answer(body, find, batch=False, twists=twists))
+    answers, scope = Answers(provider.model, provider.catalogue, provider.prefixes), scope_of(request)
+    find = provider.files.finder(scope)
+
+    def answer(twists: frozenset[str]) -> Reply:
+        return answers.answer(body, find, account=scope, batch=False, twists=twists)
+
+    reply = await live.run(request, answer)
     return live.show(request, reply)
 
 

@@ -15,6 +15,7 @@ from nightmill.simulator.batch import Batch
 from nightmill.simulator.billing import Catalogue
 from nightmill.simulator.files import FileStore
 from nightmill.simulator.formats import Checked, Reply, Rules, encode
+from nightmill.simulator.prefixes import Prefixes
 from nightmill.simulator.rows import lines_of
 from nightmill.simulator.rows import spaced as in_one_line
 
@@ -71,8 +72,8 @@ class AnthropicRows:
 
     two_files = False
 
-    def __init__(self, model: Model, catalogue: Catalogue, files: FileStore) -> None:
-        self._answers, self._files = Answers(model, catalogue), files
+    def __init__(self, model: Model, catalogue: Catalogue, files: FileStore, prefixes: Prefixes) -> None:
+        self._answers, self._files = Answers(model, catalogue, prefixes), files
 
     def check(self, path: Path, batch: Batch, rules: Rules) -> Checked:
         """Each row is looked at only when it runs."""
@@ -87,7 +88,8 @@ class AnthropicRows:
     def answer(self, batch: Batch, body: bytes, *, created: int, twists: frozenset[str], salt: int = 0) -> Reply:
         """The message that answers one body, or what is wrong with it."""
         try:
-            return self._answers.answer(body, self._files.finder(batch.scope), batch=True, twists=twists, salt=salt)
+            find, scope = self._files.finder(batch.scope), batch.scope
+            return self._answers.answer(body, find, account=scope, batch=True, twists=twists, salt=salt)
         except ApiError as wrong:
             return Reply(wrong.status, wrong.body())
 

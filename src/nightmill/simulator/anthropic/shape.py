@@ -15,6 +15,7 @@ from nightmill.simulator.batch import Batch
 from nightmill.simulator.billing import Catalogue
 from nightmill.simulator.files import FileStore
 from nightmill.simulator.formats import BatchRefused, Operation, Refusal, Route, Trouble, Why
+from nightmill.simulator.prefixes import Prefixes
 from nightmill.simulator.provider import Provider
 
 _BATCHES = "/v1/messages/batches"
@@ -78,9 +79,9 @@ class Anthropic:
     def file_id(self, batch: Batch, word: str) -> None:
         """Results are found by their batch alone."""
 
-    def rows(self, model: Model, catalogue: Catalogue, files: FileStore) -> AnthropicRows:
+    def rows(self, model: Model, catalogue: Catalogue, files: FileStore, prefixes: Prefixes) -> AnthropicRows:
         """How the requests of its batches are read, run and written."""
-        return AnthropicRows(model, catalogue, files)
+        return AnthropicRows(model, catalogue, files, prefixes)
 
     def refusal(self, trouble: Trouble) -> Refusal:
         """Trouble as Anthropic words it."""

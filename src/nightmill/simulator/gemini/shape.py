@@ -22,6 +22,7 @@ from nightmill.simulator.gemini.errors import (
     no_quota,
 )
 from nightmill.simulator.gemini.lines import GeminiRows
+from nightmill.simulator.prefixes import Prefixes
 from nightmill.simulator.provider import Provider
 
 _CALLS: tuple[tuple[Operation, str, str, Handler], ...] = (
@@ -86,7 +87,7 @@ class Gemini:
         """Results are called after their batch."""
         return f"batch-{batch.id.removeprefix('batches/')}"
 
-    def rows(self, model: Model, catalogue: Catalogue, files: FileStore) -> GeminiRows:
+    def rows(self, model: Model, catalogue: Catalogue, files: FileStore, prefixes: Prefixes) -> GeminiRows:
         """How the lines of batches are read, run and written."""
         return GeminiRows(model, files)
 

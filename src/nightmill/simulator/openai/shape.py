@@ -17,6 +17,7 @@ from nightmill.simulator.openai import http_batches, http_files, http_live
 from nightmill.simulator.openai.http_common import api_key
 from nightmill.simulator.openai.lines import OpenAIRows
 from nightmill.simulator.openai.wire import ApiError, enqueued_limit_text, no_quota, server_error
+from nightmill.simulator.prefixes import Prefixes
 from nightmill.simulator.provider import Provider
 
 _ROUTES = (
@@ -74,7 +75,7 @@ class OpenAI:
     def file_id(self, batch: Batch, word: str) -> None:
         """Results are files like any other."""
 
-    def rows(self, model: Model, catalogue: Catalogue, files: FileStore) -> OpenAIRows:
+    def rows(self, model: Model, catalogue: Catalogue, files: FileStore, prefixes: Prefixes) -> OpenAIRows:
         """How the lines of its batches are read, run and written."""
         return OpenAIRows(model, catalogue, files)
 

@@ -94,3 +94,22 @@ def test_few_rows_and_short_prompts_are_sent_as_they_are(tmp_path: Path) -> None
         assert sum("cache_control" in json.dumps(body) for body in sent(place)) == 21
         again = run(place, "live", "--force", "--new", rows=30)
         assert (again.code, again.json["cached"], again.json["spent_usd"]) == (0, 30, 0.0), again.err
+
+
+@pytest.mark.parametrize(
+    ("model", "lane"), [("gpt-4o-mini", "batch"), ("gpt-4o-mini", "live"), ("gpt-5.6-luna", "live")]
+)
+def test_what_a_provider_caches_by_itself_is_paid_and_told(tmp_path: Path, model: str, lane: str) -> None:
+    """No mark is sent; what OpenAI had cached, and what it bills of writing, is spent to the nano."""
+    with in_thread(SimulatorConfig(speed=20.0, batch_s=5.0, validating_s=0.5, answer_sigma=0.0)) as url:
+        place = place_at(tmp_path / "auto", url)
+        done = place.run("run", place.rows(12), "--task", "sort.toml", "--model", f"openai/{model}", "--lane", lane,
+                         "--concurrency", "3", "--out", "r.jsonl", "--json", "--yes")  # fmt: skip
+        assert done.code == 0, done.err
+        assert round(done.json["spent_usd"] * 1e9) == place.invoice()["total_nanos"], place.invoice()
+        cached = [row["tokens_cached"] for row in place.results("r.jsonl")]
+        assert max(cached) >= 1_024
+        assert all(tokens % 128 == 0 for tokens in cached), cached
+        assert place.run("savings", done.json["job_id"], "--json").json["by"]["prompt_cache_usd"] > 0
+        if lane == "batch":
+            assert place.run("reconcile", "openai").code == 0

@@ -172,6 +172,7 @@ class Tally:
     executed: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0  # of the input
     completed: int = 0
     failed: int = 0
     not_run: int = 0  # the batch was over before

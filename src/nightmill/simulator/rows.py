@@ -142,6 +142,7 @@ def _bill(job: RowJob, tally: Tally, reply: Reply) -> None:
     tally.nanos += job.catalogue.nanos(reply, batch=True)
     tally.input_tokens += reply.input_tokens
     tally.output_tokens += reply.output_tokens
+    tally.cached_tokens += reply.cached_tokens
 
 
 def _shuffle(path: Path) -> None:

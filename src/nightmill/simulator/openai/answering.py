@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -26,8 +28,10 @@ from nightmill.simulator.formats import Reply, encode
 from nightmill.simulator.instances import Unsatisfiable
 from nightmill.simulator.media import Find, Kind, Sights, no_files
 from nightmill.simulator.openai import responses, strict
+from nightmill.simulator.openai.caching import Cached, cached
 from nightmill.simulator.openai.media import Eye
 from nightmill.simulator.openai.wire import CHAT_URL, RESPONSES_URL, ApiError, unknown_model
+from nightmill.simulator.prefixes import Prefixes
 
 _MEDIA = ("image_url", "input_audio", "file")
 _PARTS = ("text", *_MEDIA, "refusal", "audio")
@@ -138,6 +142,11 @@ def _chat_tokens(chat: _Chat) -> int:
     return total
 
 
+def _text_of(message: _Message) -> str:
+    content = message.content or ""
+    return content if isinstance(content, str) else "".join(part.text or part.refusal or "" for part in content)
+
+
 def _look(chat: _Chat, find: Find) -> Eye:
     """What the media of a chat are. Raises ApiError for one that is not taken."""
     eye = Eye(chat.model, find)
@@ -185,11 +194,22 @@ def _input_tokens(item: str | list[int]) -> int:
     return text_tokens(item) if isinstance(item, str) else len(item)
 
 
-class Answers:
-    """Answers requests. Thread-safe; remembers nothing of them."""
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is, and in which lane."""
 
-    def __init__(self, model: Model, catalogue: Catalogue) -> None:
-        self._model, self._catalogue = model, catalogue
+    account: str = ""
+    batch: bool = False
+
+
+NOBODY = Caller()
+
+
+class Answers:
+    """Answers requests. Thread-safe; remembers nothing of them but what ``prefixes``, where given, keep of prompts."""
+
+    def __init__(self, model: Model, catalogue: Catalogue, prefixes: Prefixes | None = None) -> None:
+        self._model, self._catalogue, self._prefixes = model, catalogue, prefixes
 
     def answer(
         self,
@@ -198,6 +218,7 @@ class Answers:
         *,
         created: int,
         find: Find = no_files,
+        caller: Caller = NOBODY,
         twists: frozenset[str] = NO_TWIST,
         salt: int = 0,
     ) -> Reply:
@@ -207,6 +228,7 @@ class Answers:
             url: one of `wire.SERVED`.
             created: unix seconds for the response.
             find: an uploaded file by its id.
+            caller: whose caches it may read and write.
             twists: names from `faults.ANSWER_FAULTS` to apply.
             salt: another answer to the same body for another salt.
 
@@ -216,9 +238,11 @@ class Answers:
         digest = digest_of(body)
         try:
             if url == CHAT_URL:
-                return self._chat(_parsed(_decode_chat, body), find, digest, created, twists, salt)
+                return self._chat(_parsed(_decode_chat, body), find, caller, digest, created, twists, salt)
             if url == RESPONSES_URL:
-                return self._response(_parsed(responses.decode_asked, body), find, digest, created, twists, salt)
+                return self._response(
+                    _parsed(responses.decode_asked, body), find, caller, digest, created, twists, salt
+                )
             return self._embeddings(_parsed(_decode_embeddings, body), digest, twists)
         except Unsatisfiable as why:
             message = f"Invalid schema for response_format: {why}"
@@ -227,7 +251,19 @@ class Answers:
             refusal = wrong
         return Reply(refusal.status, refusal.body(), digest=digest)
 
-    def _chat(self, chat: _Chat, find: Find, digest: bytes, created: int, twists: frozenset[str], salt: int) -> Reply:
+    def _cached(
+        self, caller: Caller, model: str, declared: Any, texts: Iterable[str], sights: Sights, digest: bytes
+    ) -> Cached:
+        """What of a prompt was cached; nothing of one with media, whose place among the texts is not told apart."""
+        if self._prefixes is None or sights.tokens.total():
+            return Cached()
+        luck = int.from_bytes(digest[8:12], "big")
+        said = encode(declared)
+        return cached(self._prefixes, caller.account, model, said, texts, batch=caller.batch, luck=luck)
+
+    def _chat(
+        self, chat: _Chat, find: Find, caller: Caller, digest: bytes, created: int, twists: frozenset[str], salt: int
+    ) -> Reply:
         self._check_chat(chat)
         sights = _look(chat, find).sights
         cap = chat.max_completion_tokens or chat.max_tokens
@@ -238,7 +274,10 @@ class Answers:
         input_tokens = self._fitting(chat.model, _chat_tokens(chat), sights)
         output_tokens = sum(choice.tokens for choice in choices)
         model = snapshot(chat.model, digest) if "model_snapshot_changes" in twists else chat.model
-        usage = _chat_usage(input_tokens, sights, choices, output_tokens) if "usage_missing" not in twists else b""
+        kept = self._cached(caller, chat.model, [chat.tools, schema], map(_text_of, chat.messages), sights, digest)
+        usage = (
+            _chat_usage(input_tokens, kept, sights, choices, output_tokens) if "usage_missing" not in twists else b""
+        )
         body = b'{"id":"chatcmpl-%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b]%b,' % (
             digest.hex().encode(),
             created,
@@ -251,12 +290,14 @@ class Answers:
             body = _pretty(body)
         return Reply(
             200, body, chat.model, input_tokens, output_tokens, digest=digest,
+            cached_tokens=kept.read, written_tokens=kept.written,
             audio_tokens=sights.tokens[Kind.AUDIO], image_tokens=sights.tokens[Kind.IMAGE],
         )  # fmt: skip
 
     def _response(
-        self, asked: responses.Asked, find: Find, digest: bytes, created: int, twists: frozenset[str], salt: int
-    ) -> Reply:
+        self, asked: responses.Asked, find: Find, caller: Caller, digest: bytes, created: int, twists: frozenset[str],
+        salt: int,
+    ) -> Reply:  # fmt: skip
         if not self._catalogue.knows(asked.model):
             raise unknown_model(asked.model)
         responses.check(asked)
@@ -274,16 +315,20 @@ class Answers:
             is_cut = choice.finish == "length"
             output = [responses.message(digest, choice.content, choice.refusal, is_cut=is_cut)]
         tokens = self._fitting(asked.model, _response_tokens(asked), sights)
+        kept = self._cached(caller, asked.model, [asked.tools, given], responses.texts_of(asked), sights, digest)
         model = snapshot(asked.model, digest) if "model_snapshot_changes" in twists else asked.model
         made = responses.body_of(
             asked, number=digest, created=created, model=model, output=output, is_cut=choice.finish == "length",
-            usage=None if "usage_missing" in twists else responses.usage(tokens, choice.tokens, choice.reasoning),
+            usage=None if "usage_missing" in twists else responses.usage(
+                tokens, choice.tokens, choice.reasoning, cached=kept.read, written=kept.written
+            ),
         )  # fmt: skip
         if "pretty_printed_bodies" in twists:
             made = _pretty(made)
         return Reply(
-            200, made, asked.model, tokens, choice.tokens, digest=digest, image_tokens=sights.tokens[Kind.IMAGE]
-        )
+            200, made, asked.model, tokens, choice.tokens, digest=digest, image_tokens=sights.tokens[Kind.IMAGE],
+            cached_tokens=kept.read, written_tokens=kept.written,
+        )  # fmt: skip
 
     def _fitting(self, model: str, text_tokens: int, sights: Sights) -> int:
         """Tokens of a prompt. Raises ApiError: media make it more than the model can hold."""
@@ -370,16 +415,20 @@ def _within(name: str, value: float | None, least: float, most: float | None) ->
     raise ApiError(400, message, param=name, code=f"{kind}_{side}_value")
 
 
-def _chat_usage(input_tokens: int, sights: Sights, choices: list[Said], output_tokens: int) -> bytes:
+def _chat_usage(input_tokens: int, kept: Cached, sights: Sights, choices: list[Said], output_tokens: int) -> bytes:
     reasoning = sum(choice.reasoning for choice in choices)
     image = sights.tokens[Kind.IMAGE]
-    pictured = b',"image_tokens":%d' % image if image else b""
+    more = b',"image_tokens":%d' % image if image else b""
+    more += b',"cache_write_tokens":%d' % kept.written if kept.written else b""
     return (
         b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
-        b'"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":%d%b},'
+        b'"prompt_tokens_details":{"cached_tokens":%d,"audio_tokens":%d%b},'
         b'"completion_tokens_details":{"reasoning_tokens":%d,"audio_tokens":0,'
         b'"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}}'
-    ) % (input_tokens, output_tokens, input_tokens + output_tokens, sights.tokens[Kind.AUDIO], pictured, reasoning)
+    ) % (
+        input_tokens, output_tokens, input_tokens + output_tokens, kept.read, sights.tokens[Kind.AUDIO], more,
+        reasoning,
+    )  # fmt: skip
 
 
 _FINISH = {"stop": b"stop", "length": b"length", "tool": b"tool_calls"}

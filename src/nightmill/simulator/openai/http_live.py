@@ -10,7 +10,7 @@ from aiohttp import web
 from nightmill.simulator import live
 from nightmill.simulator.formats import Reply, encode
 from nightmill.simulator.http import PROVIDER, json_reply
-from nightmill.simulator.openai.answering import Answers
+from nightmill.simulator.openai.answering import Answers, Caller
 from nightmill.simulator.openai.http_common import api_key, refuse_without_quota, scope_of
 from nightmill.simulator.openai.wire import CHAT_URL, EMBEDDINGS_URL, RESPONSES_URL, unknown_model
 from nightmill.simulator.provider import Provider
@@ -45,10 +45,13 @@ async def _live(request: web.Request, url: str) -> web.StreamResponse:
     provider = request[PROVIDER]
     refuse_without_quota(request)
     body = await request.read()
-    answers = Answers(provider.model, provider.catalogue)
-    find = provider.files.finder(scope_of(request))
-    created = provider.clock.stamp()
-    reply = await live.run(request, lambda twists: answers.answer(url, body, find=find, created=created, twists=twists))
+    answers, caller = Answers(provider.model, provider.catalogue, provider.prefixes), Caller(scope_of(request))
+    find, created = provider.files.finder(scope_of(request)), provider.clock.stamp()
+
+    def answer(twists: frozenset[str]) -> Reply:
+        return answers.answer(url, body, find=find, caller=caller, created=created, twists=twists)
+
+    reply = await live.run(request, answer)
     if url == CHAT_URL and reply.status == 200 and b'"stream"' in body:
         wanted = _read_stream(body)
         if wanted.stream:

@@ -10,8 +10,9 @@ from nightmill.simulator.batch import Batch
 from nightmill.simulator.billing import Catalogue
 from nightmill.simulator.files import FileStore
 from nightmill.simulator.formats import Checked, Reply, Rules, encode
-from nightmill.simulator.openai.answering import Answers
+from nightmill.simulator.openai.answering import Answers, Caller
 from nightmill.simulator.openai.validation import check, decode_row
+from nightmill.simulator.prefixes import Prefixes
 from nightmill.simulator.rows import spaced as in_one_line
 
 _NOT_RUN = {
@@ -25,8 +26,8 @@ class OpenAIRows:
 
     two_files = True
 
-    def __init__(self, model: Model, catalogue: Catalogue, files: FileStore) -> None:
-        self._answers, self._catalogue, self._files = Answers(model, catalogue), catalogue, files
+    def __init__(self, model: Model, catalogue: Catalogue, files: FileStore, prefixes: Prefixes) -> None:
+        self._answers, self._catalogue, self._files = Answers(model, catalogue, prefixes), catalogue, files
 
     def check(self, path: Path, batch: Batch, rules: Rules) -> Checked:
         """The whole input is read before anything runs."""
@@ -40,7 +41,8 @@ class OpenAIRows:
     def answer(self, batch: Batch, body: bytes, *, created: int, twists: frozenset[str], salt: int = 0) -> Reply:
         """The response to one body."""
         url, find = batch.facts["endpoint"], self._files.finder(batch.scope)
-        return self._answers.answer(url, body, find=find, created=created, twists=twists, salt=salt)
+        caller = Caller(batch.scope, batch=True)
+        return self._answers.answer(url, body, find=find, caller=caller, created=created, twists=twists, salt=salt)
 
     def line(self, custom_id: str, reply: Reply, *, spaced: bool) -> bytes:
         """The line of a request that was answered."""

@@ -145,11 +145,13 @@ def call(number: bytes, name: str, arguments: str) -> dict[str, Any]:
             "name": name, "arguments": arguments}  # fmt: skip
 
 
-def usage(input_tokens: int, output_tokens: int, reasoning: int) -> dict[str, Any]:
+def usage(
+    input_tokens: int, output_tokens: int, reasoning: int, *, cached: int = 0, written: int = 0
+) -> dict[str, Any]:
     """The usage block."""
     return {
         "input_tokens": input_tokens,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": written},
         "output_tokens": output_tokens,
         "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": input_tokens + output_tokens,

@@ -77,7 +77,7 @@ class OpenAI:
 
     def rows(self, model: Model, catalogue: Catalogue, files: FileStore, prefixes: Prefixes) -> OpenAIRows:
         """How the lines of its batches are read, run and written."""
-        return OpenAIRows(model, catalogue, files)
+        return OpenAIRows(model, catalogue, files, prefixes)
 
     def refusal(self, trouble: Trouble) -> Refusal:
         """Trouble as OpenAI words it."""

@@ -90,7 +90,7 @@ def _usage(tally: Tally | None) -> dict[str, Any] | None:
         return None
     return {
         "input_tokens": tally.input_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": tally.cached_tokens},
         "output_tokens": tally.output_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": tally.input_tokens + tally.output_tokens,

@@ -97,7 +97,7 @@ def test_few_rows_and_short_prompts_are_sent_as_they_are(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("model", "lane"), [("gpt-4o-mini", "batch"), ("gpt-4o-mini", "live"), ("gpt-5.6-luna", "live")]
+    ("model", "lane"), [("gpt-5.4-mini", "batch"), ("gpt-4o-mini", "live"), ("gpt-5.6-luna", "live")]
 )
 def test_what_a_provider_caches_by_itself_is_paid_and_told(tmp_path: Path, model: str, lane: str) -> None:
     """No mark is sent; what OpenAI had cached, and what it bills of writing, is spent to the nano."""

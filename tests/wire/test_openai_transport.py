@@ -15,6 +15,7 @@ import pytest
 from openai_loopback import answer, read_request, reset, serving
 
 from nightmill.errors import NeverSent, StoreError, Uncertain
+from nightmill.providers import _http
 from nightmill.providers._http import MAX_BODY_BYTES, Http, Reply, retry_after_s, shorten
 
 KEY = "sk-very-secret-key"
@@ -326,6 +327,36 @@ def test_an_answer_that_nobody_asked_for_is_nobodys():
 
     assert asyncio.run(run()) == [b"3", b"4"]
     assert len(connections) == 3
+
+
+def test_a_connection_is_kept_for_all_of_its_server_and_not_for_long(monkeypatch):
+    """Whatever calls ask of a server they share a connection; long unused ones are closed, and all in the end."""
+    closed: list[asyncio.Event] = []
+
+    async def handler(reader, writer):
+        closed.append(asyncio.Event())
+        mine = closed[-1]
+        try:
+            while True:
+                _, _, body = await read_request(reader)
+                writer.write(answer(200, body))
+        except asyncio.IncompleteReadError:
+            mine.set()
+
+    async def run():
+        http = Http()
+        async with serving(handler) as base:
+            for path in ("/a", "/b", "/a"):
+                await http.request("send", "POST", base + path, headers=dict(HEADERS), body=b"1")
+            assert len(closed) == 1
+            monkeypatch.setattr(_http, "_REST_S", -1.0)
+            await http.request("send", "POST", base + "/b", headers=HEADERS, body=b"1")
+            await asyncio.wait_for(closed[0].wait(), 5)
+            assert len(closed) == 2
+            await http.close()
+            await asyncio.wait_for(closed[1].wait(), 5)
+
+    asyncio.run(run())
 
 
 def test_an_answer_that_came_while_we_stood_still_counts():

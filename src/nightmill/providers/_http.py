@@ -14,6 +14,7 @@ import os
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 64 * 1024 * 1024  # an answer held in memory
 MAX_ERROR_BYTES = 1024 * 1024  # of the body of a refused download
 _CHUNK_BYTES = 1 << 18
+_REST_S = 15.0  # unused for longer, a connection may have been forgotten on its way
 _PUT_BACK = "put the home folder back from a backup"
 _CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
@@ -64,6 +66,9 @@ class _Exchange:
 _on_its_way: ContextVar[_Exchange] = ContextVar("on its way")
 
 
+_Resting = deque[tuple[Any, float]]  # connections to one server that wait for a next request, and since when
+
+
 @dataclass(frozen=True, slots=True)
 class _Route:
     """What all plain requests to one URL have in common, made once."""
@@ -73,6 +78,26 @@ class _Route:
     head: bytes  # the request up to the value of Content-Length
     timeout: aiohttp.ClientTimeout
     deadlines: _Deadlines
+    resting: _Resting
+
+    def rested(self) -> Any:
+        """A kept connection, if one is good: with an answer in it that nobody asked for, all after it shift."""
+        while self.resting:
+            connection, since = self.resting.popleft()  # in turn: none rests so long that the server closes it
+            protocol = connection.protocol
+            fresh = self.pattern.loop.time() - since <= _REST_S
+            if fresh and protocol.is_connected() and not protocol.should_close:
+                return connection
+            connection.close()
+        return None
+
+    def let_go(self, connection: Any) -> None:
+        """Keep the connection for a next request, unless the server answered before it had heard all of this one."""
+        transport = connection.transport
+        if transport is None or transport.get_write_buffer_size():
+            connection.close()
+        else:
+            self.resting.append((connection, self.pattern.loop.time()))
 
 
 class _Deadlines:
@@ -133,6 +158,7 @@ class Http:
         self._fresh: aiohttp.ClientSession | None = None
         self._proxies: dict[str, str | None] = {}
         self._routes: dict[tuple[str, str, float], _Route] = {}
+        self._resting: dict[Any, _Resting] = {}  # by aiohttp's key of a server
         self._last_date = ""
         self._skew_s = 0.0
 
@@ -258,6 +284,10 @@ class Http:
         """Close every connection; the next request opens anew, in whatever loop runs then."""
         sessions, self._pooled, self._fresh, self._loop = (self._pooled, self._fresh), None, None, None
         self._routes.clear()
+        for resting in self._resting.values():
+            for connection, _ in resting:
+                connection.close()
+        self._resting.clear()
         for session in sessions:
             if session is not None:
                 await session.close()
@@ -330,7 +360,8 @@ class Http:
         if route is None or route.headers is not headers:
             if self._proxy(url) is not None or not _is_plain(url):
                 return None
-            route = self._routes[key] = _prepared(session, method, url, headers, self._timeout(timeout_s))
+            timeout = self._timeout(timeout_s)
+            route = self._routes[key] = _prepared(session, method, url, headers, timeout, self._resting)
         return route
 
     def _failure(self, exchange: _Exchange, url: str, exc: Exception, timeout_s: float) -> NeverSent | Uncertain:
@@ -458,8 +489,9 @@ def _is_plain(url: str) -> bool:
 
 
 def _prepared(
-    session: aiohttp.ClientSession, method: str, url: str, headers: Mapping[str, str], timeout: aiohttp.ClientTimeout
-) -> _Route:
+    session: aiohttp.ClientSession, method: str, url: str, headers: Mapping[str, str], timeout: aiohttp.ClientTimeout,
+    resting: dict[Any, _Resting],
+) -> _Route:  # fmt: skip
     """Raises ValueError for a URL or headers that cannot be sent."""
     import aiohttp
     from yarl import URL
@@ -472,7 +504,8 @@ def _prepared(
     if any(character in line for line in lines for character in "\r\n\0"):
         raise ValueError("a line break in a header")
     head = "\r\n".join([*lines, "Content-Length: "]).encode()
-    return _Route(headers, pattern, head, timeout, _Deadlines(timeout.total or math.inf, pattern.loop))
+    deadlines = _Deadlines(timeout.total or math.inf, pattern.loop)
+    return _Route(headers, pattern, head, timeout, deadlines, resting.setdefault(pattern.connection_key, deque()))
 
 
 async def _post(connector: Any, route: _Route, body: bytes, exchange: _Exchange) -> Reply:
@@ -485,7 +518,7 @@ async def _post(connector: Any, route: _Route, body: bytes, exchange: _Exchange)
     cancelling, connection = task.cancelling(), None
     route.deadlines.begin(task)
     try:
-        connection = await connector.connect_plainly(route.pattern, [], route.timeout)
+        connection = route.rested() or await connector.connect_plainly(route.pattern, [], route.timeout)
         protocol = connection.protocol
         protocol.set_response_params(read_until_eof=True)
         exchange.leave()
@@ -503,7 +536,7 @@ async def _post(connector: Any, route: _Route, body: bytes, exchange: _Exchange)
             raise TimeoutError from None
         raise
     route.deadlines.end(task)
-    _let_go(connection)
+    route.let_go(connection)
     return Reply(message.code, headers, said)
 
 
@@ -511,15 +544,6 @@ def _write(transport: asyncio.Transport | None, data: bytes) -> None:
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the connection was lost before the request was written")
     transport.write(data)
-
-
-def _let_go(connection: Any) -> None:
-    """Keep the connection for the next request, unless the server answered before it had heard all of this one."""
-    transport = connection.transport
-    if transport is None or transport.get_write_buffer_size():
-        connection.close()
-    else:
-        connection.release()
 
 
 def _opened(file: Path) -> BufferedReader:

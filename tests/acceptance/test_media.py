@@ -198,6 +198,20 @@ def test_media_that_cannot_be_had_are_bad_rows(place: Place) -> None:
     assert (done.code, "photo" in done.json["error"]["fix"]) == (2, True)
 
 
+def test_a_folder_of_images_is_an_input(place: Place) -> None:
+    """Each file is a row, and a medium; files of text in a folder come first, as ever."""
+    made = photos(place, 3)
+    done = place.run("run", "pics", "--prompt", "What is {{ name }}?", *ASKED[4:], "--model", MODELS[2])
+    assert (done.code, done.json["succeeded"]) == (0, 3), done.err
+    rows = place.results("r.jsonl")
+    assert [row["key"] for row in rows] == [f"pics/{n}.png" for n in range(3)]
+    assert all(came(data) in row["response"] for data, row in zip(made, rows, strict=True))
+    assert [row["prompt"] for row in rows] == [f"What is {n}?" for n in range(3)]
+    (place.folder / "pics/note.txt").write_text("a text")
+    text = place.run("run", "pics", "--prompt", "{{ text }}", *ASKED[4:], "--model", MODELS[2])
+    assert (text.code, text.json["rows"]) == (0, 1), text.err
+
+
 @pytest.mark.req("A4")
 def test_of_several_models_one_that_sees_is_chosen(place: Place) -> None:
     """However cheap another is: one that takes no images cannot do the job, and the quote says so."""

@@ -298,8 +298,8 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
     of_text = {name: getattr(options, name) is not None for name in ("schema", "temperature", "max_output")}
     extra = embedding.asked(task, options.dimensions, **of_text)
     columns = _columns(source, function)
-    if options.media:
-        task = replace(task, media=list(dict.fromkeys((*task.media, *options.media))))
+    if options.media or (source.is_media and not task.media):
+        task = replace(task, media=list(dict.fromkeys((*task.media, *(options.media or ("path",))))))
     bound = bind(task, columns, {} if function else options.sets)
     parameters = _parameters(home, options, bound.task)
     parameters = replace(parameters, extra={**parameters.extra, **extra})

@@ -95,6 +95,8 @@ class Packer:
         if text.startswith("data:"):
             return self._packed(_decoded(text.partition(",")[2]), "")
         path = Path(self._folder, os.path.expanduser(text))
+        if not os.path.lexists(path) and os.path.lexists(text):  # as it was named: from the working folder
+            path = Path(text)
         try:
             if path.stat().st_size > _MOST_BYTES:
                 raise _Unusable(f"{text} has {path.stat().st_size:,} bytes, and no model takes so many")

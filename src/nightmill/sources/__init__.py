@@ -50,7 +50,8 @@ _KEY_COLUMNS = (KEY, "id", "custom_id")
 Kind = Literal["rows", "line", "file"]
 
 
-_Part = jsonlines.JsonlPart | delimited.CsvPart | columnar.ColumnarPart | plain.LinePart | plain.FilePart
+_FilePart = plain.FilePart | plain.MediaPart  # a row each
+_Part = jsonlines.JsonlPart | delimited.CsvPart | columnar.ColumnarPart | plain.LinePart | _FilePart
 """One input, opened: its columns are known, its rows are read when asked for."""
 
 
@@ -75,6 +76,11 @@ class Source:
     def has_keys(self) -> bool:
         """Whether keys come from the input; else they are the rows' indexes."""
         return self._key_from is not None
+
+    @property
+    def is_media(self) -> bool:
+        """Whether each row is a file that is no text: its ``path`` says which."""
+        return all(isinstance(part, plain.MediaPart) for part in self.parts)
 
     @property
     def root(self) -> str:
@@ -232,6 +238,8 @@ def _open_parts(
                 case "txt":
                     part = plain.open_lines if rows == "line" else plain.FilePart
                     parts.append(part(each, skip_bad=skip_bad))
+                case "media":
+                    parts.append(plain.MediaPart(each))
                 case "parquet" | "arrow":
                     parts.append(columnar.open_columnar(each, skip_bad=skip_bad))
                 case _:
@@ -241,7 +249,7 @@ def _open_parts(
 
 def _kind(parts: Sequence[_Part]) -> Kind:
     kinds: set[Kind] = {
-        "line" if isinstance(part, plain.LinePart) else "file" if isinstance(part, plain.FilePart) else "rows"
+        "line" if isinstance(part, plain.LinePart) else "file" if isinstance(part, _FilePart) else "rows"
         for part in parts
     }
     return kinds.pop() if len(kinds) == 1 else "rows"

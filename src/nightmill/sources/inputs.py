@@ -11,7 +11,7 @@ import codecs
 import difflib
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BufferedReader, BytesIO
@@ -25,11 +25,15 @@ import pyarrow as pa
 from nightmill.errors import InputError
 from nightmill.sources.arrays import ArrayLines
 
-Format = Literal["csv", "jsonl", "txt", "json", "parquet", "arrow"]
+Format = Literal["csv", "jsonl", "txt", "json", "parquet", "arrow", "media"]
 _SUFFIXES: dict[str, Format] = {
     ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt", ".json": "json", ".parquet": "parquet",
     ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
+_MEDIA = frozenset(
+    (".png", ".jpg", ".jpeg", ".gif", ".webp", ".heic", ".pdf", ".wav", ".mp3", ".m4a", ".flac", ".ogg", ".mp4",
+     ".mov", ".webm")
+)  # fmt: skip
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = "*?["
 _BUFFER_BYTES = 1 << 20
@@ -153,10 +157,11 @@ def _files(name: str, given: Mapping[str, Path]) -> Iterator[tuple[Path, str, Fo
         yield given[name], name, format_ or _SUFFIXES.get(given[name].suffix) or _sniffed(given[name]), ""
     elif path.is_dir():
         below = [other for other in sorted(path.rglob("*")) if _is_meant(other, path, format_)]
+        below = below or [other for other in sorted(path.rglob("*")) if _is_meant(other, path, format_, _MEDIA)]
         if not below:
             raise InputError(
                 f"{name} holds nothing that can be read",
-                why="no file below it ends in " + " ".join(_SUFFIXES),
+                why="no file below it ends in " + " ".join((*_SUFFIXES, *sorted(_MEDIA))),
                 fix="name another folder, or say how its files are written: FORMAT:" + name,
             )
         yield from ((other, str(other), format_, name) for other in below)
@@ -170,10 +175,10 @@ def _files(name: str, given: Mapping[str, Path]) -> Iterator[tuple[Path, str, Fo
         yield path, name, format_, os.path.dirname(name)
 
 
-def _is_meant(path: Path, folder: Path, format_: Format | None) -> bool:
+def _is_meant(path: Path, folder: Path, format_: Format | None, suffixes: Container[str] = _SUFFIXES) -> bool:
     """Whether a folder's input is this one too: no hidden file, and one that we can read."""
     is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return not is_hidden and path.is_file() and (format_ is not None or _suffix(path) in _SUFFIXES)
+    return not is_hidden and path.is_file() and (format_ is not None or _suffix(path) in suffixes)
 
 
 def _sniffed(path: Path) -> Format:
@@ -210,7 +215,7 @@ def _input(path: Path, name: str, format_: Format | None, encoding: str, base: s
         raise InputError(
             f"{told}: its name is not UTF-8", why="names of files are keys of rows, and those are text", fix="rename it"
         ) from None
-    known = format_ or _SUFFIXES.get(_suffix(path))
+    known = format_ or _SUFFIXES.get(_suffix(path)) or ("media" if path.suffix.lower() in _MEDIA else None)
     if known is None:
         raise InputError(
             f"{name}: {path.suffix or 'a file without a suffix'} is not supported",

@@ -17,6 +17,7 @@ from nightmill.sources.taken import Taken
 _OR_SKIP = "--skip-bad counts such files as invalid, and sends the rest"
 _LINES_SCHEMA = pa.schema([("text", pa.string()), ("line", pa.int64())])
 _FILE_SCHEMA = pa.schema([("text", pa.string()), ("name", pa.string()), ("path", pa.string())])
+_MEDIA_SCHEMA = pa.schema([("name", pa.string()), ("path", pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,24 @@ class FilePart:
             why = "it holds only blanks" if text else "it holds no bytes"
             raise InputError(f"{self.input.name} is empty", why=why, fix=f"check what wrote it; {_OR_SKIP}")
         return text
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPart:
+    """One row: an image, a PDF, a sound or a film, by its name and where it lies. Nothing of it is read here."""
+
+    input: Input
+
+    @property
+    def schema(self) -> pa.Schema:
+        return _MEDIA_SCHEMA
+
+    def taken(self) -> Iterator[Taken]:
+        yield Taken(pa.record_batch([[self.input.stem], [self.input.name]], schema=_MEDIA_SCHEMA))
+
+    def lines(self) -> Iterator[int]:
+        """One row, which has no line."""
+        yield 0
 
 
 def open_lines(source: Input, *, skip_bad: bool) -> LinePart:

@@ -107,6 +107,6 @@ def test_a_format_that_the_name_does_not_say(tmp_path: Path) -> None:
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     """A pattern without a match and a folder without a file that can be read are refused."""
-    write(tmp_path / "picture.png", b"x")
+    write(tmp_path / "program.exe", b"x")
     assert "matches no file" in refused(f"{tmp_path}/*.txt").what
     assert "nothing" in refused(tmp_path).what

@@ -175,6 +175,28 @@ def test_what_a_model_cannot_be_asked_keeps_it_out(tmp_path: Path, asks: dict[st
     assert first.model not in found.spec["next_models"]
 
 
+@pytest.mark.parametrize(
+    ("asks", "models", "chosen", "reason"),
+    [
+        ({}, f"{GPT},openai/text-embedding-3-small", GPT, "it makes embeddings"),
+        (
+            {"task": "embed", "prompt": None, "max_output": None}, "openai/gpt-5-nano,openai/text-embedding-3-large",
+            "openai/text-embedding-3-large", "it makes no embeddings",
+        ),
+    ],
+)  # fmt: skip
+def test_a_model_that_does_another_kind_of_work_is_left_out(
+    tmp_path: Path, asks: dict[str, Any], models: str, chosen: str, reason: str
+) -> None:
+    """However cheap: what is asked to write goes to no embedding model, and texts to embed to none that writes."""
+    with house_in(tmp_path) as house:
+        found = house.rehearse(options(tmp_path, models, **asks))
+        other = next(each for each in house.compare(found) if each.model != chosen)
+    assert found.model == chosen
+    assert reason in other.why_not
+    assert found.spec["next_models"] == []
+
+
 def test_a_row_that_only_one_of_them_can_carry_decides(tmp_path: Path) -> None:
     """What an encoder refuses in the middle of the input keeps its model out; the plan is made for another."""
     chat = [{"role": "user", "content": "hi"}]

@@ -82,6 +82,7 @@ class Choice:
         """
         for model in self.models:
             self._look_at(model)
+        self._keep_one_kind()
         try:
             return self._finished(self._cheapest())
         except BaseException:
@@ -105,6 +106,20 @@ class Choice:
             raise
         except UsageError as error:
             self._why_not[model] = error
+
+    def _keep_one_kind(self) -> None:
+        """Of several models that write and that embed, leave out those whose work is not asked for."""
+        embeds = {model: self._drafts[model].order.compiled.is_embeddings for model in self._viable()}
+        if len(self.models) > 1 and all(embeds.values()):
+            for model in embeds:
+                if any(tier.output for tier in self._drafts[model].order.sheet.tiers):
+                    why = "what it writes has a price, and an embedding has nothing written"
+                    self._why_not[model] = CannotCarry("it makes no embeddings", why=why, fix="name another model")
+        elif any(embeds.values()):  # a bare prompt would be another job for these
+            for model in (model for model, does in embeds.items() if does):
+                why = "the other models are asked to write"
+                fix = "give --task embed, or name models of one kind"
+                self._why_not[model] = CannotCarry("it makes embeddings", why=why, fix=fix)
 
     def _guess(self, model: str) -> int:
         """What one of the first rows would cost; the model is out where it cannot carry one of them."""

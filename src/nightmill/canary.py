@@ -12,7 +12,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nightmill.collect.accounting import Check
@@ -20,6 +20,7 @@ from nightmill.collect.naming import named_failures
 from nightmill.lanes import Desk, Work
 from nightmill.ledger import Canary, CanarySums, Job, Shard
 from nightmill.pricing import PriceSheet
+from nightmill.providers import Provider
 from nightmill.types import Lane, ShardState, Usage, usd
 
 log = logging.getLogger(__name__)
@@ -99,17 +100,20 @@ def share(valid: int, rows: int) -> str:
     return f"{valid:,} ({valid * 100 // rows if rows else 0} %)"
 
 
-async def mind(desk: Desk, work: Work, check: Check | None) -> bool:
-    """Decide about a canary that has settled; False where there is nothing to decide, or somebody did."""
+async def mind(desk: Desk, work: Work, check: Check | None, provider_of: Callable[[Shard], Provider]) -> bool:
+    """Decide about a canary that has settled; False where there is nothing to decide, or somebody did.
+
+    ``provider_of``: by whom a shard was answered; on its ladder a job asks others, too.
+    """
     job_id = work.job_id
     sums = await desk.book(desk.ledger.canary_sums, job_id)
     if sums is None:
         return False
     job = await desk.book(desk.ledger.find_job, job_id)
     shards = await desk.book(desk.ledger.shards_of, job_id)
-    why = await asyncio.to_thread(
-        named_failures, desk.store, work.provider, check, [shard for shard in shards if is_of(job, shard)]
-    )
+    first = [shard for shard in shards if is_of(job, shard)]
+    by_rung = {shard.rung: provider_of(shard) for shard in first}
+    why = await asyncio.to_thread(named_failures, desk.store, lambda shard: by_rung[shard.rung], check, first)
     found = judged(job, sums, shards, work, why)
     stopped, reason = verdict(job, found, await desk.book(free_nanos, desk, job_id), least_valid(job))
     found = replace(found, stopped=stopped, reason=reason)
@@ -160,7 +164,7 @@ def verdict(job: Job, found: Canary, free: int | None, least: float | None) -> t
     named = "; ".join(f"{rows:,} {text}" for text, rows in list(found.why.items())[:_NAMED])
     if found.rows and not found.valid:
         return "canary", f"none of the first {found.rows:,} rows has a valid answer: {named}"
-    if found.rows and least is not None and found.valid < least * found.rows:
+    if found.rows and least is not None and found.valid / found.rows < least:  # 7 of 25 are 28 %: 7 < 0.28 * 25
         told = f"of the first {found.rows:,} rows {share(found.valid, found.rows)} have a valid answer; --min-valid "
         return "min_valid", f"{told}asks for {least * 100:g}%: {named}"
     if job.quote is None or found.expected_nanos <= job.quote.expected_nanos:

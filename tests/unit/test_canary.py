@@ -37,6 +37,16 @@ def test_more_valid_answers_are_never_worse(rows: int, valid: int, least: float)
         assert valid == 0 or is_too_bad(valid - 1, rows, least)
 
 
+@given(st.integers(1, 1_000), st.integers(1, 100))
+def test_a_share_that_is_met_to_the_row_stops_nothing(rows: int, percent: int) -> None:
+    """As many valid first rows as --min-valid asks for are enough, however the share is as a binary fraction."""
+    valid = -(-rows * percent // 100)
+    for fewer, stopped in ((0, None), (1, "min_valid")):
+        if valid > fewer:
+            found = replace(FOUND, rows=rows, valid=valid - fewer)
+            assert verdict(job_of(at_most=10**12), found, None, percent / 100)[0] == stopped
+
+
 def test_chance_stops_no_job() -> None:
     """Answers somewhat better than the floor pass a window after the other; some that are far below it do not."""
     rand, seen = random.Random(7), Watch()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from nightmill import wire
 from nightmill.collect.accounting import Check, index_of
@@ -15,7 +15,9 @@ from nightmill.types import Failed, FailureKind, Outcome
 _NO_ANSWER = FailureKind.MISSING.value
 
 
-def named_failures(store: Store, provider: Provider, check: Check | None, shards: Iterable[Shard]) -> dict[str, int]:
+def named_failures(
+    store: Store, provider_of: Callable[[Shard], Provider], check: Check | None, shards: Iterable[Shard]
+) -> dict[str, int]:
     """Rows without a valid answer by kind and message, most frequent first. ``shards`` are settled, and in order."""
     why: dict[int, str | None] = {}  # by row; None: it is answered
     for shard in shards:
@@ -25,7 +27,7 @@ def named_failures(store: Store, provider: Provider, check: Check | None, shards
                 if wire.read_mark(line, set(), []):
                     continue
                 try:
-                    answer = provider.decode(line)
+                    answer = provider_of(shard).decode(line)
                 except ValueError:
                     continue
                 index = index_of(answer.custom_id, shard)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from nightmill.cli.edge import _signals_heard
+from nightmill import cli
+from nightmill.cli.edge import Edge, _signals_heard
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signal ends a wait there")
 
@@ -42,3 +43,27 @@ def test_another_signal_leaves_the_question_open(typed: int) -> None:
         os.write(typed, b"y\n")
         heard()
         assert sys.stdin.readline() == "y\n"
+
+
+class _Interrupting:
+    def __set_name__(self, owner: type, name: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1_000_000):  # its handler runs somewhere here
+            pass
+
+
+def test_ctrl_c_while_a_library_is_imported_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where Python hides the interruption in an error of its own, the command still ends as interrupted."""
+
+    def imports(*_: object, **__: object) -> None:
+        type("Imported", (), {"data": _Interrupting()})
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(cli._group, "main", imports)
+    try:
+        assert cli._run(Edge(), ["jobs"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "unexpected" not in capsys.readouterr().err

@@ -155,6 +155,8 @@ def _run(edge: Edge, arguments: list[str]) -> int:
     except (BrokenPipeError, PipeClosed):
         raise
     except Exception as error:  # a bug: a user gets one line and the log, not a traceback
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while a class was made: Python 3.11 wraps it
+            return edge.interrupted()
         return edge.fail_unexpectedly(error)
 
 

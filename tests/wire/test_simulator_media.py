@@ -16,12 +16,14 @@ from gemini_kit import create, root
 from genai_prices import Usage, calc_price
 from google import genai
 from google.genai import errors, types
+from hypothesis import given
+from hypothesis import strategies as st
 from media_kit import GIF, JPEG, MP3, MP4, WEBP, WEBP_LOSSLESS, b64, data_url, pdf, png, told, wav
 from simulator_kit import call, fast, invoice, jsonl, judge, line
 
 from nightmill.simulator import in_thread
 from nightmill.simulator.anthropic import media as anthropic_media
-from nightmill.simulator.media import addressed, looked_at
+from nightmill.simulator.media import Kind, addressed, looked_at
 from nightmill.simulator.openai.media import image_tokens
 
 _MOST_S = 20.0
@@ -115,6 +117,17 @@ def test_seconds() -> None:
         ("video/mp4", 3.0),
         ("video/mp4", 7.0),
     ]
+
+
+_HEADS = (png(9, 9)[:24], JPEG[:60], GIF[:8], WEBP[:26], wav(1)[:40], MP4[:24] + b"mvhd", b"%PDF-1.4 stream\nBT")
+
+
+@given(st.sampled_from(_HEADS), st.binary(max_size=80), st.integers(0, 60))
+def test_whatever_comes_is_looked_at(head: bytes, rest: bytes, kept: int) -> None:
+    """Broken bytes are none of a medium, or one with a size; they break nothing."""
+    seen = looked_at(head[:kept] + rest)
+    assert seen is None or seen.kind is not Kind.IMAGE or (seen.width > 0 and seen.height > 0)
+    assert seen is None or (seen.seconds >= 0 and seen.size_bytes == len(head[:kept] + rest))
 
 
 def test_an_address_is_always_the_same_and_never_visited() -> None:
@@ -344,6 +357,28 @@ def test_a_message_with_an_image_and_a_pdf(base: str, claude: anthropic.Anthropi
     assert counted.input_tokens == made.usage.input_tokens
     by_hand = made.usage.input_tokens * 4000 + made.usage.output_tokens * 20_000
     assert invoice(base)["total_nanos"] == by_hand
+
+
+def test_a_message_with_an_uploaded_file(base: str, claude: anthropic.Anthropic) -> None:
+    """As good as one that is sent along; once it is deleted, a 404."""
+    data = png(280, 280, 9)
+    file = claude.files.upload(file=("photo.png", data, "image/png"))
+    assert (file.filename, file.mime_type, file.size_bytes) == ("photo.png", "image/png", len(data))
+    assert [each.id for each in claude.files.list()] == [file.id]
+    content = said({"type": "image", "source": {"type": "file", "file_id": file.id}})
+    made = claude.messages.create(model="claude-opus-5-5", max_tokens=500, messages=content)
+    assert told("image/png", data) in next(each.text for each in made.content if each.type == "text")
+    assert made.usage.input_tokens == 100 + 1 + 3
+    claude.files.delete(file.id)
+    with pytest.raises(anthropic.NotFoundError):
+        claude.messages.create(model="claude-opus-5-5", max_tokens=500, messages=content)
+
+
+def test_uploads_are_listed_page_by_page(claude: anthropic.Anthropic) -> None:
+    """Newest first, each once, and nobody else's."""
+    made = [claude.files.upload(file=(f"{i}.txt", b"x")).id for i in range(5)]
+    assert [each.id for each in claude.files.list(limit=2)] == made[::-1]
+    assert not list(claude.with_options(api_key="sk-ant-1@other").files.list())
 
 
 def test_a_message_batch_of_images(base: str, claude: anthropic.Anthropic) -> None:

@@ -73,6 +73,9 @@ class RateCard:
 FREE = RateCard((Rate(0, 0, 0, 0, 0, 0, 0, 0, 0, 1),))
 
 
+_MOST_MODELS = 10_000  # to remember: a client may ask for any name
+
+
 class Catalogue:
     """Which models of a provider exist and what they cost, straight from genai-prices."""
 
@@ -89,21 +92,17 @@ class Catalogue:
         """The model's rates; None for a model that does not exist."""
         key = (model, batch)
         if key not in self._cards:
-            if len(self._cards) > 10_000:  # a client may ask for any name
+            if len(self._cards) > _MOST_MODELS:
                 self._cards.clear()
             self._cards[key] = FREE if model in self._extra else _resolve(self._provider, model, batch)
         return self._cards[key]
 
     def context(self, model: str) -> int:
         """Tokens that fit into a model; 0 where nobody says."""
-        from genai_prices.data_snapshot import get_snapshot
-
         if model not in self._contexts:
-            try:
-                _, found = get_snapshot().find_provider_model(model, None, self._provider, None)
-            except LookupError:
-                return 0
-            self._contexts[model] = found.context_window or 0
+            if len(self._contexts) > _MOST_MODELS:
+                self._contexts.clear()
+            self._contexts[model] = 0 if model in self._extra else _context_of(self._provider, model)
         return self._contexts[model]
 
     def nanos(self, reply: Reply, *, batch: bool) -> int:
@@ -126,6 +125,16 @@ class Catalogue:
 
         known = {m.id for p in get_snapshot().providers if p.id == self._provider for m in p.models}
         return sorted(known | self._extra)
+
+
+def _context_of(provider: str, model: str) -> int:
+    from genai_prices.data_snapshot import get_snapshot
+
+    try:
+        _, found = get_snapshot().find_provider_model(model, None, provider, None)
+    except LookupError:
+        return 0
+    return found.context_window or 0
 
 
 def _resolve(provider: str, model: str, batch: bool) -> RateCard | None:

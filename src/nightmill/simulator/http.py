@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
+from nightmill.simulator.files import spool
 from nightmill.simulator.formats import Format, encode
 from nightmill.simulator.provider import Provider
 
@@ -32,6 +34,34 @@ def json_reply(body: Any, status: int = 200) -> web.Response:
     """A JSON response."""
     raw = body if isinstance(body, bytes) else encode(body)
     return web.Response(body=raw, status=status, content_type="application/json")
+
+
+async def read_form(request: web.Request, to: Path, max_bytes: int) -> tuple[dict[str, str], str | None, int]:
+    """A form's text fields, its file's name (None: there was no file) and size; the file goes to ``to``.
+
+    Raises:
+        ValueError: it is no form that can be read.
+    """
+    fields: dict[str, str] = {}
+    filename: str | None = None
+    size = 0
+    try:
+        async for part in await request.multipart():
+            if not isinstance(part, BodyPartReader):
+                raise ValueError("nested multipart bodies are not supported")
+            if part.name == "file":
+                filename = part.filename or ""
+                size = await spool(_chunks(part), to, max_bytes)
+            elif part.name:
+                fields[part.name] = await part.text()
+    except HttpProcessingError as broken:
+        raise ValueError(str(broken)) from None
+    return fields, filename, size
+
+
+async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
+    while chunk := await part.read_chunk(_CHUNK_BYTES):
+        yield bytes(chunk)
 
 
 async def hang_up(request: web.Request, after_s: float = 0.0) -> None:

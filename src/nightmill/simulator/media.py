@@ -286,7 +286,7 @@ def _wav_seconds(data: bytes) -> float | None:
 def _box_seconds(data: bytes) -> float | None:
     """The length that the movie header of MP4, M4A and their kin tells; None for one that has none."""
     at = data.find(b"mvhd") + 4
-    if at < 4 or len(data) < at + 32:
+    if at < 4 or len(data) < at + (32 if data[at : at + 1] == b"\x01" else 20):
         return None
     scale, length = (
         struct.unpack(">IQ", data[at + 20 : at + 32]) if data[at] else struct.unpack(">II", data[at + 12 : at + 20])
@@ -296,7 +296,6 @@ def _box_seconds(data: bytes) -> float | None:
 
 _PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
 _COUNT = re.compile(rb"/Count\s+(\d{1,7})")
-_STREAM = re.compile(rb"stream\r?\n(.*?)endstream", re.DOTALL)
 _SHOWN = re.compile(rb"\(((?:\\.|[^()\\])*)\)|<([0-9A-Fa-f\s]+)>", re.DOTALL)
 
 
@@ -317,11 +316,17 @@ def _pdf(data: bytes) -> tuple[int, int]:
 
 def _streams(data: bytes) -> Iterator[bytes]:
     """What lies in a PDF's streams, but for images; those that stand there as they are were seen before."""
-    for found in _STREAM.finditer(data):
-        if b"/Image" in data[max(0, found.start() - 400) : found.start()].rpartition(b"obj")[2]:
+    at = data.find(b"stream")
+    while at >= 0:
+        end = data.find(b"endstream", at)
+        if end < 0:
+            return
+        head, body = data[max(0, at - 400) : at].rpartition(b"obj")[2], data[at + 6 : end].lstrip(b"\r\n")
+        at = data.find(b"stream", end + 9)
+        if b"/Image" in head:
             continue
         try:
-            yield zlib.decompressobj().decompress(found[1], _INFLATED_BYTES)
+            yield zlib.decompressobj().decompress(body, _INFLATED_BYTES)
         except zlib.error:
-            if b"BT" in found[1]:
-                yield _PAGE.sub(b"", found[1])
+            if b"BT" in body:
+                yield _PAGE.sub(b"", body)

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from nightmill.simulator.answering import Model
-from nightmill.simulator.anthropic import http_batches, http_common, http_live
+from nightmill.simulator.anthropic import http_batches, http_common, http_files, http_live
 from nightmill.simulator.anthropic.lines import AnthropicRows
 from nightmill.simulator.anthropic.wire import ApiError, error_of, new_request_id
 from nightmill.simulator.batch import Batch
@@ -27,6 +27,10 @@ _ROUTES = (
     Route(Operation.DELETE, "DELETE", _BATCH, http_batches.delete_batch),
     Route(Operation.CANCEL, "POST", _BATCH + "/cancel", http_batches.cancel_batch),
     Route(Operation.CONTENT, "GET", _BATCH + "/results", http_batches.get_results),
+    Route(Operation.UPLOAD, "POST", "/v1/files", http_files.upload),
+    Route(Operation.FILES, "GET", "/v1/files", http_files.list_files),
+    Route(Operation.FILE, "GET", "/v1/files/{file_id}", http_files.get_file),
+    Route(Operation.DELETE_FILE, "DELETE", "/v1/files/{file_id}", http_files.delete_file),
     Route(Operation.LIVE, "POST", "/v1/messages", http_live.messages),
     Route(Operation.COUNT, "POST", "/v1/messages/count_tokens", http_live.count_tokens),
     Route(Operation.MODELS, "GET", "/v1/models", http_live.list_models),
@@ -54,7 +58,7 @@ class Anthropic:
             "cancel_reverting_counts",  # nothing is counted before the end
             "null_counts",  # the counts are always there
             "late_error_file",  # one stream of results has failures and all
-            "upload_500",  # there are no files
+            "upload_500",  # batches are made of no files
             "delete_405",
         }
     )

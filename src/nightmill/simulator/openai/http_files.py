@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-from aiohttp import BodyPartReader, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import web
 
-from nightmill.simulator.files import THIRTY_DAYS_S, FileRecord, spool
-from nightmill.simulator.http import PROVIDER, json_reply, send_file
+from nightmill.simulator.files import THIRTY_DAYS_S, FileRecord
+from nightmill.simulator.http import PROVIDER, json_reply, read_form, send_file
 from nightmill.simulator.openai.http_common import scope_of, whole_number
 from nightmill.simulator.openai.wire import ApiError, page, server_error
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
-_CHUNK_BYTES = 1 << 18
 _GENERAL_BYTES = 512 * 1024 * 1024
 
 
@@ -41,7 +37,7 @@ async def upload(request: web.Request) -> web.StreamResponse:
         raise ApiError(400, "Could not parse multipart form. Send the file as multipart/form-data.")
     scratch = provider.files.scratch()
     try:
-        fields, filename, size = await _read_form(request, scratch, provider.max_bytes)
+        fields, filename, size = await read_form(request, scratch, max(provider.max_bytes, _GENERAL_BYTES))
         _check_upload(fields, filename, size, provider.max_bytes)
         if provider.faults.take("upload_500", "upload") is not None:
             raise server_error()
@@ -56,34 +52,13 @@ async def upload(request: web.Request) -> web.StreamResponse:
     except ApiError as refusal:
         provider.note("upload", refusal.status)
         raise
+    except ValueError as broken:
+        provider.note("upload", 400)
+        raise ApiError(400, f"Could not parse multipart form: {broken}") from None
     finally:
         scratch.unlink(missing_ok=True)
     provider.note("upload", 200, file_id=record.id, filename=record.filename, size_bytes=record.size_bytes)
     return json_reply(view(record))
-
-
-async def _read_form(request: web.Request, scratch: Path, max_bytes: int) -> tuple[dict[str, str], str | None, int]:
-    """The form's text fields, the file's name (None: there was no file) and its size; the file is at ``scratch``."""
-    fields: dict[str, str] = {}
-    filename: str | None = None
-    size = 0
-    try:
-        async for part in await request.multipart():
-            if not isinstance(part, BodyPartReader):
-                raise ApiError(400, "Nested multipart bodies are not supported.")
-            if part.name == "file":
-                filename = part.filename or ""
-                size = await spool(_chunks(part), scratch, max(max_bytes, _GENERAL_BYTES))
-            elif part.name:
-                fields[part.name] = await part.text()
-    except (ValueError, HttpProcessingError) as broken:
-        raise ApiError(400, f"Could not parse multipart form: {broken}") from None
-    return fields, filename, size
-
-
-async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
-    while chunk := await part.read_chunk(_CHUNK_BYTES):
-        yield bytes(chunk)
 
 
 def _check_upload(fields: dict[str, str], filename: str | None, size: int, max_bytes: int) -> None:

@@ -154,8 +154,9 @@ def judged(job: Job, sums: CanarySums, shards: list[Shard], work: Work, why: Map
 def _cost_of_all(sheet: PriceSheet, sums: CanarySums, rows: int) -> int:
     """What ``rows`` rows of these tokens together cost in the lane of ``sheet``, each at the price of one its size."""
     (tokens_in, more_in), (tokens_out, more_out) = divmod(sums.tokens_in, rows), divmod(sums.tokens_out, rows)
-    least = sheet.cost(Usage(tokens_in, tokens_out))
-    one_in, one_out = sheet.cost(Usage(tokens_in + 1, tokens_out)), sheet.cost(Usage(tokens_in, tokens_out + 1))
+    least, one_in, one_out = (
+        sheet.cost(Usage(tokens_in + more, tokens_out + longer, flex=True)) for more, longer in ((0, 0), (1, 0), (0, 1))
+    )
     return least * rows + (one_in - least) * more_in + (one_out - least) * more_out
 
 

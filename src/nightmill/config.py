@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nightmill.errors import UsageError
+from nightmill.types import Lane
 
 FILE_NAME = "nightmill.toml"
 DEFAULT_BUDGET_NANOS = 5_000_000_000  # the ledger as a whole, until someone sets another
@@ -27,7 +28,7 @@ _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LEAST_DAYS = 30  # nothing younger is ever removed: answers of a batch may come for so long
 _MOST_DAYS = 100_000
 _PROVIDER_FILES = ("keep", "delete")
-_LANES = ("auto", "batch", "live")
+_LANES = ("auto", "batch", "live", "flex")
 
 
 class Environment(Mapping[str, str]):
@@ -63,6 +64,7 @@ class Timing:
     create_timeout_s: float = 60.0  # creating a batch
     upload_timeout_s: float = 900.0  # uploading a shard file, or fetching a results file
     request_timeout_s: float = 120.0  # one live request, and any other call
+    flex_timeout_s: float = 900.0  # one request in the flex lane, where calls may have to wait
     margin_s: float = 30.0  # nothing is sent unless lease left > its timeout + this
     list_lag_s: float = 30.0  # a batch may be missing from the provider's list for so long
     looks_s: tuple[float, ...] = (0.0, 30.0, 120.0)  # after a doubtful create, when to look for the batch
@@ -95,6 +97,14 @@ class Timing:
                     why=f"waits begin with {short} and grow up to {long}",
                     fix=f"raise {long} or lower {short}",
                 )
+
+    def call_s(self, lane: Lane) -> float:
+        """How long a request that is sent by itself may take in ``lane``."""
+        return self.flex_timeout_s if lane is Lane.FLEX else self.request_timeout_s
+
+    def lease_of(self, lane: Lane) -> float:
+        """How long a claimed shard of ``lane`` is ours without renewal: as much longer as its calls may take."""
+        return self.lease_s + max(0.0, self.call_s(lane) - self.request_timeout_s)
 
 
 def _check_wait(name: str, value: float | tuple[float, ...]) -> None:
@@ -525,7 +535,12 @@ _DEFAULTS: Mapping[str, Check] = {
 _BUDGET: Mapping[str, Check] = {"total": _dollars, "day": _dollars, "month": _dollars, "zone": _zone}
 _MODEL: Mapping[str, Check] = {"context": _whole, "quality": _grade, "aliases": _not_yet}
 _PRICE: Mapping[str, Check] = dict.fromkeys(
-    ("input", "output", "cached_input", "cache_write", "batch_input", "batch_output"), _rate
+    (
+        *("input", "output", "cached_input", "cache_write"),
+        *("batch_input", "batch_output"),
+        *("flex_input", "flex_output"),
+    ),
+    _rate,
 )
 _PROVIDER: Mapping[str, Check] = {
     "base_url": _text,

@@ -30,12 +30,12 @@ from nightmill.plan import CLIMBS, Climb, Compiled, Ladder, bounds
 from nightmill.pricing import PriceSheet
 from nightmill.providers import BatchProvider, LiveProvider, Provider
 from nightmill.store import PACKED, Store
-from nightmill.types import Failed, FailureKind, JobState, Lane, Outcome, ShardState, Succeeded
+from nightmill.types import LIVE_LANES, Failed, FailureKind, JobState, Lane, Outcome, ShardState, Succeeded
 
 log = logging.getLogger(__name__)
 
 # Shards worked on at once; each live one sends many rows at once.
-_HANDS = {Lane.CACHE: 1, Lane.BATCH: 8, Lane.LIVE: 4}
+_HANDS = {Lane.CACHE: 1, Lane.BATCH: 8, Lane.LIVE: 4, Lane.FLEX: 4}
 _ENDS = ("succeeded", "failed", "missing", "expired", "cancelled")
 _WORTH_PACKING_BYTES = 64 << 10
 _IDLE_S = 1.0  # longest sleep between two looks at the ledger while something is due soon
@@ -84,9 +84,8 @@ class JobKit:
             return None
         kit = self.at(rung)
         hurries = (urgent or shard.lane is Lane.LIVE) and isinstance(kit.provider, LiveProvider)
-        is_live = hurries or kit.lane is Lane.LIVE
-        work = kit.rescue if is_live and kit.rescue is not None else kit.work
-        lane = Lane.LIVE if is_live else Lane.BATCH
+        lane = Lane.LIVE if hurries else kit.lane
+        work = kit.rescue if lane is Lane.LIVE and kit.rescue is not None else kit.work
         limits = bounds(lane, kit.provider.limits, batch_size=self.job.spec["batch_size"], hold_nanos=None,
                         embeddings=False)  # fmt: skip
         return Climb(
@@ -144,8 +143,8 @@ class Engine:
         self._desk, self._open, self._stop = desk, kits, stop
         self._on_change = on_change or (lambda _: None)
         self._kits: dict[str, JobKit] = {}
-        self._throttles: dict[tuple[str, str], Throttle] = {}  # by account and model
-        self._sends: dict[str, tuple[str, str]] = {}  # of which quota a job sends live calls, with the key it is at
+        self._throttles: dict[tuple[_Quota, Lane], Throttle] = {}
+        self._sends: dict[str, _Quota] = {}  # of which quota a job sends live calls, with the key it is at
         self._workers = 1  # that share the limits, this one among them
         self._leases: dict[str, Lease] = {}
         self._finishing: dict[str, Job] = {}
@@ -199,7 +198,7 @@ class Engine:
             if not free:
                 continue  # a step that ends wakes us
             if at <= now:
-                lease_s = desk.timing.lease_s
+                lease_s = desk.timing.lease_of(lane)
                 shards = await desk.book(ledger.claim_due, lane=lane, limit=free, lease_s=lease_s, job_ids=left)
                 for shard in shards:
                     self._start(shard)
@@ -213,7 +212,7 @@ class Engine:
         """How many more shards of a lane to claim. Live ones come by twos or more: a claim costs as much as a shard."""
         hands = _HANDS[lane]
         free = hands - sum(lease.shard.lane is lane for lease in self._leases.values())
-        return 0 if lane is Lane.LIVE and free < hands // 2 else max(0, free)
+        return 0 if lane.is_live and free < hands // 2 else max(0, free)
 
     async def _sleep(self, due_in_s: float | None) -> None:
         """Until something is due, a task ends, or the engine is stopped."""
@@ -342,13 +341,21 @@ class Engine:
         elif shard.state is ShardState.PLANNED and shard.cancel_requested and not batch.not_found(shard):
             await desk.book(desk.ledger.release, shard)
             await desk.book(desk.ledger.drop_planned, shard.job_id)
-        elif shard.lane is Lane.LIVE:
-            await self._send(kit, lease)
+        elif shard.lane.is_live:
+            if not await self._taken_live(kit, shard):
+                await self._send(kit, lease)
         else:
             if shard.state is ShardState.PLANNED:
                 await self._count_failures(kit)
                 await self._watch(kit)
             await self._hand_over(kit, shard)
+
+    async def _taken_live(self, kit: JobKit, shard: Shard) -> bool:
+        """Whether a flex shard, under a deadline, went live instead."""
+        if shard.lane is not Lane.FLEX or kit.work.deadline is None:
+            return False
+        async with self._one_by_one:
+            return await rescue.taken_live(self._desk, kit.work, shard)
 
     async def _hand_over(self, kit: JobKit, shard: Shard) -> None:
         """One step of a batch shard; under a deadline its rows may have to go live instead."""
@@ -378,8 +385,10 @@ class Engine:
         told = partial(self._note_end, kit, failures, floor, tag, climbs)
         ended = None if failures is None and floor is None else told
         try:
-            work, throttle = kit.work_on(lease.shard), self._throttle(kit)
-            done = await live.run_shard(self._desk, work, kit.provider, throttle, lease, stopping, ended)
+            work, throttle = kit.work_on(lease.shard), self._throttle(kit, lease.shard.lane)
+            turns = shard.lane is Lane.FLEX and work.deadline is not None
+            turn = partial(rescue.waits_for_flex, self._desk, work, shard) if turns else None
+            done = await live.run_shard(self._desk, work, kit.provider, throttle, lease, stopping, ended, turn)
             if done is not None:
                 await self._collect(kit, done)
         finally:
@@ -404,7 +413,7 @@ class Engine:
         if shard.settled_before:
             await self._settle_late(shard)
             return
-        elsewhere = desk.aside if shard.lane is Lane.LIVE else asyncio.to_thread  # a batch may take minutes
+        elsewhere = desk.aside if shard.lane.is_live else asyncio.to_thread  # a batch may take minutes
         stopping = shard.cancel_requested or wire.is_foreign(shard)  # nothing of it goes out again
         urgent = not stopping and await rescue.rest_goes_live(desk, kit.work, shard)
         context = self._context(shard)
@@ -597,13 +606,15 @@ class Engine:
         """Renew what is worked on."""
         desk, timing = self._desk, self._desk.timing
         if held := list(self._leases.values()):
-            until = desk.ledger.moment() + timing.lease_s
-            ours = await desk.book(desk.ledger.renew, [lease.shard for lease in held], timing.lease_s)
-            for lease in held:
-                if lease.shard.tag in ours:
-                    lease.until = until
-                else:
-                    lease.lost = True
+            for lease_s in {timing.lease_of(lease.shard.lane) for lease in held}:
+                alike = [lease for lease in held if timing.lease_of(lease.shard.lane) == lease_s]
+                until = desk.ledger.moment() + lease_s
+                ours = await desk.book(desk.ledger.renew, [lease.shard for lease in alike], lease_s)
+                for lease in alike:
+                    if lease.shard.tag in ours:
+                        lease.until = until
+                    else:
+                        lease.lost = True
         for job in list(self._finishing.values()):
             await desk.book(desk.ledger.renew_finish, job, timing.lease_s)
 
@@ -611,8 +622,8 @@ class Engine:
         """Take part in sharing the limits; hear of cool-downs."""
         desk = self._desk
         self._workers = await desk.book(desk.ledger.heartbeat, desk.timing.lease_s)
-        for quota, throttle in list(self._throttles.items()):
-            throttle.workers = self._workers
+        for (quota, _), throttle in list(self._throttles.items()):
+            throttle.workers = self._sharers(quota)
             throttle.cool_until(await desk.book(desk.ledger.cooling_until, *quota))
 
     async def _hear_orders(self) -> None:
@@ -628,18 +639,29 @@ class Engine:
             self._kits[job_id] = self._open(job_id)
         return self._kits[job_id]
 
-    def _throttle(self, kit: JobKit) -> Throttle:
-        """The throttle of the job's quota, at the rates of all jobs that send live calls against it now."""
+    def _throttle(self, kit: JobKit, lane: Lane) -> Throttle:
+        """The throttle of the job's quota, at the rates of all jobs that send live calls against it now.
+
+        Each lane has its own, and no more than its part of the limits: calls of one may wait long, those of the other
+        are not to wait for them.
+        """
         quota = _quota(kit)
-        working = {lease.shard.job_id for lease in self._leases.values() if lease.shard.lane is Lane.LIVE}
+        working = {lease.shard.job_id for lease in self._leases.values() if lease.shard.lane.is_live}
         self._sends[kit.job.id] = quota
         rates = tightest([self._kits[each].rates for each in working if self._sends.get(each) == quota] or [kit.rates])
-        throttle = self._throttles.get(quota)
+        throttle = self._throttles.get((quota, lane))
         if throttle is None:
-            throttle = self._throttles[quota] = Throttle(rates, self._desk.ledger.moment)
-            throttle.workers = self._workers
+            throttle = self._throttles[quota, lane] = Throttle(rates, self._desk.ledger.moment)
+        for each in LIVE_LANES:
+            if other := self._throttles.get((quota, each)):
+                other.workers = self._sharers(quota)
         throttle.keep_to(rates)
         return throttle
+
+    def _sharers(self, quota: _Quota) -> int:
+        """How many share a quota: workers, and of each the lanes that calls are made in now."""
+        at_work = {lease.shard.lane for lease in self._leases.values() if self._sends.get(lease.shard.job_id) == quota}
+        return self._workers * max(1, len(at_work.intersection(LIVE_LANES)))
 
     async def _drain(self) -> None:
         """Let what is in hand finish; live calls stop by themselves, no new ones begin."""
@@ -662,7 +684,10 @@ def _told(counts: Counts | RowCounts) -> str:
     return ", ".join(f"{number} {name}" for name in _ENDS if (number := getattr(counts, name))) or "no row"
 
 
-def _quota(kit: JobKit) -> tuple[str, str]:
+_Quota = tuple[str, str]  # account and model
+
+
+def _quota(kit: JobKit) -> _Quota:
     return kit.provider.account.id, kit.provider.model
 
 

@@ -31,6 +31,9 @@ OLD_PRICES_DAYS: Final = 90
 """A price list whose newest price began longer ago than that may have missed some."""
 
 _FREE_UNLESS_PRICED = ("local/", "python:")
+_VARIANTS: Final[Mapping[Lane, dict[str, str]]] = MappingProxyType(
+    {Lane.BATCH: {"processing": "batch"}, Lane.FLEX: {"service_tier": "flex"}}
+)
 _NOTHING: Mapping[str, Mapping[str, object]] = MappingProxyType({})
 _ZERO = Fraction(0)
 
@@ -58,6 +61,9 @@ class Rates:
         return self.input, self.cached_input, self.cache_write, self.output, self.request, sound
 
 
+_Meters = tuple[tuple[int, tuple[int, int, int, int, int, int]], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class PriceSheet:
     """The price of one model in one lane, with where it comes from."""
@@ -69,25 +75,29 @@ class PriceSheet:
     batch_known: bool  # False: a batch, but only the standard price is known, and used
     tiers: tuple[Rates, ...]  # by rising above_tokens, the first 0; a tier applies to the whole request
     framing_tokens: int = FRAMING_TOKENS  # most input tokens of a request beside its content
+    regular: tuple[Rates, ...] = ()  # flex: of an answer that was given in the regular tier; none: ``tiers`` are of all
     _scale: int = field(default=2, init=False, repr=False, compare=False)
     # The tiers from the highest down: where each begins, and its rates times _scale.
-    _meters: tuple[tuple[int, tuple[int, int, int, int, int, int]], ...] = field(
-        default=(), init=False, repr=False, compare=False
-    )
+    _meters: _Meters = field(default=(), init=False, repr=False, compare=False)
+    _regular_meters: _Meters = field(default=(), init=False, repr=False, compare=False)
     _dearest: tuple[int, int, int] = field(default=(0, 0, 0), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        starts = [tier.above_tokens for tier in self.tiers]
-        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-            raise ValueError(f"tiers must rise from 0, got {starts}")
-        if any(rate < 0 for tier in self.tiers for rate in tier.all):
+        for tiers in (self.tiers, self.regular or self.tiers):
+            starts = [tier.above_tokens for tier in tiers]
+            if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+                raise ValueError(f"tiers must rise from 0, got {starts}")
+        every = (*self.tiers, *self.regular)
+        if any(rate < 0 for tier in every for rate in tier.all):
             raise ValueError("a rate is negative")
         # Even, so that adding half of it before the floor division rounds half-up exactly.
-        scale = 2 * math.lcm(*(rate.denominator for tier in self.tiers for rate in tier.all))
-        meters = [(tier.above_tokens, tuple(int(rate * scale) for rate in tier.all)) for tier in self.tiers]
+        scale = 2 * math.lcm(*(rate.denominator for tier in every for rate in tier.all))
+        meters = [(tier.above_tokens, tuple(int(rate * scale) for rate in tier.all)) for tier in every]
         highest = [max(rates) for rates in zip(*(rates for _, rates in meters), strict=True)]
+        own, regular = meters[: len(self.tiers)], meters[len(self.tiers) :]
         object.__setattr__(self, "_scale", scale)
-        object.__setattr__(self, "_meters", tuple(reversed(meters)))
+        object.__setattr__(self, "_meters", tuple(reversed(own)))
+        object.__setattr__(self, "_regular_meters", tuple(reversed(regular or own)))
         object.__setattr__(self, "_dearest", (max(highest[:3]), highest[3], highest[4]))
 
     @property
@@ -96,12 +106,13 @@ class PriceSheet:
 
     def rates(self, input_tokens: int) -> Rates:
         """The rates that apply to a request of that many input tokens."""
-        return next((t for t in reversed(self.tiers) if input_tokens > t.above_tokens), self.tiers[0])
+        return _reached(self.tiers, input_tokens)
 
     def cost(self, usage: Usage) -> int:
         """What one request costs, in nanos, rounded half-up once."""
         tokens = usage.input_tokens
-        for above, meter in self._meters:  # noqa: B007 - the last one is the base, which always applies
+        meters = self._meters if usage.flex else self._regular_meters
+        for above, meter in meters:  # noqa: B007 - the last one is the base, which always applies
             if tokens > above:
                 break
         fresh_rate, cached_rate, write_rate, output_rate, request_rate, audio_rate = meter
@@ -120,7 +131,7 @@ class PriceSheet:
 
     def total(self, usages: Sequence[Usage]) -> int:
         """The summed `cost` of many requests, each rounded by itself."""
-        if len(self._meters) > 1:
+        if len(self._meters) > 1 or self.regular:
             return sum(map(self.cost, usages))
         (_, (fresh_rate, _, _, output_rate, request_rate, _)), scale = self._meters[0], self._scale
         base = request_rate + scale // 2
@@ -135,8 +146,8 @@ class PriceSheet:
     def costs(
         self, inputs: Sequence[int], outputs: Sequence[int], cached: Sequence[int], written: Sequence[int]
     ) -> list[int]:
-        """`cost` of many requests whose tokens come in columns."""
-        if len(self._meters) > 1 or any(cached) or any(written):
+        """`cost` of many requests whose tokens come in columns; which tier answered them is in none."""
+        if len(self._meters) > 1 or self.regular or any(cached) or any(written):
             return [self.cost(Usage(*tokens)) for tokens in zip(inputs, outputs, cached, written, strict=True)]
         (_, (fresh_rate, _, _, output_rate, request_rate, _)), scale = self._meters[0], self._scale
         base = request_rate + scale // 2
@@ -148,7 +159,8 @@ class PriceSheet:
         """The sum of `costs`."""
         fresh_rate, _, _, output_rate, request_rate, _ = self._meters[-1][1]
         is_whole = not (fresh_rate % self._scale or output_rate % self._scale or request_rate % self._scale)
-        if is_whole and len(self._meters) == 1 and not any(cached) and not any(written):  # nothing to round
+        is_one = len(self._meters) == 1 and not self.regular
+        if is_whole and is_one and not any(cached) and not any(written):  # nothing to round
             total = len(inputs) * request_rate + sum(outputs) * output_rate + sum(inputs) * fresh_rate
             return total // self._scale
         return sum(self.costs(inputs, outputs, cached, written))
@@ -184,8 +196,9 @@ class PriceSheet:
 
     def dearer_than(self, other: PriceSheet) -> bool:
         """Whether some request would cost more by this sheet than by the other."""
-        starts = {tier.above_tokens for tier in (*self.tiers, *other.tiers)}
-        return any(self.rates(start + 1).exceeds(other.rates(start + 1)) for start in starts)
+        if self.regular and _exceed(self.regular, other.regular or other.tiers):
+            return True
+        return _exceed(self.tiers, other.tiers)
 
     def to_json(self) -> str:
         """Exact: rates are strings such as ``"250"`` or ``"1/3"``."""
@@ -199,6 +212,16 @@ class PriceSheet:
 
 
 _read_sheet = msgspec.json.Decoder(PriceSheet, dec_hook=lambda kind, value: kind(value)).decode
+
+
+def _reached(tiers: Sequence[Rates], input_tokens: int) -> Rates:
+    return next((tier for tier in reversed(tiers) if input_tokens > tier.above_tokens), tiers[0])
+
+
+def _exceed(ours: Sequence[Rates], theirs: Sequence[Rates]) -> bool:
+    """Whether some request costs more at these rates than at the others."""
+    starts = {tier.above_tokens for tier in (*ours, *theirs)}
+    return any(_reached(ours, start + 1).exceeds(_reached(theirs, start + 1)) for start in starts)
 
 
 # -- where a price comes from
@@ -227,7 +250,8 @@ def price_sheet(
         return _free(model_ref, lane, "given as free", date)
     if given is not None:
         rates, batch_known = _given_rates(model_ref, lane, given)
-        return PriceSheet(model_ref, lane, "nightmill.toml", date, batch_known, (rates,))
+        regular = (_given_rates(model_ref, Lane.LIVE, given)[0],) if lane is Lane.FLEX else ()
+        return PriceSheet(model_ref, lane, "nightmill.toml", date, batch_known, (rates,), regular=regular)
     if runs_here or model_ref.startswith(_FREE_UNLESS_PRICED):
         return _free(model_ref, lane, "runs here, free unless priced", date)
     return _listed(model_ref, lane, at, date)
@@ -239,18 +263,21 @@ def _free(model_ref: str, lane: Lane, source: str, date: str) -> PriceSheet:
 
 def _given_rates(model_ref: str, lane: Lane, given: object) -> tuple[Rates, bool]:
     """The rates of a user's price table, and whether they are meant for this lane."""
-    known = {"input", "output", "cached_input", "cache_write", "batch_input", "batch_output"}
+    beside = {f"{tier}_{side}" for tier in ("batch", "flex") for side in ("input", "output")}
+    known = {"input", "output", "cached_input", "cache_write"} | beside
     if not isinstance(given, Mapping) or not {"input", "output"} <= given.keys() <= known:
         raise _bad_price(model_ref, f"it is {given!r}")
     price = {str(name): _given_rate(model_ref, str(name), value) for name, value in given.items()}
     fresh, output = price["input"], price["output"]
-    batch_known = True
-    if lane is Lane.BATCH:
-        # A side that costs nothing needs no batch price: embeddings have no output.
-        batch_known = all(f"batch_{side}" in price or not price[side] for side in ("input", "output"))
-        fresh, output = price.get("batch_input", fresh), price.get("batch_output", output)
+    is_known = True
+    if lane in (Lane.BATCH, Lane.FLEX):
+        # A side that costs nothing needs no price of its own: embeddings have no output.
+        is_known = all(f"{lane}_{side}" in price or not price[side] for side in ("input", "output"))
+        fresh, output = price.get(f"{lane}_input", fresh), price.get(f"{lane}_output", output)
+    if lane is Lane.FLEX and not is_known:
+        raise _no_flex_price(model_ref, "its price in nightmill.toml names no flex_input and flex_output")
     cached, written = price.get("cached_input", fresh), price.get("cache_write", fresh)
-    return Rates(fresh, cached, written, output), batch_known
+    return Rates(fresh, cached, written, output), is_known
 
 
 def _given_rate(model_ref: str, name: str, value: object) -> Fraction:
@@ -274,7 +301,8 @@ def _how_to_price(model_ref: str) -> str:
         "put this into nightmill.toml, with your own numbers in USD per 1M tokens:\n"
         f'[models."{model_ref}"]\n'
         "price = { input = 1.00, output = 4.00 }\n"
-        "(also cached_input, cache_write, batch_input, batch_output), or, if it costs nothing:\n"
+        "(also cached_input, cache_write, batch_input, batch_output, flex_input, flex_output), or, if it costs "
+        "nothing:\n"
         f'[models."{model_ref}"]\n'
         'price = "free"'
     )
@@ -292,40 +320,22 @@ def _listed(model_ref: str, lane: Lane, at: datetime, date: str) -> PriceSheet:
     import genai_prices
 
     provider, model = _find(model_ref)
-    context = {"processing": "batch"} if lane is Lane.BATCH else None
+    context = _VARIANTS.get(lane)
     # The catalogue applies variants only to a provider's own models, not to borrowed ones.
-    if context and not any(model is own for own in provider.models):
+    if context and not (any(model is own for own in provider.models) and _has_variant(model, context, at)):
+        if lane is Lane.FLEX:
+            raise _no_flex_price(model_ref, "the price catalogue has none for it")
         context = None
     priced = [_tiers(model.get_prices(moment, context)) for moment in _moments(model, at)]
     tiers = _dearest([tiers for tiers in priced if tiers])
     if not tiers:
         raise _unknown(model_ref, "the price catalogue has no price per token for it")
-    batch_known = lane is not Lane.BATCH or (context is not None and _has_batch_price(model, at))
+    batch_known = lane is not Lane.BATCH or context is not None
+    regular = _listed(model_ref, Lane.LIVE, at, date).tiers if lane is Lane.FLEX else ()
     source = f"genai-prices {genai_prices.__version__}"
     if len(priced) > 1:
         source += ", the dearest hour of the day"
-    return PriceSheet(model_ref, lane, source, date, batch_known, tiers)
-
-
-def flex_sheet(model_ref: str, at: datetime | None = None) -> PriceSheet | None:
-    """The catalogue's price of live calls that may wait (``service_tier`` "flex"); None where it knows of none.
-
-    It is for comparison: nothing is sent that way.
-    """
-    now = at or datetime.now(UTC)
-    try:
-        _, model = _find(model_ref)
-    except UnknownPrice:
-        return None
-    tier = {"service_tier": "flex"}
-    if not any(each.when == tier and (each.constraint is None or each.constraint.active(now))
-               for each in model.price_variants or ()):  # fmt: skip
-        return None
-    import genai_prices
-
-    tiers = _tiers(model.get_prices(now, tier))
-    source, day = f"genai-prices {genai_prices.__version__}", now.astimezone(UTC).date().isoformat()
-    return PriceSheet(model_ref, Lane.LIVE, source, day, True, tiers) if tiers else None
+    return PriceSheet(model_ref, lane, source, date, batch_known, tiers, regular=regular)
 
 
 def listed_context(model_ref: str) -> int:
@@ -388,6 +398,12 @@ def _unknown(model_ref: str, why: str, hint: str = "") -> UnknownPrice:
     return UnknownPrice(f"the price of {model_ref} is unknown", why=why, fix=hint + _how_to_price(model_ref))
 
 
+def _no_flex_price(model_ref: str, why: str) -> UnknownPrice:
+    own = f'[models."{model_ref}"]\nprice = {{ input = 1.00, output = 4.00, flex_input = 0.50, flex_output = 2.00 }}'
+    fix = f"use --lane batch or --lane live; or, if it has that lane, put its price into nightmill.toml:\n{own}"
+    return UnknownPrice(f"the flex price of {model_ref} is unknown", why=why, fix=fix)
+
+
 def _moments(model: ModelInfo, at: datetime) -> list[datetime]:
     """The moments whose prices may apply to a request sent on the day of ``at``.
 
@@ -404,9 +420,10 @@ def _moments(model: ModelInfo, at: datetime) -> list[datetime]:
     return [at, *(datetime.combine(day, edge, edge.tzinfo or UTC) for edge in edges)]
 
 
-def _has_batch_price(model: ModelInfo, at: datetime) -> bool:
+def _has_variant(model: ModelInfo, context: Mapping[str, str], at: datetime) -> bool:
+    """Whether it has a price of its own for such requests: where it has none, the catalogue gives the regular one."""
     return any(
-        variant.when == {"processing": "batch"}
+        variant.when == context
         and (variant.constraint is None or variant.constraint.active(at))
         and variant.prices.input_mtok is not None
         for variant in model.price_variants or ()

@@ -24,7 +24,16 @@ class Lane(StrEnum):
 
     BATCH = "batch"  # one file to the provider's Batch API, answers within its window
     LIVE = "live"  # one call a request, or one for several that ask for embeddings
+    FLEX = "flex"  # the same calls in a cheaper tier: they may have to wait, and a provider without room refuses them
     CACHE = "cache"  # nothing is sent: the answers were paid for by an earlier job
+
+    @property
+    def is_live(self) -> bool:
+        """Whether requests are sent one by one, each answered by its own call."""
+        return self in LIVE_LANES
+
+
+LIVE_LANES = (Lane.LIVE, Lane.FLEX)
 
 
 class JobState(StrEnum):
@@ -110,6 +119,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cache_write_tokens: int = 0
     estimated: bool = False  # the provider gave none; see collect.accounting
     audio_tokens: int = 0
+    flex: bool = False  # it says that it was answered in that tier; what says nothing was not, as far as money goes
 
     @property
     def fresh(self) -> Usage:

@@ -251,11 +251,12 @@ def test_python_is_told_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found.candidates[1].expected_usd == 0 < (found.candidates[0].expected_usd or 0)
 
 
-def test_flex_is_shown_where_its_price_is_known_and_nothing_goes_that_way(tmp_path: Path) -> None:
-    """One more line beside the lanes, for a single model, too."""
+def test_flex_is_shown_beside_the_other_lanes_where_its_price_is_known(tmp_path: Path) -> None:
+    """One more line, for a single model, too; it is not taken unless asked for."""
     with house_in(tmp_path) as house:
         found = house.compare(house.rehearse(options(tmp_path, "openai/gpt-5-mini")))
         other = house.compare(house.rehearse(options(tmp_path, GPT)))
     costs = {cost.lane: cost.expected_nanos for cost in found[0].costs}
+    assert found[0].lane != "flex"
     assert costs["flex"] * 2 == pytest.approx(costs["live"], rel=1e-3)
     assert "flex" not in {cost.lane for cost in other[0].costs}

@@ -30,7 +30,7 @@ import psutil
 from nightmill.config import load_settings
 from nightmill.ledger import Job, Shard, SubmissionState
 from nightmill.mill import Mill
-from nightmill.simulator.billing import Catalogue
+from nightmill.simulator.billing import FREE, Catalogue
 from nightmill.types import JobState, Lane, ShardState
 from nightmill.wire import JOURNAL
 
@@ -532,7 +532,7 @@ class _Audit:
             self._expect(unproven == 0, f"{unproven} unproven")
             off = abs(spent - bill.nanos)
         off = max(off, bill.nanos - spent, proven - bill.nanos)
-        if scenario.lane == Lane.LIVE:
+        if Lane(scenario.lane).is_live:
             off = max(off, abs(proven - self._journaled(shards)))
             in_flight = sum(1 for shard in shards for _ in _unanswered(self._mill, shard))
             self._expect(bill.twice <= in_flight, f"{bill.twice} rows ran twice, {in_flight} were in flight")
@@ -543,12 +543,18 @@ class _Audit:
         return off
 
     def _journaled(self, shards: list[Shard]) -> int:
-        """What the answers on disk cost, by the simulator's own rates."""
+        """What the answers on disk cost, by the simulator's own rates, each in the tier that it says it is of."""
         provider, _, model = self._scenario.model.partition("/")
-        card = Catalogue(provider="google" if provider == "gemini" else provider).card(model, batch=False)
-        assert card is not None
-        live = (line for shard in shards if shard.lane is Lane.LIVE for line in _answers(self._mill, shard))
-        return sum(card.nanos(*tokens) for tokens in map(_tokens, live) if tokens)
+        catalogue = Catalogue(provider="google" if provider == "gemini" else provider)
+        cards = {tier: catalogue.card(model, batch=False, tier=tier) or FREE for tier in ("", "flex")}
+        live = [line for shard in shards if shard.lane.is_live for line in _answers(self._mill, shard)]
+        used = zip(map(_tier, live), map(_tokens, live), strict=True)
+        return sum(cards[tier].nanos(*tokens) for tier, tokens in used if tokens)
+
+
+def _tier(line: dict[str, Any]) -> str:
+    body = (line.get("response") or {}).get("body")
+    return "flex" if isinstance(body, dict) and body.get("service_tier") == "flex" else ""
 
 
 def _tokens(line: dict[str, Any]) -> tuple[int, int] | None:

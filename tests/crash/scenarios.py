@@ -180,6 +180,26 @@ LIVE = (
     ),
 )  # fmt: skip
 
+# In the cheaper tier: no room for some, others answered in the regular one; late for a deadline, the rest goes live.
+_FLEX = "openai/gpt-5-mini"
+_NO_ROOM = _fault("resource_unavailable", after=2, times=6)
+_FLEX_WAITS = "flex_timeout_s = 2.0\ncollect_s = 0.1\n"
+FLEX = (
+    Scenario("flex", "flex", model=_FLEX, rows=8, asked={"concurrency": 3}, faults=(_NO_ROOM,), toml=_FLEX_WAITS),
+    Scenario(
+        "flex-faults", "flex", model=_FLEX, rows=8, asked={"concurrency": 3}, failed=1, unproven=True, toml=_FLEX_WAITS,
+        faults=(
+            _NO_ROOM, _fault("flex_downgraded", count=3), _fault("live_429", count=1, after=1),
+            _fault("live_500", count=1, after=2), _fault("live_timeout", count=1, after=3, delay_s=0.3),
+        ),
+    ),
+    Scenario(  # three calls find room; some seconds after it was begun, the others go live
+        "flex-deadline", "flex", model=_FLEX, rows=8, failed=1, unproven=True, toml=_FLEX_WAITS,
+        asked={"by": "14s", "concurrency": 2, "batch_size": 5},
+        faults=(_fault("resource_unavailable", after=3), _fault("live_500", count=1, after=1)),
+    ),
+)  # fmt: skip
+
 # Found again by the name that a batch shows, its file by one of its own; what ends early hands back nothing.
 _GEMINI = "gemini/gemini-2.5-flash-lite"
 GEMINI = tuple(
@@ -220,4 +240,4 @@ LIVE_ELSEWHERE = tuple(
     for name, model in (("gem", _GEMINI), ("ant", "anthropic/claude-haiku-4-5"))
 )  # fmt: skip
 
-ALL = BATCH + UNNAMED + GEMINI + CANARY + LIVE + LIVE_ELSEWHERE
+ALL = BATCH + UNNAMED + GEMINI + CANARY + LIVE + FLEX + LIVE_ELSEWHERE

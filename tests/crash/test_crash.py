@@ -9,7 +9,7 @@ import pytest
 from campaign import Campaign, Kill
 from kit import Scenario
 from points import known_points
-from scenarios import ALL, BATCH, CANARY, GEMINI, LIVE, LIVE_ELSEWHERE, UNNAMED
+from scenarios import ALL, BATCH, CANARY, FLEX, GEMINI, LIVE, LIVE_ELSEWHERE, UNNAMED
 
 pytestmark = [
     pytest.mark.timeout(1800),
@@ -19,8 +19,8 @@ pytestmark = [
 _TALK = re.compile(r"http\.|ledger\.(note_|settle|exclude|back_to_)")
 each_way = pytest.mark.parametrize(
     "scenarios",
-    [BATCH, LIVE + CANARY, UNNAMED, GEMINI, LIVE_ELSEWHERE],
-    ids=["batch", "live", "anthropic", "gemini", "others live"],
+    [BATCH, LIVE + CANARY, FLEX, UNNAMED, GEMINI, LIVE_ELSEWHERE],
+    ids=["batch", "live", "flex", "anthropic", "gemini", "others live"],
 )
 
 

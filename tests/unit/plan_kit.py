@@ -24,7 +24,15 @@ from nightmill.tasks import bind, prompt_task, verbatim_task
 from nightmill.types import JobState, Lane, ShardState
 
 MODEL = "openai/gpt-4o-mini"
-PRICE = {"input": "0.15", "output": "0.6", "batch_input": "0.075", "batch_output": "0.3", "cached_input": "0.075"}
+PRICE = {
+    "input": "0.15",
+    "output": "0.6",
+    "batch_input": "0.075",
+    "batch_output": "0.3",
+    "flex_input": "0.06",
+    "flex_output": "0.25",
+    "cached_input": "0.075",
+}
 ROOMY = Bounds(100_000, 0, None)
 CAP = 50  # output tokens of a request
 AT = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)

@@ -29,7 +29,7 @@ from nightmill import wire
 from nightmill.collect import Collected, accounting, settle_shard
 from nightmill.lanes.batch import facts
 from nightmill.ledger import Counts, Shard
-from nightmill.plan import Order
+from nightmill.plan import Bounds, Order
 from nightmill.providers._openai_talk import batch_view
 from nightmill.store import Store
 from nightmill.types import FailureKind, Lane, ShardState, Usage
@@ -361,6 +361,44 @@ def test_a_live_journal_is_accounted_try_by_try(tmp_path: Path) -> None:
     assert booking.unproven_nanos > 0
     kinds = [None, None, "bad_request", "timeout", "timeout", "cancelled"]
     assert batch.column("error_kind").to_pylist() == kinds
+
+
+def test_a_flex_answer_is_booked_at_the_price_of_the_tier_that_it_names(tmp_path: Path) -> None:
+    """In the shard's bill and in each row's: what says flex costs flex, what says anything else or nothing costs live.
+
+    What a deadline left open goes live: what was never sent, and what failed with tries left; the others have ended.
+    """
+    texts = [f"row {i}" for i in range(ROWS)]
+    order, store, plan = plan_of(tmp_path, texts, lane=Lane.FLEX, bounds=Bounds(ROWS, 0, None))
+    (new,) = plan.shards
+    named = [f"{new.tag}-{i}" for i in range(ROWS)]
+    failed = refusal(named[3], 500)
+    journal = [
+        sent_mark(named[0]), answer(named[0], "yes", service_tier="flex"),
+        sent_mark(named[1]), answer(named[1], "yes", service_tier="default"),
+        sent_mark(named[2]), answer(named[2], "yes"),
+        sent_mark(named[3]), failed, sent_mark(named[3]), failed, sent_mark(named[3]), failed,
+        sent_mark(named[4]), refusal(named[4], 500), sent_mark(named[4]), lost_mark(named[4]),
+    ]  # fmt: skip
+    file = store_lines(store, "wire/journal", journal, JOURNAL, new.tag)
+    shard = shard_of(new, files=[file], subs=[submission(new.tag, batch_id=None)])
+    done = settle_shard(context_of(order, store), shard, stopping=False).settlement
+    sheet, live_sheet = sheet_of(Lane.FLEX), sheet_of(Lane.LIVE)
+    (booking,) = done.bookings
+    cheap, full = sheet.cost(Usage(10, 5, flex=True)), live_sheet.cost(Usage(10, 5))
+    assert 0 < cheap < full
+    assert booking.spent_nanos - booking.unproven_nanos == cheap + 2 * full
+    assert booking.unproven_nanos == live_sheet.worst(new.content_bytes // ROWS, 1, CAP)  # one send, nobody knows
+    assert done.counts == Counts(succeeded=3, failed=2, expired=1)
+    assert done.resent == Counts(failed=1, expired=1)
+    assert done.failures == {"server_error": 1}
+    assert {(s.lane, s.first, s.count, s.attempt) for s in done.leftovers} == {
+        (Lane.LIVE, 4, 1, 3),
+        (Lane.LIVE, 5, 1, 1),
+    }
+    record = shard_of(new, files=[file], subs=shard.submissions, state=ShardState.SETTLED)
+    (batch,) = results_of(order, store, plan, [record]).batches(0, ROWS)
+    assert batch.column("cost_nanos").to_pylist()[:3] == [cheap, full, full]
 
 
 def test_cached_answers_cost_nothing(tmp_path: Path) -> None:

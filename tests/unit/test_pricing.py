@@ -14,6 +14,7 @@ import pytest
 from genai_prices import data_snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from nightmill.errors import UnknownPrice, UsageError
 from nightmill.pricing import (
@@ -51,7 +52,7 @@ def catalogue_nanos(provider: str, model: str, lane: Lane, usage: Usage, at: dat
         cache_write_tokens=usage.cache_write_tokens,
         output_tokens=usage.output_tokens,
     )
-    context = {"processing": "batch"} if lane is Lane.BATCH else None
+    context = {Lane.BATCH: {"processing": "batch"}, Lane.FLEX: {"service_tier": "flex"}}.get(lane)
     price = genai_prices.calc_price(
         theirs, model, provider_id=provider, genai_request_timestamp=at, price_context=context
     )
@@ -135,6 +136,43 @@ def test_batch_is_half_and_says_whether_it_is_known() -> None:
     before = listed("openai/gpt-5-mini", Lane.BATCH, datetime(2026, 10, 1, tzinfo=UTC))
     assert not before.batch_known
     assert before.tiers == live.tiers
+
+
+def test_flex_has_both_prices_and_an_answer_says_which_is_its() -> None:
+    """What says flex costs what the catalogue says of that tier, all else the live price; holds count the dearer."""
+    live, flex = listed("openai/gpt-5-mini"), listed("openai/gpt-5-mini", Lane.FLEX)
+    usage = Usage(1000, 100, 10)
+    assert flex.cost(replace(usage, flex=True)) == catalogue_nanos("openai", "gpt-5-mini", Lane.FLEX, usage, NOON)
+    assert flex.cost(usage) == live.cost(usage) == flex.total([usage]) == flex.costs([1000], [100], [10], [0])[0]
+    assert flex.sum_of_costs([1000], [100], [0], [0]) == live.cost(Usage(1000, 100))
+    assert flex.worst(1000, 10, 500) == live.worst(1000, 10, 500)
+    assert PriceSheet.from_json(flex.to_json()) == flex
+    assert live.dearer_than(flex)
+    assert not flex.dearer_than(live)
+    dearer = PriceSheet(
+        "p/m", Lane.FLEX, "here", "2026-11-21", True, flex.tiers, regular=flat(251, 25, 250, 2000).tiers
+    )
+    assert dearer.dearer_than(flex)
+    assert not flex.dearer_than(dearer)
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-4o-mini", "anthropic/claude-haiku-4-5", "azure/gpt-5-mini"])
+def test_without_a_flex_price_there_is_none_and_not_the_regular_one(model: str) -> None:
+    """The catalogue is silent where it knows none: that is no price, and what to do is said."""
+    with pytest.raises(UnknownPrice, match="flex price") as refused:
+        listed(model, Lane.FLEX)
+    assert "--lane live" in refused.value.fix
+
+
+def test_a_users_flex_price() -> None:
+    """Two more numbers; with half of them, or none, the lane has no price, unless a side costs nothing."""
+    sheet = priced({"input": 2, "output": 8, "flex_input": 1, "flex_output": 3}, Lane.FLEX)
+    assert (sheet.tiers, sheet.regular) == (flat(1000, 1000, 1000, 3000).tiers, flat(2000, 2000, 2000, 8000).tiers)
+    assert priced({"input": 2, "output": 0, "flex_input": 1}, Lane.FLEX).tiers == flat(1000, 1000, 1000, 0).tiers
+    assert priced("free", Lane.FLEX).is_free
+    for short in ({"input": 2, "output": 8}, {"input": 2, "output": 8, "flex_input": 1}):
+        with pytest.raises(UnknownPrice, match="flex price"):
+            priced(short, Lane.FLEX)
 
 
 def test_a_source_and_a_date_come_with_every_price() -> None:
@@ -264,7 +302,9 @@ rationals = st.fractions(min_value=0, max_value=10**6, max_denominator=1000)
 def sheets(draw: st.DrawFn) -> PriceSheet:
     starts = [0, *sorted(draw(st.sets(st.integers(1, 3000), max_size=3)))]
     tiers = tuple(Rates(*(draw(rationals) for _ in range(6)), above_tokens=start) for start in starts)
-    return PriceSheet("p/m", Lane.BATCH, "here", "2026-11-21", True, tiers)
+    other = (Rates(*(draw(rationals) for _ in range(6))),)
+    regular = draw(st.sampled_from(((), other)))
+    return PriceSheet("p/m", Lane.BATCH, "here", "2026-11-21", True, tiers, regular=regular)
 
 
 @st.composite
@@ -273,14 +313,15 @@ def any_usage(draw: st.DrawFn, most_input: int = 5000, *, sound: bool = False) -
     cached = draw(st.integers(0, total))
     written = draw(st.integers(0, total - cached))
     heard = draw(st.integers(0, total - cached - written)) if sound else 0
-    return Usage(total, draw(st.integers(0, 5000)), cached, written, audio_tokens=heard)
+    return Usage(total, draw(st.integers(0, 5000)), cached, written, audio_tokens=heard, flex=draw(st.booleans()))
 
 
 @settings(deadline=None)
 @given(sheets(), any_usage(sound=True))
 def test_cost_is_the_exact_sum_rounded_half_up_once(sheet: PriceSheet, usage: Usage) -> None:
     """Integers on the hot path give what rational arithmetic gives."""
-    tier = [t for t in sheet.tiers if usage.input_tokens > t.above_tokens or not t.above_tokens][-1]
+    tiers = sheet.tiers if usage.flex or not sheet.regular else sheet.regular
+    tier = [t for t in tiers if usage.input_tokens > t.above_tokens or not t.above_tokens][-1]
     fresh = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens - usage.audio_tokens
     counts = (fresh, usage.cached_tokens, usage.cache_write_tokens, usage.output_tokens, 1, usage.audio_tokens)
     exact = sum(rate * count for rate, count in zip(tier.all, counts, strict=True))
@@ -293,6 +334,7 @@ def test_many_costs_are_the_costs_of_each(sheet: PriceSheet, usages: list[Usage]
     """In columns, in a sum or one by one: the same nanos, with and without cached tokens, tiers and odd rates."""
     if fresh:
         usages = [Usage(usage.input_tokens, usage.output_tokens) for usage in usages]
+    usages = [replace(usage, flex=False) for usage in usages]  # no column says it
     columns = [[getattr(usage, name) for usage in usages] for name in Usage.__struct_fields__[:4]]
     each = [sheet.cost(usage) for usage in usages]
     assert sheet.costs(*columns) == each
@@ -309,6 +351,7 @@ def test_the_sum_of_costs_lies_within_what_the_totals_allow(sheet: PriceSheet, p
         sum(u.input_tokens for u in parts), sum(u.output_tokens for u in parts), sum(u.cached_tokens for u in parts),
         sum(u.cache_write_tokens for u in parts),
     )  # fmt: skip
+    sheet = PriceSheet("p/m", Lane.BATCH, "here", "2026-11-21", True, sheet.tiers)
     bounds = sheet.of_totals(whole, len(parts))
     if len(sheet.tiers) > 1:
         assert bounds is None

@@ -88,6 +88,17 @@ def test_calls_that_wait_past_their_time_are_too_many() -> None:
     assert made.window == 4
 
 
+def test_a_crowded_tier_gets_fewer_calls_at_once_and_nobody_waits() -> None:
+    """Halved once for all calls sent before that, whoever the provider is; a call may go at once."""
+    clock = Clock()
+    made = throttle(clock, in_flight=40)
+    clock.at = 1120.0
+    for _ in range(3):
+        made.crowded(1000.0)
+    assert made.window == 8
+    assert made.try_take(1)
+
+
 def test_a_window_never_closes_or_passes_its_limit() -> None:
     """One call at least, and never more than the limit, shared by the workers there are."""
     clock = Clock()

@@ -25,7 +25,7 @@ from nightmill.errors import Conflict, NightmillError, UsageError
 from nightmill.mill import Prepared, ending_error
 from nightmill.mill.again import Again
 from nightmill.providers.function import name_of
-from nightmill.types import UNFINISHED, JobState, Lane
+from nightmill.types import UNFINISHED, JobState
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Mill:
     async def ahand_over(self, job: Job | str) -> Handed:
         found = self._found(job)
         record = self._house.job(found.id)
-        if record.lane is Lane.LIVE:
+        if record.lane.is_live:
             raise UsageError(
                 f"job {found.id} cannot be handed over", why="live calls end with the process that makes them",
                 fix='submit it with lane="batch"',

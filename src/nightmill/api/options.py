@@ -29,7 +29,7 @@ class Options(TypedDict, total=False):
     prompt: str  # {{ column }} stands for a row's value; "@FILE" for a file's content
     task: str | os.PathLike[str] | TaskFunction  # a name, a .toml file, "module:function", or what `task` made
     model: Model  # "openai/gpt-5-mini", a callable f(messages, **params), or several: the cheapest that can do it
-    lane: Literal["auto", "batch", "live"]
+    lane: Literal["auto", "batch", "live", "flex"]
     by: str  # when to be done: "08:00", "2027-01-31T08:00", "6h"; what batches have not answered in time runs live
     budget: float | Decimal | str  # dollars; most this job may spend
     schema: Schema  # a Pydantic model, dataclass or TypedDict, a JSON Schema, a file, "module:Class"
@@ -182,7 +182,7 @@ _TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "prompt": ("a text", lambda value: isinstance(value, str)),
     "task": ("a name, a .toml file or a task of Python", lambda v: isinstance(v, (str, os.PathLike, TaskFunction))),
     "model": ("PROVIDER/MODEL or a callable, or a list of them", _is_model),
-    "lane": ("auto, batch or live", lambda value: value in ("auto", "batch", "live")),
+    "lane": ("auto, batch, live or flex", lambda value: value in ("auto", "batch", "live", "flex")),
     "by": _TEXT,
     "budget": ("dollars, such as 5 or 2.50", lambda value: type(value) in (int, float, str, Decimal)),
     "schema": ("a class, a JSON Schema, a file or module:Class", _is_schema),

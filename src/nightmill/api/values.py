@@ -110,13 +110,13 @@ def _moment(seconds: float | None) -> dt.datetime | None:
 class LaneQuote:
     """What a run would cost in one lane of one model, in dollars."""
 
-    lane: str  # "flex" is for comparison: nothing is sent that way
+    lane: str  # "batch", "live" or "flex"
     expected_usd: float
     at_most_usd: float
 
     @classmethod
     def of(cls, cost: house.LaneCost) -> Self:
-        return cls(cost.lane, usd(cost.expected_nanos), usd(cost.at_most_nanos))
+        return cls(cost.lane.value, usd(cost.expected_nanos), usd(cost.at_most_nanos))
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def _show(edge: Edge, each: Listed) -> None:
     _, lanes, live, batch, context, key, a_batch, at_once, schema, quality, source, _ = _row(each)
     lines = [
         ("lanes", lanes), ("live", _in_words(each, Lane.LIVE) or live), ("batch", _in_words(each, Lane.BATCH) or batch),
-        ("prices", source), ("a batch", a_batch), ("at once", f"{at_once}, live"),
+        ("flex", _in_words(each, Lane.FLEX)), ("prices", source), ("a batch", a_batch), ("at once", f"{at_once}, live"),
         ("context", f"{context} tokens" if context else "not known"), ("schema", schema),
         ("quality", quality or "not graded"), ("key", key), ("address", each.offer.base_url),
         *(("caveat", caveat) for caveat in each.caveats),

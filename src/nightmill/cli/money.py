@@ -32,7 +32,7 @@ class Differs(NightmillError):
     code = "differs"
 
 
-@click.command(short_help="What batches, the cache and folding saved.")
+@click.command(short_help="What batches, flex, the cache and folding saved.")
 @flags.job(required=False)
 @flags.common
 def savings(edge: Edge, job: str | None) -> int:
@@ -43,11 +43,13 @@ def savings(edge: Edge, job: str | None) -> int:
     total = deleted
     for each in found.values():
         total = total.plus(each)
-    table = [["JOB", "REAL TIME", "PAID", "SAVED", "", "BATCH", "CACHE", "PROMPT CACHE", "DUPLICATES", "UNPROVEN"]]
+    table = [
+        ["JOB", "REAL TIME", "PAID", "SAVED", "", "BATCH", "FLEX", "CACHE", "PROMPT CACHE", "DUPLICATES", "UNPROVEN"]
+    ]
     table += [_saved_row(job_id, each) for job_id, each in found.items()]
     table += [_saved_row("deleted jobs", deleted)] if deleted != Saved() else []
     table += [] if job else [_saved_row("all", total)]
-    edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode, right=range(1, 10))))
+    edge.put("\n".join(present.table(table, width=edge.table_width, unicode=edge.unicode, right=range(1, 11))))
     jobs = [{"job_id": job_id} | _saved_object(each) for job_id, each in found.items()]
     edge.answer(jobs[0] if job else _saved_object(total) | {"jobs": jobs, "deleted_jobs": _saved_object(deleted)})
     return 0
@@ -56,6 +58,7 @@ def savings(edge: Edge, job: str | None) -> int:
 def _saved_row(name: str, saved: Saved) -> list[str]:
     nanos = (
         saved.batch_nanos + saved.live_nanos,
+        saved.flex_nanos,
         saved.cache_nanos,
         saved.caching_nanos,
         saved.duplicates_nanos,
@@ -72,8 +75,8 @@ def _saved_object(saved: Saved) -> dict[str, Any]:
         "real_time_usd": usd(saved.real_time_nanos), "paid_usd": usd(saved.paid_nanos),
         "saved_usd": usd(saved.saved_nanos),
         "by": {
-            "batch_usd": usd(saved.batch_nanos), "live_usd": usd(saved.live_nanos), "cache_usd": usd(saved.cache_nanos),
-            "prompt_cache_usd": usd(saved.caching_nanos),
+            "batch_usd": usd(saved.batch_nanos), "flex_usd": usd(saved.flex_nanos), "live_usd": usd(saved.live_nanos),
+            "cache_usd": usd(saved.cache_nanos), "prompt_cache_usd": usd(saved.caching_nanos),
             "duplicates_usd": usd(saved.duplicates_nanos), "unproven_usd": usd(-saved.unproven_nanos),
         },
     }  # fmt: skip

@@ -252,7 +252,6 @@ class LaneView:
     done_by: str = ""  # such as "≈ 03:40 (p90 09:10)"
     model: str = ""
     about: tuple[str, ...] = ()  # what is known of the model
-    only_shown: bool = False  # nothing is sent that way
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +321,7 @@ def _lane_lines(lanes: Sequence[LaneView], width: int) -> list[str]:
     table = [["lane", "expected", "at most", *["done by"] * says_when, ""]]
     for lane in lanes:
         costs = [money(lane.expected_nanos), money(lane.at_most_nanos, toward="up")]
-        mark = "◀ chosen" if lane.chosen else "not used" if lane.only_shown else ""
+        mark = "◀ chosen" if lane.chosen else ""
         table.append([lane.lane, *costs, *[lane.done_by] * says_when, mark])
     head, *lines = _aligned(table, width - 2 * several)
     if not several:

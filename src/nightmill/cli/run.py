@@ -52,7 +52,8 @@ class _Manner:
               "that can do the job.")  # fmt: skip
 @click.option("--min-quality", type=flags.GRADE, metavar="Q",
               help="The least a model may be worth, 0 to 100, as [models] of the settings grades it.")  # fmt: skip
-@click.option("--lane", type=click.Choice(("auto", "batch", "live")), help="Half price and slow, or at once.")
+@click.option("--lane", type=click.Choice(("auto", "batch", "live", "flex")),
+              help="Half price and slow, at once, or half price and at once where there is room.")  # fmt: skip
 @click.option("--by", metavar="08:00|6h", help="When to be done: what batches have not answered in time runs live.")
 @click.option("--budget", type=flags.USD, help="Most this job may spend.")
 @click.option("--schema", metavar="FILE|module:Class", help="What every answer must look like; JSON as it is will do.")
@@ -171,8 +172,9 @@ def _folder(given: dict[str, Any]) -> Path | None:
 
 def _detachable(lane: str | None, targets: Sequence[object]) -> str:
     """The lane of a run that does not wait for its answers. Raises UsageError."""
-    if lane == "live":
-        raise UsageError("--detach with --lane live", why="live calls end with this process", fix="use --lane batch")
+    if lane in ("live", "flex"):
+        why = "live calls end with this process"
+        raise UsageError(f"--detach with --lane {lane}", why=why, fix="use --lane batch")
     if targets:
         raise UsageError(
             "--detach with --out", why="there are no results yet when it leaves",

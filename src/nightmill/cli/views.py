@@ -12,7 +12,6 @@ from nightmill.cli.edge import Interrupted
 from nightmill.cli.present import EndView, FailureGroup, JobRow, LaneView, ProgressView, QuoteView, some
 from nightmill.errors import NightmillError, UsageError
 from nightmill.mill import (
-    FLEX,
     Candidate,
     Handed,
     Job,
@@ -25,7 +24,7 @@ from nightmill.mill import (
     ending_error,
     steps_told,
 )
-from nightmill.types import UNFINISHED, JobState, Lane, ShardState, usd
+from nightmill.types import UNFINISHED, JobState, ShardState, usd
 
 _PHASES = (  # what is worth saying first, when shards are in several states
     (ShardState.SENDING, "sending"),
@@ -76,7 +75,7 @@ def _lane_view(each: Candidate, cost: LaneCost) -> LaneView:
     is_own = cost.lane == each.lane
     return LaneView(
         cost.lane, cost.expected_nanos, cost.at_most_nanos, chosen=each.chosen and is_own, done_by=_done_by(cost),
-        model=each.model, about=tuple(about), only_shown=cost.lane == FLEX,
+        model=each.model, about=tuple(about),
     )  # fmt: skip
 
 
@@ -101,7 +100,7 @@ def _lane_object(cost: LaneCost) -> dict[str, Any]:
     half, most = map(iso_time, cost.done_by or (None, None))
     return {
         "lane": cost.lane, "expected_usd": usd(cost.expected_nanos), "at_most_usd": usd(cost.at_most_nanos),
-        "done_by": half, "done_by_p90": most, "done_by_latest": iso_time(cost.latest), "only_shown": cost.lane == FLEX,
+        "done_by": half, "done_by_p90": most, "done_by_latest": iso_time(cost.latest),
     }  # fmt: skip
 
 
@@ -299,7 +298,7 @@ def phase(look: Look) -> str:
     if job.cancel_requested:
         return "cancelling"
     doing = next((words for state, words in _PHASES if states.get(state)), "writing results")
-    if job.lane is Lane.LIVE and states.get(ShardState.PLANNED) and states.get(ShardState.SETTLED):
+    if job.lane.is_live and states.get(ShardState.PLANNED) and states.get(ShardState.SETTLED):
         doing = "sending"  # between two slices: what the slice in hand is at changes too fast to say
     doing = doing.format(job.model.partition("/")[0])
     if job.canary_last is not None and job.canary is None:

@@ -68,7 +68,7 @@ def settle_shard(context: Context, shard: Shard, *, stopping: bool, urgent: bool
     climbing = acc.climbing()
     higher, climbed = climb.shards(shard, climbing) if climb is not None and climbing else ([], set[int]())
     found = verdict(acc, stopping=stopping, urgent=urgent, climbed=climbed)
-    leftovers = _leftovers(context, shard, found, urgent=urgent) + higher
+    leftovers = _leftovers(context, acc, found, urgent=urgent) + higher
     resent = {kind: len(rows) for kind, rows in found.resend.items()}
     settlement = Settlement(
         counts=found.counts,
@@ -105,15 +105,17 @@ def _explained(acc: Accounting, shard: Shard) -> bool:
     return sub.completed + sub.failed <= acc.lines.get(sub.n, 0) and not acc.garbled
 
 
-def _leftovers(context: Context, shard: Shard, found: Verdict, *, urgent: bool) -> list[NewShard]:
+def _leftovers(context: Context, acc: Accounting, found: Verdict, *, urgent: bool) -> list[NewShard]:
     """New shards for the rows that go out again, a kind each, since their histories differ."""
+    shard = acc.shard
+    tries = max((acc.tries[row] for row in found.resend.get("failed", ())), default=0) or 1
     made: list[NewShard] = []
     histories: dict[str, dict[str, Any]] = {
-        "failed": {"attempt": shard.attempt + 1},
+        "failed": {"attempt": shard.attempt + tries},
         "expired": {"expiries": shard.expiries + 1},
         "missing": {"missings": shard.missings + 1},
     }
-    most, lane = (LIVE_ROWS, Lane.LIVE) if urgent else (0, None)
+    most, lane = (LIVE_ROWS, Lane.LIVE) if urgent or shard.lane is Lane.FLEX else (0, None)
     for kind, rows in found.resend.items():
         new = context.scissors.again(shard, set(rows), most=most, lane=lane)
         made += [replace(each, **histories[kind]) for each in new]

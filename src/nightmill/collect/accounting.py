@@ -100,6 +100,7 @@ class Accounting:
     unanswered: FailureKind = FailureKind.MISSING  # what a request without any line is
     repaired: set[int] = field(default_factory=set)  # places whose answer is as repair made it
     said: dict[int, Said] | None = None  # by row: what does not fit the schema, where that is to be kept
+    tries: Counter[int] = field(default_factory=Counter)  # flex: by row, those that came to an end
 
     def word(self, index: int) -> str:
         """How the request of row ``index`` ended: ``succeeded``, or the kind of its failure."""
@@ -187,6 +188,8 @@ def unanswered_in(shard: Shard, provider: Provider) -> FailureKind:
 
     A batch beside the shard's own was cancelled by us: that is no word of how its own ended.
     """
+    if shard.lane.is_live:  # never sent
+        return FailureKind.CANCELLED
     if shard.lane is not Lane.BATCH or not isinstance(provider, BatchProvider):
         return FailureKind.MISSING
     ended = [sub for sub in shard.submissions if sub.batch_id and sub.state is not SubmissionState.GONE]
@@ -196,6 +199,8 @@ def unanswered_in(shard: Shard, provider: Provider) -> FailureKind:
 
 
 def _note_lost(acc: Accounting, place: int) -> None:
+    if acc.shard.lane is Lane.FLEX:
+        acc.tries[acc.shard.first + place] += 1
     if acc.seen[place] == _OPEN:
         acc.seen[place] = _CODE[FailureKind.TIMEOUT]
 
@@ -239,7 +244,7 @@ class _Reader:
 
     def read(self, lines: list[bytes]) -> None:
         """Add lines: all at once if they are plain answers, else those in between, at last each by itself."""
-        if self._check is not None:
+        if self._check is not None or self._sheet.regular:  # then each answer says by which tier it was given
             self.read_each(lines)
             return
         answers = self._provider.decode_plain(lines)
@@ -290,7 +295,8 @@ class _Reader:
         while size <= _AT_ONCE_BYTES and (some := next(lists, None)) is not None:
             every += some
             size += sum(map(len, some))
-        if size > _AT_ONCE_BYTES or self._check is not None or not self._take_journal(every, pending):
+        one_by_one = size > _AT_ONCE_BYTES or self._check is not None or self._sheet.regular
+        if one_by_one or not self._take_journal(every, pending):
             stream = chain(every, chain.from_iterable(lists))
             self.read_each((line for line in stream if not read_mark(line, pending, lost)), pending)
 
@@ -335,6 +341,8 @@ class _Reader:
     def _take(self, place: int, outcome: Outcome) -> None:
         acc, before = self.acc, self.acc.seen[place]
         text, usage = outcome.text or "", outcome.usage
+        if acc.shard.lane is Lane.FLEX:
+            acc.tries[acc.shard.first + place] += 1
         code, fault, is_repaired = self._judged(outcome)
         if is_unstated(outcome):
             usage = estimated(outcome, self._sizes.tokens(acc.shard.first + place), self._cap)
@@ -387,11 +395,11 @@ class _Reader:
     def _again(self, place: int, code: int, before: int, text: str) -> None:
         """Another line for a row that has one: in a live journal a later try, else an extra answer."""
         acc = self.acc
-        if acc.shard.lane is not Lane.LIVE or before == _SUCCEEDED:
+        if not acc.shard.lane.is_live or before == _SUCCEEDED:
             acc.extra_answers += 1
             if before == code == _SUCCEEDED and self._hashes[place] != hash(text):
                 acc.differing += 1
-        if before != _SUCCEEDED and (code == _SUCCEEDED or acc.shard.lane is Lane.LIVE):
+        if before != _SUCCEEDED and (code == _SUCCEEDED or acc.shard.lane.is_live):
             acc.seen[place] = code
             self._hashes[place] = hash(text)
 
@@ -503,24 +511,20 @@ def verdict(acc: Accounting, *, stopping: bool, urgent: bool = False, climbed: C
     kinds = acc.failed_kinds()
     expired, cancelled = acc.count(FailureKind.EXPIRED), acc.count(FailureKind.CANCELLED)
     missing = acc.count(FailureKind.MISSING)
-    if stopping and shard.lane is Lane.LIVE:  # never sent
-        cancelled, missing = cancelled + acc.open, missing - acc.open
     resend: dict[str, list[int]] = {}
     if not stopping:
-        if shard.lane is Lane.BATCH and shard.attempt < ATTEMPTS:
-            again = [_CODE[kind] for kind in kinds if kind in RETRYABLE]
-            resend["failed"] = list(acc.rows(*again)) if again else []
-        if (urgent or shard.expiries + 1 < _EXPIRIES) and expired + cancelled:
+        again = [_CODE[kind] for kind in kinds if kind in RETRYABLE]
+        if again and shard.lane is Lane.BATCH and shard.attempt < ATTEMPTS:
+            resend["failed"] = list(acc.rows(*again))
+        elif again and shard.lane is Lane.FLEX:  # cut short by a deadline: the tries that are left are live ones
+            resend["failed"] = [row for row in acc.rows(*again) if acc.tries[row] <= ATTEMPTS - shard.attempt]
+        if (urgent or shard.lane is Lane.FLEX or shard.expiries + 1 < _EXPIRIES) and expired + cancelled:
             resend["expired"] = list(acc.rows_that(FailureKind.EXPIRED, FailureKind.CANCELLED))
         if shard.missings < _MISSINGS and missing:
             resend["missing"] = list(acc.rows_that(FailureKind.MISSING))
-    if not stopping and shard.lane is Lane.BATCH:  # somebody cancelled the batch elsewhere: as good as expired
+    if not stopping:  # somebody cancelled the batch elsewhere: as good as expired
         expired, cancelled = expired + cancelled, 0
     counts = Counts(acc.succeeded, sum(kinds.values()), missing, expired, cancelled)
-    final = Counter(_final_failures(kinds, resend)) - Counter(acc.kind_of(row).value for row in climbed)
+    final = Counter({kind.value: n for kind, n in kinds.items()})
+    final -= Counter(acc.kind_of(row).value for row in (*climbed, *resend.get("failed", ())))
     return Verdict(counts, {k: v for k, v in resend.items() if v}, dict(final))
-
-
-def _final_failures(kinds: dict[FailureKind, int], resend: dict[str, list[int]]) -> dict[str, int]:
-    again = len(resend.get("failed", ())) > 0
-    return {kind.value: n for kind, n in kinds.items() if not (again and kind in RETRYABLE)}

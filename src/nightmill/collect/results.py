@@ -465,7 +465,7 @@ class _RangeReader:
         results, shard = self._results, self._shards[number]
         stream = self._streams.open(file)
         batch_id = next((s.batch_id for s in shard.submissions if s.n == file.n), None)
-        attempt = 1 if shard.lane is Lane.LIVE else shard.attempt
+        attempt = 1 if shard.lane.is_live else shard.attempt
         sheet = results._files.sheets.get(shard.tag)
         self._files.append(_WireFile(file, number, shard, attempt, batch_id, sheet))
         mark, offset, is_journal = b'"' + shard.tag.encode() + b"-", 0, file.kind == wire.JOURNAL
@@ -551,6 +551,8 @@ class _RangeReader:
 
     def _run(self, index: int, end: int) -> _Run | None:
         file, lines = self._lines(index, end)
+        if file.sheet and file.sheet.regular:  # what each costs is for itself to say
+            return None
         found, check = self._results.provider_of(file.shard).decode_plain(lines), self._results._check
         if found is None or (check is not None and not all(map(_is_plain, map(check, found.texts)))):
             return None
@@ -588,7 +590,7 @@ class _RangeReader:
         if best is not None and (isinstance(best.outcome, Succeeded) or index not in self._open_rows):
             if answers == 1:
                 return best
-            counts_lines = best.shard is not None and (best.shard.lane is Lane.LIVE or best.shard.rung > 0)
+            counts_lines = best.shard is not None and (best.shard.lane.is_live or best.shard.rung > 0)
             attempt = answers if counts_lines else best.attempt
             return msgspec.structs.replace(best, cost_nanos=cost, attempt=attempt)
         if index in self._open_rows:
@@ -629,7 +631,7 @@ class _RangeReader:
             return _Row(index, Failed(FailureKind.INVALID_INPUT, self._bad[index]))
         if index in self._unanswered:
             return _Row(index, Failed(FailureKind.TIMEOUT, "sent, and no answer came that could be trusted"), newest)
-        if newest is None or newest.lane is Lane.LIVE or not any(s.state in _WENT_OUT for s in newest.submissions):
+        if newest is None or newest.lane.is_live or not any(s.state in _WENT_OUT for s in newest.submissions):
             return _Row(index, Failed(FailureKind.CANCELLED, "not sent: the job was cancelled or stopped"), newest)
         if not any(s.batch_id for s in newest.submissions):
             return _Row(index, Failed(FailureKind.MISSING, "written off: nobody knows whether it ran"), newest)
@@ -643,7 +645,7 @@ def _wins(row: _Row, best: _Row) -> bool:
     """Whether a later line stands instead of an earlier one: the same rule as in the accounting of a shard."""
     if isinstance(best.outcome, Succeeded):
         return False
-    is_try = row.shard is not best.shard or (row.shard is not None and row.shard.lane is Lane.LIVE)
+    is_try = row.shard is not best.shard or (row.shard is not None and row.shard.lane.is_live)
     return is_try or isinstance(row.outcome, Succeeded)
 
 

@@ -1,4 +1,4 @@
-"""The live lane: one call a request, each marked on disk before it leaves, each answer kept.
+"""The live lane, and flex: one call a request, each marked on disk before it leaves, each answer kept.
 
 A shard is resumed row by row. A journal has one writer ever (its name holds the epoch); a worker
 that takes a shard over reads all older journals first, and books every send that may have been
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -23,18 +24,20 @@ from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, keys, 
 from nightmill.lanes.throttle import Throttle
 from nightmill.ledger import Denied, Shard, StoredFile
 from nightmill.pricing import PriceSheet
-from nightmill.providers import JoiningProvider, LiveProvider, LiveReply
+from nightmill.providers import FlexProvider, JoiningProvider, LiveProvider, LiveReply
 from nightmill.store import PACKED
-from nightmill.types import ATTEMPTS, RETRYABLE, Failed, FileRef, Outcome, ShardState
+from nightmill.types import ATTEMPTS, RETRYABLE, Failed, FileRef, Lane, Outcome, ShardState
 
 log = logging.getLogger(__name__)
 
 UNREACHABLE_TRIES = 8  # rounds in a row, of all calls of a shard together, before the job pauses
+_REFUSED_TOLD = 8  # times in a row that one request found no room, before a person hears of it
 _LOOK_UP_S = 0.2  # between two looks whether to stop
 _CALL_BYTES = 256 * 1024  # of several rows in one call; servers bound its tokens, and a token is a byte at least
 _RETRY_STATUSES = frozenset({0, 408, 409})
 
 Ended = Callable[[Outcome | None], Awaitable[None]]  # how a row ended; None: nobody answered it
+Turn = Callable[[int], Awaitable[float]]
 
 
 class _Pause(Exception):
@@ -54,6 +57,7 @@ class _Row:
     attempts: int = 0  # completed exchanges so far
     done: bool = False
     rest_s: float = 0.0  # before the next try; it goes by itself then
+    refused: int = 0  # times in a row, for want of room in a tier
     most: int = 1  # rows it may go with in one call
 
 
@@ -128,12 +132,14 @@ class Journal:
 
 async def run_shard(
     desk: Desk, work: Work, provider: LiveProvider, throttle: Throttle, lease: Lease, stopping: Callable[[], bool],
-    ended: Ended | None = None,
+    ended: Ended | None = None, turn: Turn | None = None,
 ) -> Shard | None:  # fmt: skip
     """Send every row of a live shard that has no answer; the shard, ready to be accounted for.
 
     None: it is not done; the ledger says when to come back. ``stopping`` turns true when nothing
     new may be sent. ``ended`` is told of every row that will not be sent again, before the next one is.
+    ``turn`` is asked, with the number of rows without an answer, for how many seconds more are sent; from 0 on the
+    shard is done, and what is open has to go another way.
 
     Raises:
         LeaseLost: another worker has the shard.
@@ -158,7 +164,7 @@ async def run_shard(
     if shard.restored:
         shard = lease.shard = await _with_journals_on_disk(desk, shard, n)
     past = _Past() if begins and not shard.restored else await asyncio.to_thread(_read_past, desk, provider, shard)
-    return await _Sender(desk, work, provider, throttle, lease, stopping, past, ended).run(path)
+    return await _Sender(desk, work, provider, throttle, lease, stopping, past, ended, turn).run(path)
 
 
 async def _with_journals_on_disk(desk: Desk, shard: Shard, n: int) -> Shard:
@@ -236,16 +242,18 @@ class _Sender:
 
     def __init__(
         self, desk: Desk, work: Work, provider: LiveProvider, throttle: Throttle, lease: Lease,
-        stopping: Callable[[], bool], past: _Past, ended: Ended | None,
+        stopping: Callable[[], bool], past: _Past, ended: Ended | None, turn: Turn | None,
     ) -> None:  # fmt: skip
         self._desk, self._work, self._provider, self._throttle = desk, work, provider, throttle
         self._lease, self._stopping, self._past, self._ended = lease, stopping, past, ended
+        self._turn, self._has_turned = turn, False
         self._shard = lease.shard
         self._tries = ATTEMPTS + 1 - self._shard.attempt  # a batch may have had some before
         self._cap = self._shard.cap_tokens // self._shard.count
         self._tokens = -(-self._shard.input_tokens // self._shard.count)  # about, for the token rate
-        self._request_s = desk.timing.request_timeout_s
-        self._need_s = desk.timing.request_timeout_s + desk.timing.margin_s
+        self._request_s, self._lease_s = desk.timing.call_s(self._shard.lane), desk.timing.lease_of(self._shard.lane)
+        self._need_s = self._request_s + desk.timing.margin_s
+        self._flex = provider if isinstance(provider, FlexProvider) and self._shard.lane is Lane.FLEX else None
         self._renewing = asyncio.Lock()
         current = self._shard.current
         self._covered = current.hold_nanos + current.unproven_nanos  # so much of what the shard may cost
@@ -291,7 +299,7 @@ class _Sender:
                 await keys.remember(desk, self._work, pause.reason)
             if reason is not None:
                 await desk.book(desk.ledger.pause, shard.job_id, reason, stopped=pause.stopped)
-        if all(row.done for row in rows):
+        if all(row.done for row in rows) or (self._has_turned and pause is None and not self._stopping()):
             return await desk.book(desk.ledger.note_sent_all, shard, await desk.aside(self._seal, path))
         await self._let_go(rows, pause.reason if pause else None)
         return None
@@ -382,18 +390,40 @@ class _Sender:
         still_open = [row for row in rows if not row.done]
         todo = _groups(still_open) if self._joining else ([row] for row in still_open)
         hands = min(len(still_open), self._throttle.most)
-        watch = asyncio.create_task(self._dismiss_idle())
+        await self._mind_turn()
+        watches = [asyncio.create_task(each) for each in (self._dismiss_idle(), self._watch_turn())]
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(hands):
                     group.create_task(self._send_some(todo, journal, group))
         finally:
-            watch.cancel()
+            for watch in watches:
+                watch.cancel()
+
+    async def _mind_turn(self) -> float:
+        """Ask for how long more is sent; infinity where nobody has to say."""
+        if self._turn is None:
+            return math.inf
+        more_s = await self._turn(sum(not row.done for row in self._rows))
+        self._has_turned = more_s <= 0
+        return more_s
+
+    async def _watch_turn(self) -> None:
+        while not self._has_turned:
+            more_s = await self._mind_turn()
+            if math.isinf(more_s):
+                return
+            await asyncio.sleep(more_s)
+
+    @property
+    def _ends(self) -> bool:
+        """Whether nothing new may be sent."""
+        return self._stopping() or self._trouble is not None or self._has_turned
 
     async def _dismiss_idle(self) -> None:
         """Once nothing more may be sent, only calls under way are waited for."""
         while True:
-            if self._stopping() or self._trouble is not None:
+            if self._ends:
                 for task in self._idle:
                     task.cancel()
             await asyncio.sleep(_LOOK_UP_S)
@@ -439,7 +469,7 @@ class _Sender:
                         await throttle.take(tokens)
                 answered = False
                 try:
-                    if self._stopping() or self._trouble is not None:
+                    if self._ends:
                         return
                     answered = await self._exchange(rows, journal)
                 finally:
@@ -466,8 +496,8 @@ class _Sender:
             if self._lease_is_long_enough(self._desk.ledger.moment()):
                 return
             desk = self._desk
-            until = desk.ledger.moment() + desk.timing.lease_s
-            if self._lease.lost or not await desk.book(desk.ledger.renew, [self._shard], desk.timing.lease_s):
+            until = desk.ledger.moment() + self._lease_s
+            if self._lease.lost or not await desk.book(desk.ledger.renew, [self._shard], self._lease_s):
                 raise LeaseLost(f"shard {self._shard.tag} is another worker's now")
             self._lease.until = until
 
@@ -495,12 +525,14 @@ class _Sender:
         except UsageError:  # of a model that cannot be loaded: nothing was asked
             journal.write(_marks(wire.unsent_mark, rows))
             raise
-        return await self._answered(rows, reply, self._desk.ledger.moment() - began, journal)
+        return await self._answered(rows, reply, began, journal)
 
     async def _call(self, rows: list[_Row]) -> LiveReply:
         url, body = self._work.url, rows[0].body
         if len(rows) > 1 and self._joining is not None:
             url, body = self._joining.joined(url, [row.body for row in rows])
+        if self._flex is not None:
+            body = self._flex.in_flex(url, body)
         self._under_way += 1
         try:
             return await self._provider.send(url, body, timeout_s=self._request_s)
@@ -508,13 +540,17 @@ class _Sender:
             self._under_way -= 1
             self._calls_ended += 1
 
-    async def _answered(self, rows: list[_Row], reply: LiveReply, took_s: float, journal: Journal) -> bool:
-        self._unreachable = 0
+    async def _answered(self, rows: list[_Row], reply: LiveReply, began: float, journal: Journal) -> bool:
+        self._unreachable, took_s = 0, self._desk.ledger.moment() - began
         if reply.hint is not None:
             self._throttle.learn(reply.hint)
         if reply.stop:  # quota or key: it was not processed, and nothing else will be
             journal.write(_marks(wire.unsent_mark, rows))
             raise _Pause(self._explain(reply), key=reply.shuts_key)
+        if self._flex is not None and self._flex.has_no_room(reply):
+            journal.write(_marks(wire.unsent_mark, rows))
+            await self._no_room(rows, began)
+            return False
         if reply.status == 429:
             journal.write(_marks(wire.unsent_mark, rows))
             await self._cool(reply)
@@ -550,7 +586,7 @@ class _Sender:
         """One row's answer. True when the provider answered it."""
         line = self._provider.reply_line(row.custom_id, reply, took_s)
         journal.keep(line)
-        row.attempts += 1
+        row.attempts, row.refused = row.attempts + 1, 0
         if not _again(reply.status) or row.attempts >= self._tries:
             row.done = True
             if self._ended is not None:
@@ -569,6 +605,22 @@ class _Sender:
             log.info("shard %s: the provider asks to wait", self._shard.tag)
             account = self._provider.account.id
             await self._desk.book(self._desk.ledger.cool_down, account, self._provider.model, until)
+
+    async def _no_room(self, rows: list[_Row], began: float) -> None:
+        """These rows wait, and nobody else: it says little of other calls, and of other tiers nothing."""
+        self._throttle.crowded(began)
+        for row in rows:
+            row.rest_s, row.refused = self._desk.backoff_s(row.refused), row.refused + 1
+        if rows[0].refused == _REFUSED_TOLD:
+            name, model = self._work.provider.name, self._work.provider.model
+            text = (
+                f"{name} has no room for {model} in flex now: calls are made again, and cost nothing; in another lane "
+                "they would not wait: nightmill cancel JOB, then run it with another --lane and --new"
+            )
+            desk, job_id = self._desk, self._shard.job_id
+            known = await desk.book(desk.ledger.alerts_of, job_id)
+            if all(kind != "no_room" for kind, _, _ in known):
+                await desk.book(desk.ledger.alert, job_id, self._shard.tag, "no_room", text)
 
     def _explain(self, reply: LiveReply) -> str:
         outcome = self._provider.decode(self._provider.reply_line("x-0", reply, 0.0)).outcome

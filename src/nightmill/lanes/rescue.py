@@ -1,5 +1,6 @@
 """Keeping a job's deadline: what `deadline.decide` is told, and which rows go live by its word.
 
+What is said of batches here holds for the flex lane: its calls under way are waited for, as a cancel is.
 Rows are taken back from a batch by cancelling it, and go live once it has ended: then it is certain which of them
 were answered, and none is paid for twice. Rows that wait to be handed over go live at once.
 """
@@ -11,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 
+from nightmill.config import Timing
 from nightmill.errors import ProviderError
 from nightmill.lanes import Desk, Everything, Work, can_be_cut
 from nightmill.lanes.deadline import Decision, Pace, RowsLeft, decide, live_s, turns_at
@@ -27,8 +29,10 @@ _LEAST_ROWS = 50  # of a job that live calls are measured by: with fewer they ha
 _ASSUMED_RATE = (
     4.0  # live rows a second, where none were measured and nothing is said: sixteen at once, four seconds each
 )
+_ASSUMED_FLEX_RATE = 0.25  # rows a second of the flex lane, where none were measured: sixteen at once, a minute each
 _MOST_ASSUMED = 64.0  # ... where much is allowed: as many as go out at once, four seconds each
 _BREATH_S = 0.05  # between two looks at the least
+_LOOK_S = 30.0  # ... and at the most, while calls of the flex lane are made
 _WAITS = "the cancel for the deadline has not come through"
 _STAYS = "the batch is not cancelled for the deadline"
 
@@ -39,27 +43,40 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ranked[max(0, math.ceil(share * len(ranked)) - 1)]
 
 
-def pace_of(
-    ledger: Ledger, account: str, model: str, most_live: float, *, since: float, cancel_s: float, collect_s: float
-) -> Pace:
-    """How fast things go with a model, as far as this ledger has seen; ``cancel_s`` counts until cancels were seen.
+def rate_of(
+    ledger: Ledger, account: str, model: str, most_live: float, *, lane: Lane, since: float
+) -> tuple[float, bool]:
+    """Rows a second that a model answers in a live lane, as far as this ledger has seen, and whether that is a guess.
 
     ``most_live``: rows a second that limits of live calls allow; the limits alone, where none were measured.
     """
-    rates = ledger.live_rates(account, model, since=since, least=_LEAST_ROWS)
+    rates = ledger.live_rates(account, model, since=since, least=_LEAST_ROWS, lane=lane)
+    assumed = _MOST_ASSUMED if math.isfinite(most_live) else _ASSUMED_RATE
+    usual = quantile(rates, 0.5) if rates else _ASSUMED_FLEX_RATE if lane is Lane.FLEX else assumed
+    return min(most_live, usual), not rates
+
+
+def pace_of(
+    ledger: Ledger, account: str, model: str, most_live: float, *, lane: Lane, since: float, timing: Timing
+) -> Pace:
+    """How fast things go with a model, as far as this ledger has seen: settings count until cancels were.
+
+    ``lane``: the one that is waited for. Calls of the flex lane end as late as they may.
+    """
+    rate, is_guess = rate_of(ledger, account, model, most_live, lane=Lane.LIVE, since=since)
+    if lane is Lane.FLEX:
+        return Pace(rate, timing.flex_timeout_s, timing.collect_s, is_guess)
     cancels = ledger.cancel_times(account, since=since)
-    usual = quantile(rates, 0.5) if rates else _MOST_ASSUMED if math.isfinite(most_live) else _ASSUMED_RATE
-    cancel_p95_s = quantile(cancels, 0.95) if len(cancels) >= LEAST_SEEN else cancel_s
-    return Pace(min(most_live, usual), cancel_p95_s, collect_s, is_guess=not rates)
+    cancel_p95_s = quantile(cancels, 0.95) if len(cancels) >= LEAST_SEEN else timing.cancel_s
+    return Pace(rate, cancel_p95_s, timing.collect_s + timing.poll_s, is_guess)  # an end is seen at the next poll
 
 
 def pace(desk: Desk, work: Work) -> Pace:
     """How fast the job goes, as far as is known. On the ledger's thread."""
-    account, timing = work.provider.account.id, desk.timing
-    since, collect_s = desk.wall() - LEARNED_S, timing.collect_s + timing.poll_s  # an end is seen at the next poll
+    account, since = work.provider.account.id, desk.wall() - LEARNED_S
     return pace_of(
-        desk.ledger, account, work.provider.model, work.most_live, since=since, cancel_s=timing.cancel_s,
-        collect_s=collect_s,
+        desk.ledger, account, work.provider.model, work.most_live, lane=work.sheet.lane, since=since,
+        timing=desk.timing,
     )  # fmt: skip
 
 
@@ -171,8 +188,17 @@ async def _tell_if_late(desk: Desk, work: Work, shard: Shard, left: int) -> str 
     return f"{_WAITS}: its rows would be paid for twice"
 
 
+async def waits_for_flex(desk: Desk, work: Work, shard: Shard, left: int) -> float:
+    """Seconds for which ``left`` rows of a flex shard may be sent in that lane before this is asked again; 0: no more.
+
+    What is not sent then goes live once the calls under way have ended: what they answer would be paid for twice.
+    """
+    decision, in_s = await desk.book(outlook, desk, work, but=shard.tag, left_here=left)
+    return 0.0 if decision is Decision.CANCEL else min(max(in_s, _BREATH_S), _LOOK_S)
+
+
 async def taken_live(desk: Desk, work: Work, shard: Shard) -> bool:
-    """Whether a planned batch shard had to go live instead: then live shards have taken its place."""
+    """Whether a planned batch or flex shard had to go live instead: then live shards have taken its place."""
     if work.deadline is None or shard.state is not ShardState.PLANNED or not can_be_cut(shard):
         return False
     if (await desk.book(outlook, desk, work))[0] is Decision.WAIT:
@@ -189,9 +215,11 @@ def _recut(desk: Desk, work: Work, shard: Shard, new: Sequence[NewShard]) -> boo
 
 
 async def rest_goes_live(desk: Desk, work: Work, shard: Shard) -> bool:
-    """Whether what a batch that has ended left over is to run live."""
-    if work.deadline is None or shard.lane is not Lane.BATCH or shard.settled_before:
+    """Whether what a batch that has ended left over is to run live, or what comes of a flex shard."""
+    if work.deadline is None or shard.lane not in (Lane.BATCH, Lane.FLEX) or shard.settled_before:
         return False
+    if shard.lane is Lane.FLEX:
+        return (await desk.book(outlook, desk, work, but=shard.tag))[0] is Decision.CANCEL
     sub = shard.current
     if sub.cancel_asked and not shard.cancel_requested:
         return True

@@ -160,7 +160,12 @@ class Throttle:
 
         Of calls sent before the window was last halved it says nothing new.
         """
-        if self._rates.self_hosted and began >= self._halved:
+        if self._rates.self_hosted:
+            self.crowded(began)
+
+    def crowded(self, began: float) -> None:
+        """A call sent at ``began`` showed that fewer at once would do as well. Nobody waits."""
+        if began >= self._halved:
             self._halve(self._now())
 
     def cool_until(self, moment: float) -> None:

@@ -28,7 +28,7 @@ from nightmill.ledger.records import (
 )
 from nightmill.ledger.schema import alerts, entries, files, jobs, limits, shards, submissions
 from nightmill.ledger.shards import pause_job, unless_cancelled
-from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState
+from nightmill.types import LIVE_LANES, UNFINISHED, JobState, Lane, Quote, ShardState
 
 _OPEN = tuple(UNFINISHED)
 _OUT = (SubmissionState.OPEN, SubmissionState.CREATED, SubmissionState.BOOKED)  # handed over, as far as is known
@@ -57,8 +57,8 @@ def _claimed(job: Job) -> Any:
 
 
 def _rescued(connection: Connection, job_id: str) -> tuple[int, int]:
-    """Requests in live shards of a batch job, and what those cost so far: a deadline makes such, beside a canary."""
-    mine = and_(shards.c.job_id == job_id, shards.c.lane == Lane.LIVE, jobs.c.id == job_id, jobs.c.lane == Lane.BATCH,
+    """Requests in live shards of a job in another lane, and their cost so far: a deadline makes such, a canary too."""
+    mine = and_(shards.c.job_id == job_id, shards.c.lane == Lane.LIVE, jobs.c.id == job_id, jobs.c.lane != Lane.LIVE,
                 shards.c.rung == 0, ~of_canary())  # fmt: skip
     rows = select(func.coalesce(func.sum(shards.c["count"]), 0)).select_from(shards.join(jobs, mine))
     paid = select(func.coalesce(func.sum(submissions.c.spent_nanos), 0)).select_from(
@@ -463,7 +463,7 @@ class JobVerbs(Database):
                 )
             ).one()
             went_out = select(submissions.c.tag).where(submissions.c.tag == shards.c.tag, submissions.c.state.in_(_OUT))
-            unsent = case((shards.c.lane == Lane.LIVE, shards.c.cancelled), else_=0)  # a batch goes out whole
+            unsent = case((shards.c.lane.in_(LIVE_LANES), shards.c.cancelled), else_=0)  # a batch goes out whole
             handed = connection.execute(
                 select(func.coalesce(func.sum(shards.c["count"] - unsent), 0)).where(
                     mine, shards.c.attempt == 1, shards.c.expiries == 0, shards.c.missings == 0, shards.c.splits == 0,

@@ -19,7 +19,7 @@ def rows_left_in(connection: Connection, job_id: str, but: str | None, *, hands_
     there = shards.c.state.in_((ShardState.WAITING, ShardState.COLLECTING))
     count = shards.c["count"]
     left = case((and_(there, told < count), count - told), (there, 0), else_=count)
-    waits = and_(shards.c.lane == Lane.BATCH, shards.c.state != ShardState.COLLECTING,
+    waits = and_(shards.c.lane.in_((Lane.BATCH, Lane.FLEX)), shards.c.state != ShardState.COLLECTING,
                  func.coalesce(submissions.c.cancel_asked, 0) == 0)  # fmt: skip
     sums = select(
         func.coalesce(func.sum(case((waits, left), else_=0)), 0),
@@ -39,9 +39,9 @@ class PaceVerbs(Database):
     def rows_left(self, job_id: str, *, but: str | None = None, hands_back: bool = True) -> tuple[int, int]:
         """Requests of a job without an answer, as far as providers have said; those of the shard ``but`` left out.
 
-        First those that are, or will be, in a batch that is waited for; then those that run live, and those in
-        batches that are being cancelled or have ended. ``hands_back``: what a batch has answered is had however it
-        ends; if not, it counts as left until there is a file of it.
+        First those that are, or will be, in a batch that is waited for, or in the flex lane; then those that run live,
+        and those in batches that are being cancelled or have ended. ``hands_back``: what a batch has answered is had
+        however it ends; if not, it counts as left until there is a file of it.
         """
         with self._read() as connection:
             return rows_left_in(connection, job_id, but, hands_back=hands_back)
@@ -73,15 +73,15 @@ class PaceVerbs(Database):
             found = connection.execute(took.order_by(s.cancel_at.desc()).limit(_MOST)).scalars()
             return [max(0.0, float(seconds)) for seconds in found]
 
-    def live_rates(self, account: str, model: str, *, since: float, least: int) -> list[float]:
-        """Rows a second of the newest jobs that ran at least ``least`` rows live, by account and model."""
+    def live_rates(self, account: str, model: str, *, since: float, least: int, lane: Lane = Lane.LIVE) -> list[float]:
+        """Rows a second of the newest jobs that ran at least ``least`` rows in a live lane, by account and model."""
         s = submissions.c
         rows = func.sum(shards.c["count"])
         took = func.max(shards.c.settled_at) - func.min(s.intent_at)
         jobs = (
             select(rows, took)
             .join(shards, shards.c.tag == s.tag)
-            .where(shards.c.lane == Lane.LIVE, shards.c.settled_at.is_not(None), s.account == account,
+            .where(shards.c.lane == lane, shards.c.settled_at.is_not(None), s.account == account,
                    s.batch_model == model, s.intent_at >= since)
             .group_by(shards.c.job_id)
             .having(rows >= least)

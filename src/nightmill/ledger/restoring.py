@@ -6,7 +6,7 @@ from sqlalchemy import Connection, and_, insert, select, update
 
 from nightmill.ledger.records import EPOCHS_SINCE_A_BACKUP, SubmissionState
 from nightmill.ledger.schema import jobs, shards, submissions
-from nightmill.types import JobState, Lane, ShardState
+from nightmill.types import LIVE_LANES, JobState, Lane, ShardState
 
 _SEQS_SINCE_A_BACKUP = 1_000_000
 _RESTORED = (
@@ -44,7 +44,7 @@ def doubt_after_restore(connection: Connection) -> None:
 
 def _pause_live(connection: Connection) -> None:
     """Live shards keep their state; their next journals have names that no earlier worker can have used."""
-    open_live = and_(shards.c.lane == Lane.LIVE, shards.c.state.in_((ShardState.PLANNED, ShardState.SENDING)))
+    open_live = and_(shards.c.lane.in_(LIVE_LANES), shards.c.state.in_((ShardState.PLANNED, ShardState.SENDING)))
     runs = and_(jobs.c.state.in_((JobState.PENDING, JobState.RUNNING)), jobs.c.cancel_requested == 0)
     mine = select(shards.c.tag).where(shards.c.job_id == jobs.c.id, open_live)
     connection.execute(

@@ -1,4 +1,4 @@
-"""What was saved against sending every row live: by the batch discount, by caches, by folding equal rows."""
+"""What was saved against sending every row live: by the discounts of batches and flex, by caches, by equal rows."""
 
 from __future__ import annotations
 
@@ -31,11 +31,19 @@ class Saved:
     batch_caching_nanos: int = 0  # what providers' caches of prompts took off what was paid
     live_caching_nanos: int = 0
     unproven_nanos: int = 0  # paid, as far as anybody knows, and no answer came for it
+    flex_list_nanos: int = 0  # answers of the flex lane
+    flex_paid_nanos: int = 0
+    flex_caching_nanos: int = 0
 
     @property
     def batch_nanos(self) -> int:
         """Saved by the batch discount."""
         return self.batch_list_nanos - self.batch_paid_nanos - self.batch_caching_nanos
+
+    @property
+    def flex_nanos(self) -> int:
+        """Saved by the flex discount."""
+        return self.flex_list_nanos - self.flex_paid_nanos - self.flex_caching_nanos
 
     @property
     def live_nanos(self) -> int:
@@ -45,16 +53,17 @@ class Saved:
     @property
     def caching_nanos(self) -> int:
         """Saved by what providers had cached of prompts; less than nothing where writing it cost more."""
-        return self.batch_caching_nanos + self.live_caching_nanos
+        return self.batch_caching_nanos + self.flex_caching_nanos + self.live_caching_nanos
 
     @property
     def real_time_nanos(self) -> int:
-        return self.batch_list_nanos + self.live_list_nanos + self.cache_nanos + self.duplicates_nanos
+        answered = self.batch_list_nanos + self.flex_list_nanos + self.live_list_nanos
+        return answered + self.cache_nanos + self.duplicates_nanos
 
     @property
     def paid_nanos(self) -> int:
         """All that was spent, what is unproven included."""
-        return self.batch_paid_nanos + self.live_paid_nanos + self.unproven_nanos
+        return self.batch_paid_nanos + self.flex_paid_nanos + self.live_paid_nanos + self.unproven_nanos
 
     @property
     def saved_nanos(self) -> int:
@@ -120,12 +129,14 @@ def _saved(
     paid: dict[tuple[str, str], tuple[int, int]],
 ) -> Saved:  # fmt: skip
     job_id = row.id
-    batch, live = (paid.get((job_id, lane), (0, 0)) for lane in (Lane.BATCH, Lane.LIVE))
+    batch, flex, live = (paid.get((job_id, lane), (0, 0)) for lane in (Lane.BATCH, Lane.FLEX, Lane.LIVE))
     counts: dict[str, int] = json.loads(row.counts or "{}")
     return Saved(
         batch_list_nanos=listed.get((job_id, Lane.BATCH), 0), batch_paid_nanos=batch[0] - batch[1],
         live_list_nanos=listed.get((job_id, Lane.LIVE), 0), live_paid_nanos=live[0] - live[1],
         cache_nanos=listed.get((job_id, Lane.CACHE), 0), duplicates_nanos=counts.get("folded_list_nanos", 0),
         batch_caching_nanos=cached.get((job_id, Lane.BATCH), 0), live_caching_nanos=cached.get((job_id, Lane.LIVE), 0),
-        unproven_nanos=batch[1] + live[1],
+        unproven_nanos=batch[1] + flex[1] + live[1],
+        flex_list_nanos=listed.get((job_id, Lane.FLEX), 0), flex_paid_nanos=flex[0] - flex[1],
+        flex_caching_nanos=cached.get((job_id, Lane.FLEX), 0),
     )  # fmt: skip

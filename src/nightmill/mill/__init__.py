@@ -63,7 +63,7 @@ from nightmill.mill.adopting import Adopted
 from nightmill.mill.again import Again
 from nightmill.mill.arrivals import Arrivals
 from nightmill.mill.checkpoint import Checkpoint
-from nightmill.mill.comparing import FLEX, Candidate, LaneCost
+from nightmill.mill.comparing import Candidate, LaneCost
 from nightmill.mill.detaching import Handed
 from nightmill.mill.ending import ending_error, paused
 from nightmill.mill.firstrows import told as canary_told
@@ -496,7 +496,6 @@ class Mill:
 
 
 __all__ = [
-    "FLEX",
     "Adopted",
     "Again",
     "Alert",

@@ -14,7 +14,7 @@ from nightmill.mill import reading
 from nightmill.mill.home import Home, compiled_from
 from nightmill.mill.planning import DEADLINE, quarter
 from nightmill.plan import Cutter, bounds, cut_rows
-from nightmill.types import FailureKind, Lane
+from nightmill.types import FailureKind
 from nightmill.wire import ROWS
 
 
@@ -100,7 +100,7 @@ def _failed_rows(home: Home, job: Job) -> dict[int, tuple[str, str | None]]:
 
 def _was_sent(kind: str, shard: Shard | None) -> bool:
     """Whether a row that failed so in its newest shard ever went out; one shard of a live job may be sent in part."""
-    if shard is None or (shard.lane is Lane.LIVE and kind == FailureKind.CANCELLED and not shard.is_part):
+    if shard is None or (shard.lane.is_live and kind == FailureKind.CANCELLED and not shard.is_part):
         return False
     return shard.was_sent
 

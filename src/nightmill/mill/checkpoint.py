@@ -18,7 +18,7 @@ from nightmill.mill.following import standing
 from nightmill.mill.home import Home
 from nightmill.sinks import Target, save
 from nightmill.sinks.checkpoints import Words, rendered
-from nightmill.types import Lane, ShardState
+from nightmill.types import ShardState
 from nightmill.wire import BAD, ROWS, TWINS
 
 _MOST_GROUPS = 10  # read in one go
@@ -64,7 +64,7 @@ class Checkpoint:
         """The groups of rows of which more may be known now, in order."""
         groups = set[int]()
         for shard in shards:
-            is_sent = shard.lane is Lane.LIVE and shard.state is ShardState.SENDING
+            is_sent = shard.lane.is_live and shard.state is ShardState.SENDING
             if shard.files and (is_sent or self._marks.get(shard.tag) != _mark(shard)):
                 groups.update(range(shard.first // GROUP_ROWS, shard.last // GROUP_ROWS + 1))
         return sorted(groups)

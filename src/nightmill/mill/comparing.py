@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nightmill.config import Settings
 from nightmill.mill import deadlines
 from nightmill.mill.home import Home
-from nightmill.pricing import PriceSheet, flex_sheet, listed_context
+from nightmill.pricing import PriceSheet, listed_context
 from nightmill.providers import BatchProvider, Limits, LiveProvider, Provider
 from nightmill.providers.resolve import lacking_key, runs_here
 from nightmill.types import Lane, Usage
@@ -17,14 +17,12 @@ from nightmill.types import Lane, Usage
 if TYPE_CHECKING:
     from nightmill.mill.planning import Prepared
 
-FLEX = "flex"  # a tier of live calls that may wait: shown beside the lanes, and not used
-
 
 @dataclass(frozen=True, slots=True)
 class LaneCost:
     """What a plan would cost in one lane."""
 
-    lane: str  # of `Lane`, or `FLEX`
+    lane: Lane
     expected_nanos: int
     at_most_nanos: int
     done_by: tuple[float, float] | None = None  # unix seconds: half, and nine of ten, such batches have ended by then
@@ -99,26 +97,25 @@ def _lane_costs(home: Home, prepared: Prepared) -> list[LaneCost]:
     """Of the plan itself, in each lane that its model has, batch first."""
     quote, provider = prepared.quote, home.provider(prepared.model, sends=False)
     requests = quote.requests
-    each = Usage(-(-quote.input_tokens // max(1, requests)), quote.output_tokens // max(1, requests))
+    each = Usage(-(-quote.input_tokens // max(1, requests)), quote.output_tokens // max(1, requests), flex=True)
     costs = []
-    for lane in _lanes(provider, prepared.lane):
+    for lane in _lanes(home, prepared, prepared.model, provider, prepared.lane):
         if lane is prepared.lane:
             when = deadlines.done_by(home, prepared, provider, lane)
-            costs.append(LaneCost(lane.value, quote.expected_nanos, quote.at_most_nanos, *when))
+            costs.append(LaneCost(lane, quote.expected_nanos, quote.at_most_nanos, *when))
         else:
             costs.append(_cost(home, prepared, provider, lane, home.sheet(prepared.model, lane), each, requests))
-    return costs + _flex(home.settings, prepared, prepared.model, each, requests)
+    return costs
 
 
 def _costs_of_other(home: Home, prepared: Prepared, provider: Provider, judged: Judged) -> list[LaneCost]:
     """Of the plan with a model that it was not made for, which has answered none of its rows before."""
     cap, requests = judged.cap_tokens, requests_of(prepared)
     each = usage_of(prepared, judged.expect_tokens, cap)
-    costs = [
+    return [
         _cost(home, prepared, provider, lane, home.sheet(judged.model, lane), each, requests, cap)
-        for lane in _lanes(provider, judged.lane)
+        for lane in _lanes(home, prepared, judged.model, provider, judged.lane)
     ]
-    return costs + _flex(home.settings, prepared, judged.model, each, requests, cap)
 
 
 def requests_of(prepared: Prepared) -> int:
@@ -132,13 +129,17 @@ def usage_of(prepared: Prepared, expect_tokens: int, cap_tokens: int) -> Usage:
     most = max((shard.cap_tokens // shard.count for shard in sent), default=0)
     quote = prepared.quote
     if not sent:  # all is answered, by this one
-        return Usage(prepared.plan.longest_tokens, expect_tokens)
-    return Usage(-(-quote.input_tokens // max(1, quote.requests)), min(expect_tokens, cap_tokens or most))
+        return Usage(prepared.plan.longest_tokens, expect_tokens, flex=True)
+    return Usage(-(-quote.input_tokens // max(1, quote.requests)), min(expect_tokens, cap_tokens or most), flex=True)
 
 
-def _lanes(provider: Provider, own: Lane | None) -> list[Lane]:
-    able: Mapping[Lane, type] = {Lane.BATCH: BatchProvider, Lane.LIVE: LiveProvider}
-    return [lane for lane, kind in able.items() if isinstance(provider, kind) or lane is own]
+def _lanes(home: Home, prepared: Prepared, model: str, provider: Provider, own: Lane | None) -> list[Lane]:
+    has: Mapping[Lane, bool] = {
+        Lane.BATCH: isinstance(provider, BatchProvider),
+        Lane.LIVE: isinstance(provider, LiveProvider),
+        Lane.FLEX: prepared.vectors is None and home.flex_sheet(model, provider) is not None,
+    }
+    return [lane for lane, there in has.items() if there or lane is own]
 
 
 def _cost(
@@ -146,7 +147,7 @@ def _cost(
     cap_tokens: int = 0,
 ) -> LaneCost:  # fmt: skip
     when = deadlines.done_by(home, prepared, provider, lane)
-    return LaneCost(lane.value, sheet.cost(each) * requests, _at_most(prepared, sheet, requests, cap_tokens), *when)
+    return LaneCost(lane, sheet.cost(each) * requests, _at_most(prepared, sheet, requests, cap_tokens), *when)
 
 
 def _at_most(prepared: Prepared, sheet: PriceSheet, requests: int, cap_tokens: int) -> int:
@@ -156,14 +157,3 @@ def _at_most(prepared: Prepared, sheet: PriceSheet, requests: int, cap_tokens: i
     cap = cap_tokens or max((shard.cap_tokens // shard.count for shard in sent), default=0)
     most = sum(sheet.worst(s.content_bytes, s.count, s.count * cap_tokens or s.cap_tokens) for s in sent)
     return most + sheet.worst(more * prepared.plan.longest_weight, more, more * cap)
-
-
-def _flex(
-    settings: Settings, prepared: Prepared, model: str, each: Usage, requests: int, cap_tokens: int = 0
-) -> list[LaneCost]:
-    if model in settings.models and "price" in settings.models[model]:
-        return []
-    sheet = flex_sheet(model)
-    return (
-        [LaneCost(FLEX, sheet.cost(each) * requests, _at_most(prepared, sheet, requests, cap_tokens))] if sheet else []
-    )

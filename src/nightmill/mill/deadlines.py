@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nightmill.lanes.deadline import Decision, Pace, RowsLeft, decide, rows_in_turn
-from nightmill.lanes.rescue import LEARNED_S, LEAST_SEEN, pace_of, quantile
+from nightmill.lanes.deadline import Decision, Pace, RowsLeft, decide, live_s, rows_in_turn
+from nightmill.lanes.rescue import LEARNED_S, LEAST_SEEN, pace_of, quantile, rate_of
 from nightmill.mill.home import Home, most_live
 from nightmill.providers import Provider
 from nightmill.types import Lane
@@ -17,19 +17,71 @@ if TYPE_CHECKING:
 
 def pace(home: Home, prepared: Prepared, provider: Provider) -> Pace:
     """How fast a job like this one would go, as far as this home has seen."""
-    quote = prepared.quote
-    sent = [shard for shard in prepared.plan.shards if shard.lane is not Lane.CACHE]
-    tokens = (sum(s.cap_tokens for s in sent) + quote.input_tokens) // max(1, quote.requests)
-    return _pace(home, prepared.spec, provider, tokens)
+    return _pace(home, prepared.spec, provider, _tokens_each(prepared))
 
 
 def _pace(home: Home, spec: Mapping[str, Any], provider: Provider, tokens: int) -> Pace:
-    timing, given = home.settings.timing, home.limits_of(provider)
-    most = most_live(spec["rpm"] or given.get("rpm"), spec["tpm"] or given.get("tpm"), spec["concurrency"], tokens)
     return pace_of(
-        home.ledger, provider.account.id, provider.model, most, since=home.desk.wall() - LEARNED_S,
-        cancel_s=timing.cancel_s, collect_s=timing.collect_s + timing.poll_s,
+        home.ledger, provider.account.id, provider.model, _most_live(home, spec, provider, tokens),
+        lane=Lane(spec["lane"]), since=home.desk.wall() - LEARNED_S, timing=home.settings.timing,
     )  # fmt: skip
+
+
+def _tokens_each(prepared: Prepared) -> int:
+    quote, sent = prepared.quote, [shard for shard in prepared.plan.shards if shard.lane is not Lane.CACHE]
+    return (sum(s.cap_tokens for s in sent) + quote.input_tokens) // max(1, quote.requests)
+
+
+def _most_live(home: Home, spec: Mapping[str, Any], provider: Provider, tokens: int) -> float:
+    given = home.limits_of(provider)
+    return most_live(spec["rpm"] or given.get("rpm"), spec["tpm"] or given.get("tpm"), spec["concurrency"], tokens)
+
+
+def _rate(home: Home, prepared: Prepared, provider: Provider, lane: Lane) -> float:
+    """Rows a second that a live lane would answer."""
+    most = _most_live(home, prepared.spec, provider, _tokens_each(prepared))
+    since = home.desk.wall() - LEARNED_S
+    return rate_of(home.ledger, provider.account.id, provider.model, most, lane=lane, since=since)[0]
+
+
+def hurries(home: Home, prepared: Prepared) -> bool:
+    """Whether a plan in batches had better be another: there is no time for them, or rather for flex than for them."""
+    if not prepared.quote.requests or prepared.spec["deadline"] is None or prepared.lane is not Lane.BATCH:
+        return False
+    provider = home.provider(prepared.model, sends=False)
+    return _goes_live(home, prepared) or (
+        _batches_are_late(home, prepared, provider) and flex_is_in_time(home, prepared, prepared.model, provider)
+    )
+
+
+def lane_in_a_hurry(home: Home, prepared: Prepared, model: str, provider: Provider) -> Lane:
+    """In which lane ``model`` does what was planned in batches, where that hurries."""
+    if flex_is_in_time(home, prepared, model, provider):
+        return Lane.FLEX
+    return Lane.LIVE if _goes_live(home, prepared) else Lane.BATCH
+
+
+def _goes_live(home: Home, prepared: Prepared) -> bool:
+    """Whether every row would have to go live at once to be in time."""
+    return live_at_once(home, prepared) >= prepared.quote.requests
+
+
+def _batches_are_late(home: Home, prepared: Prepared, provider: Provider) -> bool:
+    """Whether half of the model's batches, as far as enough were measured, took longer than there is time."""
+    now = home.desk.wall()
+    seen = home.ledger.batch_times(provider.model, since=now - LEARNED_S)
+    return len(seen) >= LEAST_SEEN and bool(now + quantile(seen, 0.5) > prepared.spec["deadline"])
+
+
+def flex_is_in_time(home: Home, prepared: Prepared, model: str, provider: Provider) -> bool:
+    """Whether all of a plan would be answered in the flex lane of ``model`` in time, and for less than live."""
+    flex, deadline = home.flex_sheet(model, provider), prepared.spec["deadline"]
+    if flex is None or prepared.vectors is not None or not home.sheet(model, Lane.LIVE).dearer_than(flex):
+        return False
+    timing = home.settings.timing
+    known = Pace(_rate(home, prepared, provider, Lane.FLEX), timing.flex_timeout_s, timing.collect_s)
+    took_s = live_s(prepared.quote.requests, known)
+    return bool(home.desk.wall() + took_s + known.turn_s <= deadline)  # from a turn before it what is left goes live
 
 
 def batch_rows(home: Home, spec: Mapping[str, Any], provider: Provider, cap_tokens: int) -> int:
@@ -38,13 +90,13 @@ def batch_rows(home: Home, spec: Mapping[str, Any], provider: Provider, cap_toke
 
 
 def live_at_once(home: Home, prepared: Prepared) -> int:
-    """How many requests of a plan have no time to wait for a batch at all."""
+    """How many requests of a plan have no time to wait for a batch, or for flex, at all."""
     deadline = prepared.spec["deadline"]
-    if deadline is None or prepared.lane is not Lane.BATCH:
+    if deadline is None or prepared.lane is Lane.LIVE:
         return 0
     known, now, live = pace(home, prepared, home.provider(prepared.model, sends=False)), home.desk.wall(), 0
     for shard in prepared.plan.shards:
-        if shard.lane is Lane.BATCH:
+        if shard.lane is prepared.lane:
             left = RowsLeft(prepared.quote.requests - live, live)
             if decide(now, deadline, left, known) is Decision.WAIT:
                 break
@@ -58,11 +110,14 @@ def notes(home: Home, prepared: Prepared) -> list[str]:
         return []
     found = []
     if at_once := live_at_once(home, prepared):
-        found.append(f"too little time for batches: {at_once:,} requests run live at once, at the regular price")
+        what = "flex" if prepared.lane is Lane.FLEX else "batches"
+        found.append(f"too little time for {what}: {at_once:,} requests run live at once, at the regular price")
     known = pace(home, prepared, home.provider(prepared.model, sends=False))
     if known.is_guess:
         rate = f"reckoned at {known.live_rate:.3g} rows a second"
         found.append(f"live calls of {prepared.model} were not measured here yet: {rate} (--rpm says what is allowed)")
+    if prepared.lane is Lane.FLEX:
+        found.append("what the flex lane has not answered in time runs live, at the regular price")
     return found
 
 
@@ -80,5 +135,5 @@ def done_by(
         if len(seen) < LEAST_SEEN:
             return None, now + provider.limits.window_s
         return (now + quantile(seen, 0.5), now + quantile(seen, 0.9)), None
-    took = prepared.quote.requests / pace(home, prepared, provider).live_rate
+    took = prepared.quote.requests / _rate(home, prepared, provider, lane)
     return (now + took, now + took), None

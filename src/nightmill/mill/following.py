@@ -15,7 +15,7 @@ from nightmill.errors import Conflict, StoreError, UsageError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import Job, Outside, Shard, Standing, standing_of, with_answers
 from nightmill.mill.home import Home, model_of
-from nightmill.types import Lane, ShardState
+from nightmill.types import ShardState
 from nightmill.wire import ROWS
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Follower:
         home, ledger = self._home, self._home.ledger
         for _ in range(3):  # a shard that settles between the two reads would count twice, or not at all
             tally = ledger.tally(job_id)
-            shards = [s for s in ledger.shards_of(job_id, *_UNDER_WAY) if s.lane is Lane.LIVE]
+            shards = [s for s in ledger.shards_of(job_id, *_UNDER_WAY) if s.lane.is_live]
             if ledger.tally(job_id).states == tally.states:
                 break
         job = home.job(job_id)

@@ -15,14 +15,14 @@ from zoneinfo import ZoneInfo
 from nightmill.answers import AnswerCache, salt
 from nightmill.config import DEFAULT_BUDGET_NANOS, Settings
 from nightmill.engine import JobKit
-from nightmill.errors import UsageError
+from nightmill.errors import UnknownPrice, UsageError
 from nightmill.lanes import Desk, Work
 from nightmill.lanes.throttle import Rates
 from nightmill.ledger import LEDGER_NAME, Job, Ledger, Limit, Shard
 from nightmill.mill.embedding import answer_check, most_together
 from nightmill.plan import Compiled, Ladder, Parameters, Scissors
 from nightmill.pricing import PriceSheet, price_sheet
-from nightmill.providers import BatchProvider, Limits, LiveProvider, Provider, fingerprint_shown
+from nightmill.providers import BatchProvider, FlexProvider, Limits, LiveProvider, Provider, fingerprint_shown
 from nightmill.providers.resolve import hidden_tokens, resolve_keys, runs_here
 from nightmill.store import Store
 from nightmill.tasks import Task, bind, repairing
@@ -66,13 +66,6 @@ def model_of(job: Job, shard: Shard) -> str:
     """The model that is asked the requests of a shard: the job's, or one further up its ladder."""
     step = Ladder.of(job.spec).at(shard.rung)
     return job.model if step is None else step.model
-
-
-def rung_lane(lane: Lane, provider: Provider) -> Lane:
-    """Where a job of ``lane`` asks another model: there too, if it has that lane."""
-    if lane is Lane.BATCH and isinstance(provider, BatchProvider):
-        return Lane.BATCH
-    return Lane.LIVE if isinstance(provider, LiveProvider) else Lane.BATCH
 
 
 def confirmed_sheet(job: Job, model: str, lane: Lane, today: PriceSheet) -> PriceSheet:
@@ -162,6 +155,22 @@ class Home:
         """Today's prices of a model. Raises UnknownPrice."""
         return sheet_of(self.settings, model, lane)
 
+    def flex_sheet(self, model: str, provider: Provider) -> PriceSheet | None:
+        """Today's prices of its flex lane; None: it has none, or nobody knows what it costs."""
+        if not isinstance(provider, FlexProvider):
+            return None
+        with suppress(UnknownPrice):
+            return self.sheet(model, Lane.FLEX)
+        return None
+
+    def rung_lane(self, lane: Lane, model: str, provider: Provider) -> Lane:
+        """Where a job of ``lane`` asks another model: there too, if it has that lane."""
+        if lane is Lane.BATCH and isinstance(provider, BatchProvider):
+            return Lane.BATCH
+        if lane is Lane.FLEX and self.flex_sheet(model, provider) is not None:
+            return Lane.FLEX
+        return Lane.LIVE if isinstance(provider, LiveProvider) else Lane.BATCH
+
     def tightest(self, job_nanos: int | None = None) -> Limit | None:
         """The limit with the least money free, a job's own of ``job_nanos`` included."""
         limits = [limit for limit in self.ledger.limits(self.desk.scopes()) if limit.cap_nanos is not None]
@@ -179,7 +188,7 @@ class Home:
         spec = job.spec
         keyed = self.providers(model)
         provider = keyed[0]
-        lane = job.lane if model == job.model else rung_lane(job.lane, provider)
+        lane = job.lane if model == job.model else self.rung_lane(job.lane, model, provider)
         compiled = compiled_from(spec, provider)
         sheet = self.sheet(model, lane)
         confirmed = confirmed_sheet(job, model, lane, sheet)
@@ -203,10 +212,10 @@ class Home:
             ),
         )
         rescue = None
-        if lane is Lane.BATCH and ("live_price" in spec or model != job.model):
+        if lane is not Lane.LIVE and ("live_price" in spec or model != job.model):
             rescue = replace(work, sheet=regular, confirmed=confirmed_sheet(job, model, Lane.LIVE, regular))
-        if job.deadline is not None and lane is Lane.BATCH:
-            work = replace(work, held=dearer(sheet, regular), deadline=job.deadline,
+        if job.deadline is not None and lane is not Lane.LIVE:
+            work = replace(work, held=dearer(sheet, regular) if lane is Lane.BATCH else None, deadline=job.deadline,
                            most_live=most_live(rates.requests_per_minute, rates.tokens_per_minute,
                                                spec["concurrency"], _tokens_each(job, compiled)))  # fmt: skip
         ladder, check = Ladder.of(spec), answer_check(spec)

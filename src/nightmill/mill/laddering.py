@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nightmill.errors import UsageError
 from nightmill.ledger import Job
-from nightmill.mill.home import Home, compiled_from, rung_lane
+from nightmill.mill.home import Home, compiled_from
 from nightmill.plan import Ladder, Parameters, Plan
 from nightmill.pricing import PriceSheet
 from nightmill.tasks import Task, require_repair
@@ -56,7 +56,8 @@ def next_prices(home: Home, spec: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for step in Ladder.of(spec).rungs:
         if step.model != spec["model"]:
-            lanes = {rung_lane(Lane(spec["lane"]), home.provider(step.model, sends=False)), Lane.LIVE}
+            provider = home.provider(step.model, sends=False)
+            lanes = {home.rung_lane(Lane(spec["lane"]), step.model, provider), Lane.LIVE}
             found[step.model] = {lane.value: home.sheet(step.model, lane).to_json() for lane in sorted(lanes)}
     return {"next_prices": found} if found else {}
 
@@ -100,7 +101,7 @@ def _most_nanos(home: Home, spec: Mapping[str, Any], ladder: Ladder, plan: Plan)
     for step in ladder.rungs:
         lane = Lane(spec["lane"])
         if step.model != spec["model"]:
-            lane = rung_lane(lane, home.provider(step.model, sends=False))
+            lane = home.rung_lane(lane, step.model, home.provider(step.model, sends=False))
         sheet = home.sheet(step.model, lane)
         for shard in sent:
             shown = _BYTES_A_TOKEN * shard.cap_tokens if step.is_reask else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from nightmill.config import Settings
@@ -67,6 +68,8 @@ def one_model(settings: Settings, ref: str) -> Listed:
 
 def _listed(settings: Settings, ref: str, offer: Offer, catalogue: tuple[str, dt.date]) -> Listed:
     prices, known = _prices(settings, ref, offer), known_of(ref, settings.providers)
+    if Lane.FLEX not in prices:  # a server has that tier for some of its models, and those have a price of their own
+        offer = replace(offer, lanes=tuple(lane for lane in offer.lanes if lane != Lane.FLEX))
     limits = replace(known.limits, context=context_of(settings, ref, known.limits))
     caveats = [*known.caveats, *_price_caveats(prices, catalogue)]
     if known.schema in _SCHEMA_CAVEATS:
@@ -90,7 +93,8 @@ def _price_caveats(prices: Mapping[Lane, PriceSheet], catalogue: tuple[str, dt.d
 
 
 def _prices(settings: Settings, ref: str, offer: Offer) -> dict[Lane, PriceSheet]:
-    try:
-        return {Lane(lane): sheet_of(settings, ref, Lane(lane)) for lane in offer.lanes}
-    except UnknownPrice:
-        return {}
+    found = {}
+    for lane in map(Lane, offer.lanes):
+        with suppress(UnknownPrice):
+            found[lane] = sheet_of(settings, ref, lane)
+    return found

@@ -33,7 +33,7 @@ from nightmill.plan import (
     measured,
     with_waves,
 )
-from nightmill.providers import BatchProvider, LiveProvider, Provider
+from nightmill.providers import BatchProvider, FlexProvider, LiveProvider, Provider
 from nightmill.providers.resolve import lacking_key
 from nightmill.sinks.vectors import Vectors
 from nightmill.sources import Source, decode_row_values, open_source
@@ -72,7 +72,7 @@ class RunOptions:
     task: str | Task | TaskFunction | None = None  # by name, .toml file or module:function
     prompt: str | None = None
     model: str | None = None  # or several, with commas between: the cheapest that can do the job
-    lane: str | None = None  # auto, batch or live
+    lane: str | None = None  # auto, batch, live or flex
     by: str | None = None  # when it has to be done, as `config.parse_by` reads it
     budget_nanos: int | None = None
     schema: str | Path | type | Mapping[str, Any] | None = None
@@ -104,6 +104,7 @@ class RunOptions:
     repair: bool | None = None  # answers that do not fit the schema are put right here where they can be
     reask: int | None = None  # ... times they are asked again, with what is wrong
     detach: bool = False  # the lane is batch since nobody waits for the answers, and not because it was said
+    hurry: Prepared | None = None  # the same in batches, for which there is too little time
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +167,7 @@ def prepare(home: Home, options: RunOptions) -> Prepared:
     if not _is_too_late_for_batches(home, prepared):
         return prepared
     drop(home, prepared.plan.job_id)
-    live = _chosen(home, replace(options, lane=Lane.LIVE.value), partial(_prepare, home))
-    return _noted(live, TOO_LATE)
+    return _noted(_chosen(home, replace(options, hurry=prepared), partial(_prepare, home)), TOO_LATE)
 
 
 def _chosen(home: Home, options: RunOptions, plan: _Planning, *, sends: bool = True) -> Prepared:
@@ -218,8 +218,8 @@ def rehearse(home: Home, options: RunOptions, save_to: Path | None = None) -> Pr
     kept = save_to if is_sure else None  # else the lane or the model may yet be another
     prepared = _chosen(home, options, partial(_rehearse, home, kept), sends=False)
     if _is_too_late_for_batches(home, prepared):
-        live = replace(options, lane=Lane.LIVE.value)
-        prepared = _noted(_chosen(home, live, partial(_rehearse, home, None), sends=False), TOO_LATE)
+        hurried = replace(options, hurry=prepared)
+        prepared = _noted(_chosen(home, hurried, partial(_rehearse, home, None), sends=False), TOO_LATE)
     if save_to is not None and not is_sure:
         _after_a_look(partial(_rehearse, home, save_to, replace(prepared.options, model=prepared.model), ()))
     return prepared
@@ -232,11 +232,10 @@ def _noted(prepared: Prepared, *notes: str) -> Prepared:
 
 
 def _is_too_late_for_batches(home: Home, prepared: Prepared) -> bool:
-    """Whether every row would have to go live at once to be in time, in a lane that nobody asked for."""
+    """Whether rows had better go another way to be in time, in a lane that nobody asked for."""
     options = prepared.options
-    if prepared.resumes is not None or options.lane not in (None, "auto") or prepared.lane is not Lane.BATCH:
-        return False
-    return deadlines.live_at_once(home, prepared) >= prepared.quote.requests > 0
+    is_free = prepared.resumes is None and options.lane in (None, "auto") and options.hurry is None
+    return is_free and deadlines.hurries(home, prepared)
 
 
 def _rehearse(home: Home, save_to: Path | None, options: RunOptions, among: tuple[str, ...], whole: bool) -> Prepared:
@@ -306,6 +305,8 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
     compiled = Compiled(provider, bound, parameters)
     deadline = None if options.by is None else parse_by(options.by, home.desk.wall())
     lane = _lane(options.lane or settings.default_lane, provider, source)
+    if options.hurry is not None:
+        lane = deadlines.lane_in_a_hurry(home, options.hurry, model, provider)
     if deadline is not None and lane is Lane.BATCH and not isinstance(provider, LiveProvider):
         raise UsageError(
             f"--by with {provider.name}", why="it has no live lane for what is late in a batch", fix="leave --by out"
@@ -333,7 +334,8 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
     batch_said = (options.lane or settings.default_lane) == "batch" and not options.detach
     first = firstrows.first_of(home, order, asked=options.canary, batch_said=batch_said, free=free)
     order = replace(order, first=first)
-    if order.held is not None or (first is not None and first.lane is not lane):
+    may_turn = deadline is not None and lane is not Lane.LIVE
+    if may_turn or (first is not None and first.lane is not lane):
         spec["live_price"] = regular.to_json()
     lacking = lacking_key(model, settings.env, settings.providers)
     notices = (notice, lacking and f"{lacking} is not set: the run needs it")
@@ -483,7 +485,10 @@ def _lane(asked: str, provider: Provider, source: Source) -> Lane:
     can_batch, can_live = isinstance(provider, BatchProvider), isinstance(provider, LiveProvider)
     if asked == "batch" and not can_batch:
         raise UsageError(f"{provider.name} has no batch lane", why="it answers live only", fix="use --lane live")
-    if asked in ("batch", "live"):
+    if asked == "flex" and not isinstance(provider, FlexProvider):
+        why = "it has no cheaper tier for calls that may wait"
+        raise UsageError(f"{provider.name} has no flex lane", why=why, fix="use --lane batch or --lane live")
+    if asked != "auto":
         return Lane(asked)
     few = next(source.batches()).num_rows <= LIVE_UP_TO
     return Lane.LIVE if not can_batch or (few and can_live) else Lane.BATCH

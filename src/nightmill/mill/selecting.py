@@ -129,7 +129,7 @@ class Choice:
         except CannotCarry as error:
             self._why_not[model] = error
             return 0
-        return order.sheet.cost(Usage(tokens, order.expect_tokens))
+        return order.sheet.cost(Usage(tokens, order.expect_tokens, flex=True))
 
     # -- the plan, and what it says of the others
 

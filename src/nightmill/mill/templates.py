@@ -18,7 +18,7 @@ from nightmill.mill.planning import RunOptions
 
 _FOLDER = "templates"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_ONCE = ("given", "new")  # true of one run, not of the next
+_ONCE = ("given", "new", "hurry")  # true of one run, not of the next
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from nightmill import wire
 from nightmill.answers import AnswerCache, Deduper, Folding, digests, salt
-from nightmill.errors import InputError, UsageError
+from nightmill.errors import CannotCarry, InputError, UsageError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import NewShard, Shard, StoredFile
 from nightmill.plan._behind import Behind, at_once
@@ -41,7 +41,7 @@ from nightmill.plan.keys import KeyWatch
 from nightmill.plan.ladder import CLIMBS, Climb, Ladder, Rung, cut_rows
 from nightmill.plan.prefixes import Prefix, burst_of, measured
 from nightmill.pricing import PriceSheet
-from nightmill.providers import Provider
+from nightmill.providers import FlexProvider, Provider
 from nightmill.sources import KEY, Source, Taken, digest_batch
 from nightmill.sources.inputs import OR_SKIP_ROWS
 from nightmill.store import Store, Writer, digest_text, new_digest
@@ -273,6 +273,8 @@ class _Planner:
         bodies = compiled.bodies(rows.batch, indexes, rows.texts, bad if self._order.skip_bad else None)
         if indexes and indexes[0] == 0 and compiled.is_spliced:
             compiled.check(rows.batch, 0, bodies)
+        if self._order.lane is Lane.FLEX:
+            self._check_tier(indexes, bodies, bad)
         if self._order.skip_bad:
             bad.update(cutter.too_large(indexes, bodies))
         if bad:
@@ -283,6 +285,21 @@ class _Planner:
             self._longest = max([self._longest, *bodies], key=compiled.weighs)
         deduper.add_many(indexes, digests(self._salt, compiled.unmarked(bodies)))
         cutter.add(indexes, bodies, cap_tokens=compiled.cap_tokens, inputs=compiled.inputs)
+
+    def _check_tier(self, indexes: Sequence[int], bodies: Sequence[bytes], bad: dict[int, str]) -> None:
+        """Note what cannot be sent in the flex lane. Raises CannotCarry of a ``row`` where that is not asked for."""
+        provider = self._order.provider
+        if not isinstance(provider, FlexProvider):
+            raise TypeError(f"{provider.name} has no flex lane")
+        for index, body in zip(indexes, bodies, strict=True):
+            if index not in bad:
+                try:
+                    provider.in_flex(self._order.compiled.url, body)
+                except CannotCarry as error:
+                    if not self._order.skip_bad:
+                        error.row = index
+                        raise
+                    bad[index] = f"{error.what}: {error.why}"
 
     def _sample(self, bodies: Sequence[bytes]) -> None:
         """Learn how many tokens requests have, by what they weigh, from a few rows of each batch."""
@@ -371,7 +388,7 @@ class _Planner:
         requests = sum(s.count for s in sent)
         tokens_in = self._tokens(sum(s.content_bytes for s in sent))
         expected = min(order.expect_tokens, max((s.cap_tokens // s.count for s in sent), default=0))
-        each = Usage(-(-tokens_in // max(1, requests)), expected)
+        each = Usage(-(-tokens_in // max(1, requests)), expected, flex=True)
         ahead = sum(s.count for s in sent if s.lane is not order.lane)  # a canary, live
         at_most = sum(
             (order.held or order.sheet if s.lane is order.lane else order.list_sheet).worst(

@@ -34,7 +34,7 @@ class Bounds:
 
 def bounds(lane: Lane, limits: Limits, *, batch_size: int | None, hold_nanos: int | None, embeddings: bool) -> Bounds:
     """What a shard of ``lane`` may be for a provider with ``limits``."""
-    if lane is Lane.LIVE:
+    if lane.is_live:
         return Bounds(min(LIVE_ROWS, batch_size or LIVE_ROWS), LIVE_BYTES, hold_nanos, limits.request_bytes)
     most = min(limits.batch_requests, batch_size or limits.batch_usual or limits.batch_requests)
     one = min(filter(None, (limits.request_bytes, limits.batch_bytes)), default=0)

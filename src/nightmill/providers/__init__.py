@@ -385,6 +385,23 @@ class LiveProvider(Provider, Protocol):
 
 
 @runtime_checkable
+class FlexProvider(LiveProvider, Protocol):
+    """A live provider with a cheaper tier for calls that may have to wait. Its answers say which tier they are of."""
+
+    def in_flex(self, url: str, body: bytes) -> bytes:
+        """``body`` as a call of that tier.
+
+        Raises:
+            CannotCarry: the endpoint has no such tier, or the body asks for another one.
+        """
+        ...
+
+    def has_no_room(self, reply: LiveReply) -> bool:
+        """Whether the tier is full for now: nothing was done, and nothing is billed."""
+        ...
+
+
+@runtime_checkable
 class JoiningProvider(LiveProvider, Protocol):
     """A live provider that embeds the texts of several requests in one call."""
 

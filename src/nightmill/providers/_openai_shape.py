@@ -16,6 +16,7 @@ from nightmill.providers import LiveReply, PlainAnswers
 from nightmill.providers._http import shorten
 from nightmill.types import Answer, Failed, FailureKind, Outcome, Succeeded, Usage
 
+_FLEX = "flex"  # the tier that an answer says it is of
 MODEL_ERROR = "model_error"  # our own code for a model that runs in this process and failed
 FILTERED = frozenset({"content_filter", "content_policy_violation"})
 
@@ -70,6 +71,7 @@ class _Body(msgspec.Struct, gc=False):
     choices: tuple[_Choice]
     model: str | None = None
     usage: _Usage | None = None
+    service_tier: str | None = None
 
 
 class _Response(msgspec.Struct, gc=False):
@@ -142,7 +144,7 @@ def decode_line(line: bytes) -> Answer:
     text = choice.message.content
     if not text or text.isspace():
         return _decode_any(line)
-    usage = None if body.usage is None else _plain_usage(body.usage)
+    usage = None if body.usage is None else _plain_usage(body.usage, flex=body.service_tier == _FLEX)
     return Answer(plain.custom_id, Succeeded(text, usage, choice.finish_reason, body.model), plain.duration_s)
 
 
@@ -196,11 +198,13 @@ def _decode_embeddings(line: bytes) -> Answer | None:
     return Answer(plain.custom_id, Succeeded(text, usage, None, body.model), plain.duration_s)
 
 
-def _plain_usage(said: _Usage) -> Usage:
+def _plain_usage(said: _Usage, *, flex: bool = False) -> Usage:
     sent, written = said.prompt_tokens, max(said.completion_tokens, (said.total_tokens or 0) - said.prompt_tokens)
     details = said.prompt_tokens_details or _NO_DETAILS
     cached = details.cached_tokens or said.prompt_cache_hit_tokens or 0
-    return Usage(sent, written, cached, details.cache_write_tokens or 0, audio_tokens=details.audio_tokens or 0)
+    return Usage(
+        sent, written, cached, details.cache_write_tokens or 0, audio_tokens=details.audio_tokens or 0, flex=flex
+    )
 
 
 def _decode_any(line: bytes) -> Answer:
@@ -428,6 +432,7 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
         count(details.get("cached_tokens")) or count(usage.get("prompt_cache_hit_tokens")),
         count(details.get("cache_write_tokens")),
         audio_tokens=count(details.get("audio_tokens")),
+        flex=body.get("service_tier") == _FLEX,
     )
 
 

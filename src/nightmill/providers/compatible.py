@@ -17,6 +17,7 @@ from nightmill.providers import BatchView, Encoded, LiveReply, Request, SentRequ
 from nightmill.providers._api import Api, Page, back_to, is_gone, nothing_ran, quoted
 from nightmill.providers._env import is_nearby
 from nightmill.providers._fitting import fitted
+from nightmill.providers._flex import Flexes
 from nightmill.providers._http import shorten
 from nightmill.providers._joining import JoinsOpenAI
 from nightmill.providers._media import TAKES, weigh
@@ -190,15 +191,29 @@ class Batches(Compatible):
         return Page(data, None if not more else data[-1]["id"] if data else "")
 
 
+class FlexCompatible(Flexes, Compatible):
+    """One model of a server with a flex tier: a `FlexProvider`, too."""
+
+
+class FlexBatches(Flexes, Batches):
+    """The same of one that takes batches as well."""
+
+
+def kind_of(server: Server) -> type[Compatible]:
+    """What a model of ``server`` can do."""
+    if server.limits.batch_requests:
+        return FlexBatches if server.flex else Batches
+    return FlexCompatible if server.flex else Compatible
+
+
 def connect(name: str, model: str, server: Server, env: Mapping[str, str], timing: Timing = _USUAL) -> Compatible:
-    """``model`` of ``server`` with what ``env`` says of key and address; `Batches` where the server takes them.
+    """``model`` of ``server`` with what ``env`` says of key and address; see `kind_of`.
 
     Raises:
         UsageError: the key (code ``no_key``) or the address is missing, or cannot be sent.
     """
-    kind = Batches if server.limits.batch_requests else Compatible
     key, base_url = key_of(name, server, env), address(name, server, env)
-    return kind(name, model, server, key=key, base_url=base_url, timing=timing)
+    return kind_of(server)(name, model, server, key=key, base_url=base_url, timing=timing)
 
 
 def _file_name(name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from nightmill.config import Timing
 from nightmill.providers._env import sendable
-from nightmill.providers.compatible import Batches, Compatible
+from nightmill.providers.compatible import Compatible, FlexBatches, kind_of
 from nightmill.providers.servers import SERVERS, Server, address, key_of
 
 NAME = "openai"
@@ -15,7 +15,7 @@ _OWN = SERVERS[NAME]
 _USUAL = Timing()
 
 
-class OpenAI(Batches):
+class OpenAI(FlexBatches):
     """One model of one OpenAI account."""
 
     def __init__(
@@ -38,7 +38,7 @@ def connect(model: str, env: Mapping[str, str], timing: Timing = _USUAL, server:
         return OpenAI(
             model, key=key, base_url=base_url, organization=organization, project=project, timing=timing, server=server
         )
-    return Compatible(
+    return kind_of(server)(
         NAME, model, _scoped(server, organization, project), key=key, base_url=base_url, organization=organization,
         project=project, timing=timing,
     )  # fmt: skip

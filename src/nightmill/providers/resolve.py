@@ -80,7 +80,8 @@ def _offer(name: str, env: Mapping[str, str], tables: Tables) -> Offer:
         base_url = without_login(address(name, server, env))
     except UsageError:
         base_url, lacks = "", " and ".join(filter(None, (lacks, f"set {server.base_url_env}")))
-    lanes = ("batch", "live") if server.limits.batch_requests else ("live",)
+    has = {"batch": bool(server.limits.batch_requests), "live": True, "flex": server.flex}
+    lanes = tuple(lane for lane, there in has.items() if there)
     return Offer(
         name, f"{name}/{server.example}", server.keys, key, server.key_variables(env), needs_key, base_url,
         server.base_url_env, lanes, lacks, name in tables,

@@ -47,6 +47,7 @@ class Server:
     base64: bool = False  # whether embeddings come as base64 where that is asked for: fewer than half the bytes
     strict: bool = False  # whether that binds answers as closely as OpenAI's rules let it
     responses: bool = False  # whether it has "/responses" beside "/chat/completions"
+    flex: bool = False  # whether it has a cheaper tier for live calls that may wait
     batch_url: str = "/v1"  # what the lines of a batch file have before "/chat/completions"
     window: str = "24h"  # how long a batch may take, in hours or days
     lists_whole: bool = False  # its lists have no pages, and do not say so
@@ -89,7 +90,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
     {
         "openai": Server(
             "https://api.openai.com/v1", "OPENAI_BASE_URL", keys=("OPENAI_API_KEY",), thinks_first=_GPT,
-            responses=True, base64=True, strict=True, media="openai",
+            responses=True, base64=True, strict=True, flex=True, media="openai",
             limits=Limits(batch_requests=50_000, batch_bytes=200 * _MB, batch_inputs=50_000),
             keeps_days=30, batch_caveats=(_UP_TO_THE_ACCOUNT,), example="gpt-5-mini",
         ),

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -81,20 +82,31 @@ class Catalogue:
 
     def __init__(self, extra: tuple[str, ...] = (), provider: str = "openai") -> None:
         self._extra, self._provider = frozenset(extra), provider
-        self._cards: dict[tuple[str, bool], RateCard | None] = {}
+        self._cards: dict[tuple[str, bool, str], RateCard | None] = {}
         self._contexts: dict[str, int] = {}
 
     def knows(self, model: str) -> bool:
         """Whether a request to ``model`` can be answered."""
         return self.card(model, batch=False) is not None
 
-    def card(self, model: str, *, batch: bool) -> RateCard | None:
-        """The model's rates; None for a model that does not exist."""
-        key = (model, batch)
+    def has_tier(self, model: str, tier: str) -> bool:
+        """Whether the model has live prices of their own in a service tier."""
+        if model in self._extra:
+            return True
+        priced = _priced(self._provider, model, {})
+        wanted, now = {"service_tier": tier}, datetime.now(UTC)
+        return priced is not None and any(
+            variant.when == wanted and (variant.constraint is None or variant.constraint.active(now))
+            for variant in priced.model.price_variants or ()
+        )
+
+    def card(self, model: str, *, batch: bool, tier: str = "") -> RateCard | None:
+        """The model's rates, in a service tier of live calls if one is named; None for a model that does not exist."""
+        key = (model, batch, tier)
         if key not in self._cards:
             if len(self._cards) > _MOST_MODELS:
                 self._cards.clear()
-            self._cards[key] = FREE if model in self._extra else _resolve(self._provider, model, batch)
+            self._cards[key] = FREE if model in self._extra else _resolve(self._provider, model, batch, tier)
         return self._cards[key]
 
     def context(self, model: str) -> int:
@@ -107,7 +119,7 @@ class Catalogue:
 
     def nanos(self, reply: Reply, *, batch: bool) -> int:
         """What one answered request costs."""
-        card = self.card(reply.model, batch=batch) or FREE
+        card = self.card(reply.model, batch=batch, tier=reply.tier) or FREE
         return card.nanos(
             reply.input_tokens,
             reply.output_tokens,
@@ -137,16 +149,24 @@ def _context_of(provider: str, model: str) -> int:
     return found.context_window or 0
 
 
-def _resolve(provider: str, model: str, batch: bool) -> RateCard | None:
+def _priced(provider: str, model: str, context: dict[str, str]) -> Any:
+    """What genai-prices says of one call; None for a model that it does not know."""
     from genai_prices import Usage, calc_price
 
-    context = {"processing": "batch"} if batch else None
     try:
-        price = calc_price(
+        return calc_price(
             Usage(input_tokens=1, output_tokens=1), model_ref=model, provider_id=provider, price_context=context
-        ).model_price
+        )
     except LookupError:
         return None
+
+
+def _resolve(provider: str, model: str, batch: bool, tier: str) -> RateCard | None:
+    context = {"processing": "batch"} if batch else {"service_tier": tier} if tier else {}
+    priced = _priced(provider, model, context)
+    if priced is None:
+        return None
+    price = priced.model_price
     steps = [_steps(column) for column in (price.input_mtok, price.output_mtok)]
     steps.append(_steps(price.cache_read_mtok) if price.cache_read_mtok is not None else steps[0])
     steps.append(_steps(price.cache_write_mtok) if price.cache_write_mtok is not None else steps[0])

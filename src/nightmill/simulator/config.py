@@ -28,6 +28,7 @@ class SimulatorConfig:
     cancel_s: float = 5.0  # from cancelling to cancelled
     window_s: float | None = None  # a batch that takes longer expires; None = as long as its provider allows
     latency_s: float = 0.0  # of a live call
+    flex_latency_s: float | None = None  # of one in the flex tier; None = of any
     skew_s: float = 0.0  # real seconds the provider's clock is ahead of ours
     answer_tokens: int = 40  # median length of an answer
     answer_sigma: float = 0.5  # of the log of the length; 0 = every answer is equally long

@@ -60,6 +60,7 @@ ANSWER_FAULTS: dict[str, str] = {
     "invalid_json_answers": "fraction or count: text that is not JSON",
     "wrong_schema_answers": "fraction or count: JSON that does not fit the schema",
     "refusal_answers": "fraction or count: content null and a refusal",
+    "flex_downgraded": "live, fraction or count: a call of the flex tier is answered, and billed, in the regular one",
     "model_snapshot_changes": "fraction or count: answered by a dated snapshot, not always the same",
 }
 # Hit single operations.
@@ -71,6 +72,7 @@ CALL_FAULTS: dict[str, str] = {
     "create_500_before": "status (500): answered with that, nothing committed",
     "enqueued_limit_now": "limit, retry_after: create answers 429 with the enqueued-token text",
     "live_429": "fraction or count, retry_after or retry_after_ms",
+    "resource_unavailable": "fraction or count: no room in the flex tier, 429, nothing run or billed",
     "live_500": "fraction or count, status (500)",
     "live_timeout": "fraction or count, delay_s (600): run and billed, never answered",
     "live_close_before": "fraction or count: connection closed, nothing run",
@@ -95,7 +97,8 @@ KNOWN = BATCH_FAULTS | ANSWER_FAULTS | CALL_FAULTS | KEY_FAULTS
 _ONCE = frozenset({"poll_404_once"})
 _ON = {"non_json_bodies": ("live",), "slow_bodies": ("content",), "short_body": ("content",)}
 _LIVE_COUNTED = (
-    frozenset({"live_429", "live_500", "live_overloaded", "live_timeout", "live_close_before"}) | ANSWER_FAULTS.keys()
+    frozenset({"live_429", "live_500", "live_overloaded", "live_timeout", "live_close_before", "resource_unavailable"})
+    | ANSWER_FAULTS.keys()
 )
 
 

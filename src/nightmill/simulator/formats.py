@@ -114,6 +114,7 @@ class Reply:
     image_tokens: int = 0
     video_tokens: int = 0
     digest: bytes = b""  # 16 bytes, of the request body
+    tier: str = ""  # in which it was answered, and is billed, in the catalogue's word; empty: the regular one
 
 
 class BatchRefused(Exception):

@@ -32,8 +32,11 @@ async def run(request: web.Request, answer: Callable[[frozenset[str]], Reply]) -
     if held is not None:
         provider.note("live", None, dropped=True, digest=reply.digest.hex())
         await hang_up(request, hold_s(held))
-    if provider.config.latency_s > 0:
-        await provider.clock.sleep(provider.config.latency_s)
+    latency_s, waits_s = provider.config.latency_s, provider.config.flex_latency_s
+    if reply.tier == "flex" and waits_s is not None:
+        latency_s = waits_s
+    if latency_s > 0:
+        await provider.clock.sleep(latency_s)
     return reply
 
 

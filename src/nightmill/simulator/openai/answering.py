@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from nightmill.simulator.openai.media import Eye
 from nightmill.simulator.openai.wire import CHAT_URL, RESPONSES_URL, ApiError, unknown_model
 from nightmill.simulator.prefixes import Prefixes
 
+FLEX = "flex"  # the tier that may keep a call waiting
+_REGULAR = "default"
 _MEDIA = ("image_url", "input_audio", "file")
 _PARTS = ("text", *_MEDIA, "refusal", "audio")
 _MAX_CHOICES = 128
@@ -69,6 +72,7 @@ class _Chat(msgspec.Struct):
     top_p: float | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    service_tier: str | None = None
 
 
 class _Embeddings(msgspec.Struct):
@@ -235,14 +239,16 @@ class Answers:
         Returns:
             a 200, or a 4xx with an error body and no tokens; raises nothing.
         """
-        digest = digest_of(body)
+        digest = digest_of(_without_tier(body))
         try:
             if url == CHAT_URL:
-                return self._chat(_parsed(_decode_chat, body), find, caller, digest, created, twists, salt)
+                chat = _parsed(_decode_chat, body)
+                tier = self._tier(caller, chat.model, chat.service_tier, twists)
+                return self._chat(chat, find, caller, digest, created, twists, salt, tier)
             if url == RESPONSES_URL:
-                return self._response(
-                    _parsed(responses.decode_asked, body), find, caller, digest, created, twists, salt
-                )
+                asked = _parsed(responses.decode_asked, body)
+                tier = self._tier(caller, asked.model, asked.service_tier, twists)
+                return self._response(asked, find, caller, digest, created, twists, salt, tier)
             return self._embeddings(_parsed(_decode_embeddings, body), digest, twists)
         except Unsatisfiable as why:
             message = f"Invalid schema for response_format: {why}"
@@ -261,9 +267,19 @@ class Answers:
         said = encode(declared)
         return cached(self._prefixes, caller.account, model, said, texts, batch=caller.batch, luck=luck)
 
+    def _tier(self, caller: Caller, model: str, asked: str | None, twists: frozenset[str]) -> str:
+        """The tier that a call is answered in; of those that are asked for, flex alone is simulated, and live alone."""
+        if caller.batch or asked != FLEX or not self._catalogue.knows(model):
+            return _REGULAR
+        if not self._catalogue.has_tier(model, FLEX):
+            message = f"Invalid service_tier argument: the model `{model}` has no flex processing."
+            raise ApiError(400, message, param="service_tier", code="invalid_value")
+        return _REGULAR if "flex_downgraded" in twists else FLEX
+
     def _chat(
-        self, chat: _Chat, find: Find, caller: Caller, digest: bytes, created: int, twists: frozenset[str], salt: int
-    ) -> Reply:
+        self, chat: _Chat, find: Find, caller: Caller, digest: bytes, created: int, twists: frozenset[str], salt: int,
+        tier: str,
+    ) -> Reply:  # fmt: skip
         self._check_chat(chat)
         sights = _look(chat, find).sights
         cap = chat.max_completion_tokens or chat.max_tokens
@@ -285,18 +301,18 @@ class Answers:
             b",".join(_choice_json(i, choice) for i, choice in enumerate(choices)),
             usage,
         )
-        body += b'"service_tier":"default","system_fingerprint":"fp_simulator"}'
+        body += b'"service_tier":%b,"system_fingerprint":"fp_simulator"}' % encode(tier)
         if "pretty_printed_bodies" in twists:
             body = _pretty(body)
         return Reply(
-            200, body, chat.model, input_tokens, output_tokens, digest=digest,
+            200, body, chat.model, input_tokens, output_tokens, digest=digest, tier=_billed(tier),
             cached_tokens=kept.read, written_tokens=kept.written,
             audio_tokens=sights.tokens[Kind.AUDIO], image_tokens=sights.tokens[Kind.IMAGE],
         )  # fmt: skip
 
     def _response(
         self, asked: responses.Asked, find: Find, caller: Caller, digest: bytes, created: int, twists: frozenset[str],
-        salt: int,
+        salt: int, tier: str,
     ) -> Reply:  # fmt: skip
         if not self._catalogue.knows(asked.model):
             raise unknown_model(asked.model)
@@ -322,12 +338,13 @@ class Answers:
             usage=None if "usage_missing" in twists else responses.usage(
                 tokens, choice.tokens, choice.reasoning, cached=kept.read, written=kept.written
             ),
+            tier=tier,
         )  # fmt: skip
         if "pretty_printed_bodies" in twists:
             made = _pretty(made)
         return Reply(
             200, made, asked.model, tokens, choice.tokens, digest=digest, image_tokens=sights.tokens[Kind.IMAGE],
-            cached_tokens=kept.read, written_tokens=kept.written,
+            cached_tokens=kept.read, written_tokens=kept.written, tier=_billed(tier),
         )  # fmt: skip
 
     def _fitting(self, model: str, text_tokens: int, sights: Sights) -> int:
@@ -382,6 +399,15 @@ class Answers:
         if "pretty_printed_bodies" in twists:
             made = _pretty(made)
         return Reply(200, made, body.model, tokens, 0, digest=digest)
+
+
+def _billed(tier: str) -> str:
+    return tier if tier == FLEX else ""
+
+
+def _without_tier(body: bytes) -> bytes:
+    """The request whatever tier it asks for: asked in another one, it is the same request again."""
+    return re.sub(rb'"service_tier": ?"flex",', b"", body, count=1)
 
 
 def _response_tokens(asked: responses.Asked) -> int:

@@ -8,11 +8,11 @@ import msgspec
 from aiohttp import web
 
 from nightmill.simulator import live
-from nightmill.simulator.formats import Reply, encode
+from nightmill.simulator.formats import Operation, Reply, encode
 from nightmill.simulator.http import PROVIDER, json_reply
-from nightmill.simulator.openai.answering import Answers, Caller
+from nightmill.simulator.openai.answering import FLEX, Answers, Caller
 from nightmill.simulator.openai.http_common import api_key, refuse_without_quota, scope_of
-from nightmill.simulator.openai.wire import CHAT_URL, EMBEDDINGS_URL, RESPONSES_URL, unknown_model
+from nightmill.simulator.openai.wire import CHAT_URL, EMBEDDINGS_URL, RESPONSES_URL, no_room, unknown_model
 from nightmill.simulator.provider import Provider
 
 _MODELS_CREATED = 1_750_000_000
@@ -23,7 +23,12 @@ class _Stream(msgspec.Struct):
     stream_options: dict[str, Any] | None = None
 
 
+class _Tier(msgspec.Struct):
+    service_tier: str | None = None
+
+
 _read_stream = msgspec.json.Decoder(_Stream).decode
+_read_tier = msgspec.json.Decoder(_Tier).decode
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
@@ -45,6 +50,8 @@ async def _live(request: web.Request, url: str) -> web.StreamResponse:
     provider = request[PROVIDER]
     refuse_without_quota(request)
     body = await request.read()
+    if _asks_flex(body) and provider.faults.take("resource_unavailable", Operation.LIVE) is not None:
+        raise no_room()
     answers, caller = Answers(provider.model, provider.catalogue, provider.prefixes), Caller(scope_of(request))
     find, created = provider.files.finder(scope_of(request)), provider.clock.stamp()
 
@@ -57,6 +64,15 @@ async def _live(request: web.Request, url: str) -> web.StreamResponse:
         if wanted.stream:
             return await _stream(request, reply, bool((wanted.stream_options or {}).get("include_usage")))
     return live.show(request, reply)
+
+
+def _asks_flex(body: bytes) -> bool:
+    if b'"flex"' not in body:
+        return False
+    try:
+        return _read_tier(body).service_tier == FLEX
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
 
 
 def rate_headers(provider: Provider) -> dict[str, str]:

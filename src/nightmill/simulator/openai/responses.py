@@ -53,6 +53,7 @@ class Asked(msgspec.Struct):
     top_p: float | None = None
     stream: bool | None = None
     background: bool | None = None
+    service_tier: str | None = None
 
 
 decode_asked = msgspec.json.Decoder(Asked).decode
@@ -108,7 +109,7 @@ def schema_of(asked: Asked) -> bytes:
 
 def body_of(
     asked: Asked, *, number: bytes, created: int, model: str, output: list[dict[str, Any]], is_cut: bool,
-    usage: dict[str, Any] | None,
+    usage: dict[str, Any] | None, tier: str,
 ) -> bytes:  # fmt: skip
     """A response object."""
     made: dict[str, Any] = {
@@ -118,7 +119,7 @@ def body_of(
         "instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens, "max_tool_calls": None,
         "metadata": asked.metadata or {}, "model": model, "output": output, "parallel_tool_calls": True,
         "previous_response_id": None, "prompt_cache_key": None, "reasoning": {"effort": None, "summary": None},
-        "safety_identifier": None, "service_tier": "default", "store": True,
+        "safety_identifier": None, "service_tier": tier, "store": True,
         "temperature": 1.0 if asked.temperature is None else asked.temperature,
         "text": {"format": (asked.text.format if asked.text else None) or {"type": "text"}},
         "tool_choice": asked.tool_choice or "auto", "tools": asked.tools or [], "top_logprobs": 0,

@@ -65,6 +65,12 @@ def no_quota() -> ApiError:
     return ApiError(429, message, kind="insufficient_quota", code="insufficient_quota")
 
 
+def no_room() -> ApiError:
+    """The 429 of a call in the flex tier for which there is no room now; nothing was run."""
+    message = "Resource Unavailable: there is no capacity for flex processing at the moment. Please try again later."
+    return ApiError(429, message, kind="resource_unavailable", code="resource_unavailable")
+
+
 def enqueued_limit_text(model: str, limit: int) -> str:
     """The message of `token_limit_exceeded`, as OpenAI words it."""
     return (

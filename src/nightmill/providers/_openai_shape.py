@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple, TypeGuard
 
 import msgspec
@@ -46,6 +47,7 @@ class _Details(msgspec.Struct, gc=False):
 
 
 _NO_DETAILS = _Details()
+_heard = attrgetter("audio_tokens")
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -163,7 +165,7 @@ def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
     if len(usages) < len(plain) or not all(texts) or any(map(str.isspace, texts)):
         return None
     details = [usage.prompt_tokens_details or _NO_DETAILS for usage in usages]
-    if any(each.audio_tokens for each in details):
+    if any(map(_heard, details)):
         return None
     return PlainAnswers(
         [line.custom_id for line in plain],

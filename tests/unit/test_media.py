@@ -10,9 +10,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from anthropic.types import MessageParam
 from genai_prices import data_snapshot
+from google.genai.types import Content
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionUserMessageParam
+from pydantic import TypeAdapter
 
 from nightmill.errors import CannotCarry
 from nightmill.media import image_size, kind_of, most_seconds
@@ -189,6 +193,26 @@ def test_text_that_looks_like_a_medium_is_text() -> None:
     assert asked.weigh(body.body) == (len(body.body), 0)
 
 
+@pytest.mark.parametrize("model", SEES)
+def test_what_looks_like_a_medium_in_a_tool_or_a_schema_is_text(model: str) -> None:
+    """Only parts of messages are seen as media; whatever else has their shape is billed by its letters."""
+    bulk = base64.b64encode(png(30, 20) + bytes(30_000)).decode()
+    shapes = [image(png(30, 20) + bytes(30_000)), {"inlineData": {"mimeType": "image/png", "data": bulk}},
+              {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": bulk}}]  # fmt: skip
+    call = {"name": "look", "arguments": msgspec.json.encode({"at": shapes}).decode()}
+    schema = {"type": "object", "properties": {}, "examples": shapes}
+    turns = [
+        {"role": "user", "content": "look"},
+        {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "c", "content": "done"},
+    ]
+    asked = provider(model)
+    body = asked.encode({"messages": turns, "tools": [
+        {"type": "function", "function": {"name": "look", "parameters": schema}}]}).body  # fmt: skip
+    assert len(body) > 200_000
+    assert asked.weigh(body) == (len(body), 0)
+
+
 @pytest.mark.parametrize(
     ("model", "part", "says"),
     [
@@ -197,7 +221,7 @@ def test_text_that_looks_like_a_medium_is_text() -> None:
         ("openai/gpt-audio", image(png(9, 9)), "no images"),
         ("openai/o3-mini", image(png(9, 9)), "no images"),
         ("anthropic/claude-haiku-4-5", sound(wav(1)), "no audio"),
-        ("anthropic/claude-haiku-4-5", image(png(9, 9) + bytes(4_000_000)), "too large"),
+        ("anthropic/claude-haiku-4-5", image(png(9, 9) + bytes(8_000_000)), "too large"),
         ("gemini/gemini-2.5-flash", image(png(9, 9) + bytes(16_000_000)), "too large"),
         (
             "gemini/gemini-2.5-flash",
@@ -231,6 +255,19 @@ def test_each_provider_gets_a_medium_in_its_own_words() -> None:
     away = {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}
     linked = msgspec.json.decode(provider(SEES[2]).encode(said(away)).body)["messages"][0]["content"][1]
     assert linked == {"type": "image", "source": {"type": "url", "url": "https://a.example/b.png"}}
+
+
+@pytest.mark.parametrize("part", [image(png(30, 20)), pdf(b"%PDF-1.7\n")])
+def test_the_official_clients_know_what_is_sent(part: dict[str, Any]) -> None:
+    """Each takes our body for one of its own requests."""
+    made = [msgspec.json.decode(provider(model).encode(said(part)).body) for model in (SEES[0], SEES[2], SEES[3])]
+    for kind, messages in (
+        (ChatCompletionUserMessageParam, made[0]["messages"]),
+        (MessageParam, made[1]["messages"]),
+        (Content, made[2]["contents"]),
+    ):
+        TypeAdapter(kind, config=None).validate_python(messages[0], strict=False)
+    assert Content.model_validate(made[2]["contents"][0]).parts[1].inline_data.data.startswith((b"\x89PNG", b"%PDF"))
 
 
 def test_sound_is_held_as_so_much_more_text_as_it_may_cost_more() -> None:

@@ -158,18 +158,20 @@ def weigh(takes: Takes, model: str, body: bytes) -> Weight:
     return Weight(most, usual)
 
 
-def _media_in(value: Any) -> Iterator[tuple[Medium, int]]:
-    """Every medium in an encoded body, whatever its shape, with the bytes that its data takes there."""
-    if isinstance(value, list):
-        for each in value:
-            yield from _media_in(each)
-    elif isinstance(value, dict):
-        found = _encoded_medium(value)
-        if found is not None:
-            yield found
-        else:
-            for each in value.values():
-                yield from _media_in(each)
+def _media_in(body: Any) -> Iterator[tuple[Medium, int]]:
+    """Every medium in an encoded body with the bytes that its data takes there.
+
+    Only parts of messages are media. What looks like one elsewhere, in the arguments of a tool or in a schema, is
+    read, and billed, as text.
+    """
+    for messages, parts in (("messages", "content"), ("input", "content"), ("contents", "parts")):
+        told = body.get(messages) if isinstance(body, dict) else None
+        for message in told if isinstance(told, list) else ():
+            inside = message.get(parts) if isinstance(message, dict) else None
+            for part in inside if isinstance(inside, list) else ():
+                found = _encoded_medium(part) if isinstance(part, dict) else None
+                if found is not None:
+                    yield found
 
 
 def _encoded_medium(part: dict[str, Any]) -> tuple[Medium, int] | None:
@@ -298,7 +300,7 @@ def _anthropic_tokens(model: str, medium: Medium) -> Tokens:
 ANTHROPIC = Takes(
     _anthropic_kinds, _anthropic_tokens, urls=_SEES,
     mimes=frozenset(("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")),
-    most_bytes={"image": 5_242_880 * 3 // 4}, request_bytes=32_000_000,  # 5 MB as base64
+    most_bytes={"image": 10_485_760 * 3 // 4}, request_bytes=32_000_000,  # 10 MB as base64
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ case cost is the difference of two readings of the invoice.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -40,6 +41,9 @@ MOST_RESTARTS = 6
 CASES_A_SIMULATOR = 50
 PATIENCE_S = 60.0
 GLANCE_S = 0.02  # between two looks at a process
+_DOT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAC0lEQVR4nGNoIAAAO+AQAV4IW1gAAAAASUVORK5CYII="
+)  # an image
 DONE = (0, 3)  # exit codes: every row succeeded; finished with failed rows
 OVERTAKEN = 2  # exit code: another worker did the same job while this one still planned it
 PATIENT_S = 6.0  # a lease that nobody has to wait for: its owner is dead
@@ -162,7 +166,10 @@ class Home:
         stamp = uuid.uuid4().hex  # other rows than any other case's, so that the simulator can tell them apart
         self._own_key = f"sk-{stamp}@{stamp}"  # where batches carry no name, one case must not see another's
         lines = [f"k{i},{stamp} row {i}" for i in range(scenario.rows)]
-        (folder / "in.csv").write_text("id,text\n" + "\n".join(lines) + "\n")
+        if photos := scenario.asked.get("media"):
+            lines = [f"{line},dot.png" for line in lines]
+            (folder / "dot.png").write_bytes(_DOT)
+        (folder / "in.csv").write_text(",".join(("id", "text", *(photos or ()))) + "\n" + "\n".join(lines) + "\n")
         longest = lease_s / 2  # of one call
         waits = f"lease_s = {lease_s}\ncreate_timeout_s = {longest}\nrequest_timeout_s = {longest}\n"
         self._toml = f"[timing]\n{waits}{TIMING}"

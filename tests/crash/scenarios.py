@@ -86,6 +86,7 @@ BATCH = (
         asked={"schema": _SCHEMA, "reask": 1, "just_enough": True, "once": True},
         faults=(_fault("wrong_schema_answers", on=["batch"]),),
     ),
+    Scenario("batch-media", "batch", asked={"media": ["photo"], **_TWO_SHARDS}, faults=(_ACCEPTED,)),
     Scenario("batch-poor", "batch", asked={"command": "poor", "once": True}),
     Scenario("batch-created-twice", "batch", twice=6, faults=(_fault("create_repeated", **_ONCE),)),
     *(
@@ -172,6 +173,7 @@ LIVE = (
         "live-key-revoked", "live", rows=8, asked={"concurrency": 3}, toml=_TWO_KEYS,
         faults=(_fault("key_revoked", key="sk-crash", on="live", after=3),),
     ),
+    Scenario("live-media", "live", asked={"media": ["photo"], "concurrency": 2}),
     Scenario("live-poor", "live", asked={"command": "poor", "once": True, "concurrency": 3}),
     Scenario(
         "live-cancelled", "live", rows=12, failed=12, ends=JobState.CANCELLED,

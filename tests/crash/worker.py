@@ -52,6 +52,7 @@ _MODEL = "openai/gpt-4o-mini"
 _PROVIDERS = ("anthropic", "gemini", "openai")
 _OPTIONS = (
     "lane", "by", "batch_size", "budget_nanos", "concurrency", "canary", "min_valid", "schema", "repair", "reask",
+    "media",
 )  # fmt: skip
 
 

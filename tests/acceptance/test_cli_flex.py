@@ -180,3 +180,13 @@ def test_without_time_for_batches_auto_takes_flex_where_it_is_fast_enough(tmp_pa
         assert (
             nanos(sum(job["spent_usd"] for job in at.run("jobs", "--json").json["jobs"])) == at.invoice()["total_nanos"]
         )
+
+
+def test_models_that_have_the_lane_say_so_and_what_it_costs(tmp_path: Path) -> None:
+    """In the list of lanes, and with a price of its own; a model of the same provider without that price has it not."""
+    with place(tmp_path) as at:
+        has, lacks = (at.run("models", model, "--json").json["models"][0] for model in (MODEL, "openai/gpt-4o-mini"))
+        assert (has["lanes"], lacks["lanes"]) == (["batch", "live", "flex"], ["batch", "live"])
+        assert has["prices"]["flex"]["output_usd"] * 2 == has["prices"]["live"]["output_usd"]
+        assert "flex" not in lacks["prices"]
+        assert "flex: $0.12" in at.run("models", MODEL).out

@@ -37,7 +37,7 @@ _CALL_BYTES = 256 * 1024  # of several rows in one call; servers bound its token
 _RETRY_STATUSES = frozenset({0, 408, 409})
 
 Ended = Callable[[Outcome | None], Awaitable[None]]  # how a row ended; None: nobody answered it
-Turn = Callable[[int], Awaitable[float]]
+Turn = Callable[[int], Awaitable[float]]  # for how many seconds more rows are sent, of which so many are open
 
 
 class _Pause(Exception):

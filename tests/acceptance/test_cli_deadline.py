@@ -84,7 +84,7 @@ def test_what_would_be_lost_with_a_batch_is_not_paid_for_twice(tmp_path: Path) -
     """Where a cancelled batch hands nothing back one that has answered rows is waited for, and told of."""
     with server(batch_s=1200.0) as url:
         place = gemini_at(tmp_path, url)
-        done = run(place, 16, "--by", "8s", "--model", "gemini/gemini-2.5-flash-lite")
+        done = run(place, 16, "--by", "10s", "--model", "gemini/gemini-2.5-flash-lite")
         assert (done.code, lanes(place), done.json["rescued"]) == (0, {"batch": 16, "live": 0}, 0), done.err
         assert is_paid_once(place, done)
         assert "cancel" not in [event["event"] for event in place.log()]

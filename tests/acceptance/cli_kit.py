@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,17 +98,16 @@ class Done:
 class Running:
     """A process under way, whose progress can be waited for."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: warm.Piped) -> None:
         self._process = process
         self._told: list[str] = []
         # What a test waits for in vain ends it, and is not left behind.
-        self._watch = threading.Timer(3 * SECONDS, process.kill)
+        self._watch = threading.Timer(3 * SECONDS, process.send_signal, [signal.SIGKILL])
         self._watch.daemon = True
         self._watch.start()
 
     def until(self, seen: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Read progress objects from stderr until one is as wanted; that one."""
-        assert self._process.stderr is not None
         for line in self._process.stderr:
             self._told.append(line)
             if line.startswith("{") and seen(event := json.loads(line)):
@@ -120,9 +121,9 @@ class Running:
         self._process.send_signal(number)
 
     def end(self) -> Done:
-        out, err = self._process.communicate(timeout=SECONDS)
+        code, out, err = self._process.end(SECONDS)
         self._watch.cancel()
-        return Done(self._process.returncode, out, "".join(self._told) + err)
+        return Done(code, out, "".join(self._told) + err)
 
 
 class Place:
@@ -144,8 +145,9 @@ class Place:
         (self.folder / name).write_text("\n".join(text.format(i) for i in range(count)) + "\n")
         return name
 
-    def run(self, *arguments: str, seconds: float = SECONDS) -> Done:
-        return Done(*warm.run(arguments, self.folder, self.env, seconds))
+    def run(self, *arguments: str, seconds: float = SECONDS, stdin: bytes | None = None) -> Done:
+        """To its end, with ``stdin`` piped into it where there is one."""
+        return Done(*warm.run(arguments, self.folder, self.env, seconds, stdin))
 
     def run_cold(self, *arguments: str, stdin: bytes = b"") -> Done:
         """In an interpreter of its own, with ``stdin`` piped into it."""
@@ -157,16 +159,12 @@ class Place:
 
     def start(self, *arguments: str) -> Running:
         """With progress as JSON lines, to be waited for."""
-        command = [*COMMAND, *arguments, "--progress", "json"]
-        pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-        return Running(
-            subprocess.Popen(command, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, text=True, **pipes)
-        )
+        return Running(warm.Piped((*arguments, "--progress", "json"), self.folder, self.env))
 
     def typed(self, answer: str | signal.Signals, *arguments: str, at: str = "[y/N] ") -> Done:
         """Run in a terminal; type ``answer`` once it shows ``at``, or send that signal. All it shows is in ``out``."""
 
-        def act(terminal: int, process: subprocess.Popen[bytes]) -> None:
+        def act(terminal: int, process: warm.Started) -> None:
             if isinstance(answer, str):
                 os.write(terminal, answer.encode())
             else:
@@ -174,28 +172,23 @@ class Place:
 
         return self.watched(at, act, *arguments)
 
-    def watched(self, mark: str, act: Callable[[int, subprocess.Popen[bytes]], None], *arguments: str) -> Done:
+    def watched(self, mark: str, act: Callable[[int, warm.Started], None], *arguments: str) -> Done:
         """Run in a terminal and ``act`` once, when ``mark`` is shown. All it shows is in ``out``."""
         ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            [*COMMAND, *arguments], cwd=self.folder, env=self.env, stdin=theirs, stdout=theirs, stderr=theirs
-        )
-        os.close(theirs)
-        shown = b""
-        acted = False
-        while True:
-            try:
-                some = os.read(ours, 65_536)
-            except OSError:  # the terminal is gone: the process has ended
-                break
-            if not some:
-                break
-            shown += some
+        process = warm.Started(arguments, self.folder, self.env, terminal=os.ttyname(theirs))
+        shown, acted = b"", False
+        ends_by = time.monotonic() + SECONDS
+        while (code := process.poll()) is None or select.select([ours], [], [], 0.0)[0]:
+            if code is None and time.monotonic() > ends_by:
+                process.send_signal(signal.SIGKILL)
+            if select.select([ours], [], [], 0.05)[0]:
+                shown += os.read(ours, 65_536)
             if not acted and mark.encode() in shown:
                 acted = True
                 act(ours, process)
+        os.close(theirs)
         os.close(ours)
-        return Done(process.wait(SECONDS), shown.decode(), "")
+        return Done(code, shown.decode(), "")
 
     def calls(self) -> list[str]:
         """What the functions of funcs.py were asked, call by call."""

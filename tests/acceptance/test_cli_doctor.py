@@ -85,7 +85,7 @@ def test_a_damaged_ledger_is_broken(place: Place) -> None:
 def test_a_job_that_was_left_alone_is_told(place: Place) -> None:
     """A job whose process died is named with the command that goes on with it; that is no defect."""
     place.env["NIGHTMILL_KILL_AT"] = "ledger.note_intent.committed"
-    assert place.run_cold("run", place.rows(2), *UPPER).code < 0
+    assert place.run("run", place.rows(2), *UPPER).code < 0
     del place.env["NIGHTMILL_KILL_AT"]
     job = place.run("jobs", "--json").json["jobs"][0]["job_id"]
     done = place.run("doctor", "--json")

@@ -194,7 +194,7 @@ def test_a_job_deleted_meanwhile_hides_no_other(place: Place) -> None:
     (place.folder / "deletes.py").write_text(DELETES)
     place.env["NIGHTMILL_KILL_AT"] = "ledger.publish_plan.committed"
     for rows, model in ((3, "funcs.upper"), (1, "deletes.other")):
-        assert place.run_cold("run", place.rows(rows), "--prompt", "{{ text }}", "--model", f"python:{model}").code < 0
+        assert place.run("run", place.rows(rows), "--prompt", "{{ text }}", "--model", f"python:{model}").code < 0
     del place.env["NIGHTMILL_KILL_AT"]
     kept, deleted = (job["job_id"] for job in place.run("jobs", "--json").json["jobs"])
     done = place.run("resume", "--json")

@@ -83,7 +83,7 @@ def test_an_unfinished_job_is_not_deleted(tmp_path: Path) -> None:
     """`delete` of a job that may still cost money says how to finish or end it, and leaves it as it is."""
     place = Place(tmp_path)
     place.env["NIGHTMILL_KILL_AT"] = "ledger.publish_plan.committed"
-    assert place.run_cold("run", place.rows(3), *UPPER).code < 0
+    assert place.run("run", place.rows(3), *UPPER).code < 0
     del place.env["NIGHTMILL_KILL_AT"]
     refused = place.run("delete", "@last", "--yes", "--json")
     assert (refused.code, refused.json["error"]["code"]) == (2, "conflict")
@@ -98,7 +98,7 @@ def test_a_deletion_that_was_killed_is_completed(place: Place) -> None:
         done = place.run("run", place.rows(3, text), *UPPER, "--name", "nightly", "--json")
         jobs.append(done.json["job_id"])
     place.env["NIGHTMILL_KILL_AT"] = "ledger.delete_job.committed"
-    assert place.run_cold("delete", "nightly", "--yes").code < 0
+    assert place.run("delete", "nightly", "--yes").code < 0
     del place.env["NIGHTMILL_KILL_AT"]
     assert lives(place) == set(jobs)
     assert [job["job_id"] for job in place.run("jobs", "--json").json["jobs"]] == jobs[:1]
@@ -115,7 +115,7 @@ def test_a_newer_job_is_not_taken_for_one_whose_deletion_was_killed(place: Place
         jobs.append(done.json["job_id"])
         if len(jobs) == 1:
             place.env["NIGHTMILL_KILL_AT"] = "ledger.delete_job.committed"
-            assert place.run_cold("delete", "nightly", "--yes").code < 0
+            assert place.run("delete", "nightly", "--yes").code < 0
             del place.env["NIGHTMILL_KILL_AT"]
     for called, job in (("nightly", jobs[2]), ("@last", jobs[1]), ("nightly", jobs[0])):
         done = place.run("delete", called, "--yes", "--json")

@@ -133,7 +133,7 @@ def test_prompts_from_files_and_pipes(place: Place, name: str, data: bytes) -> N
     is_piped = name.endswith("-")
     if not is_piped:
         (place.folder / name).write_bytes(data)
-    done = place.run_cold("run", name, *UPPER, stdin=data if is_piped else b"")
+    done = place.run("run", name, *UPPER, stdin=data if is_piped else None)
     assert done.code == 0, done.err
     assert [row["response"] for row in place.results("o.jsonl")] == ["ONE", "TWO"]
     assert "2 rows" in done.err

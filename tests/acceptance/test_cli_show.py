@@ -116,7 +116,7 @@ def test_a_pause_leaves_what_is_at_the_provider(tmp_path: Path) -> None:
             settings.write("lease_s = 8.0\nrequest_timeout_s = 2.0\ncreate_timeout_s = 2.0\nmargin_s = 0.2\n")
         killed = {"NIGHTMILL_KILL_AT": "ledger.note_created.committed"}  # eight of twelve shards are in hand at most
         place.env |= killed
-        assert place.run_cold("run", place.rows(12), *RUN).code < 0
+        assert place.run("run", place.rows(12), *RUN).code < 0
         for name in killed:
             del place.env[name]
         assert place.run("pause", "@last").code == 0

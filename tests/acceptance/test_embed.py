@@ -266,7 +266,7 @@ def test_killed_between_calls_at_most_the_rows_of_one_are_asked_again(
             "--concurrency", "1", "--out", "v.jsonl",
         )  # fmt: skip
         place.env["NIGHTMILL_KILL_AT"] = point
-        assert place.run_cold(*command).code == -signal.SIGKILL
+        assert place.run(*command).code == -signal.SIGKILL
         place.env["NIGHTMILL_KILL_AT"] = ""
         told = _good(place.run(*command))
     rows = place.results("v.jsonl")

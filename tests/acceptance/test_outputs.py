@@ -224,7 +224,7 @@ def test_killed_while_it_publishes(place: Place, point: str) -> None:
     names = ["a.txt", "sub/a.txt", "sub/deep/c.txt", "ä.txt"]
     place.env["NIGHTMILL_KILL_AT"] = point
     for _ in range(2):
-        killed = place.run_cold(*command)
+        killed = place.run(*command)
         assert killed.code == -signal.SIGKILL, killed.err
         for name in names:
             answer = place.folder / "out" / name

@@ -75,6 +75,7 @@ def test_programs_get_the_same_with_null_for_what_nobody_knows(tmp_path: Path) -
     assert found["openai"]["prices"]["batch"]["cached_input_usd"] < found["openai"]["prices"]["live"]["input_usd"]
     live_only = found["deepseek"]["limits"]
     assert (live_only["batch_requests"], live_only["window_s"], live_only["concurrency"]) == (None, None, 256)
+    assert (found["gemini"]["media"], found["deepseek"]["media"]) == (["audio", "image", "pdf", "video"], [])
     assert (found["deepseek"]["schema"], found["openai"]["schema"]) == ("json_object", "json_schema")
     assert any("bound to JSON, not to a schema" in caveat for caveat in found["deepseek"]["caveats"])
     assert found["azure"]["prices"] == {}

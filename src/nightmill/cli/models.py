@@ -60,7 +60,9 @@ def _show(edge: Edge, each: Listed) -> None:
         ("lanes", lanes), ("live", _in_words(each, Lane.LIVE) or live), ("batch", _in_words(each, Lane.BATCH) or batch),
         ("flex", _in_words(each, Lane.FLEX)), ("prices", source), ("a batch", a_batch), ("at once", f"{at_once}, live"),
         ("context", f"{context} tokens" if context else "not known"), ("schema", schema),
-        ("quality", quality or "not graded"), ("key", key), ("address", each.offer.base_url),
+        ("context", f"{context} tokens" if context else "not known"), ("schema", schema),
+        ("media", ", ".join(each.media) or "none that is known"), ("quality", quality or "not graded"), ("key", key),
+        ("address", each.offer.base_url),
         *(("caveat", caveat) for caveat in each.caveats),
     ]  # fmt: skip
     edge.put(present.fitted(each.model, width=edge.width, unicode=edge.unicode))
@@ -140,6 +142,7 @@ def _object(each: Listed) -> dict[str, Any]:
         "lanes": list(offer.lanes),
         "limits": _limits_object(each),
         "schema": each.schema,
+        "media": list(each.media),
         "quality": each.quality,
         "results_kept_days": each.keeps_days or None,
         "prices": {lane.value: _price_object(sheet) for lane, sheet in each.prices.items()},

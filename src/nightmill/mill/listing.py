@@ -34,6 +34,7 @@ class Listed:
     schema: str  # how answers are bound to one: "json_schema", "json_object" or "none"
     keeps_days: int  # how long the results of a batch are kept; 0: nobody says
     caveats: tuple[str, ...]
+    media: tuple[str, ...] = ()  # kinds that can be sent along: "image", "pdf", "audio", "video"
 
 
 def models(settings: Settings) -> list[Listed]:
@@ -75,7 +76,7 @@ def _listed(settings: Settings, ref: str, offer: Offer, catalogue: tuple[str, dt
     if known.schema in _SCHEMA_CAVEATS:
         caveats.append(_SCHEMA_CAVEATS[known.schema])
     quality = quality_of(settings, ref)
-    return Listed(ref, offer, prices, limits, quality, known.schema, known.keeps_days, tuple(caveats))
+    return Listed(ref, offer, prices, limits, quality, known.schema, known.keeps_days, tuple(caveats), known.media)
 
 
 def _price_caveats(prices: Mapping[Lane, PriceSheet], catalogue: tuple[str, dt.date]) -> Sequence[str]:

@@ -199,11 +199,12 @@ class Known:
     schema: str  # see `schema_support`
     keeps_days: int  # how long the results of a batch are kept; 0: nobody says
     caveats: tuple[str, ...]
+    media: tuple[str, ...] = ()  # kinds that it is sent along with prompts
 
 
 def known_of(ref: str, tables: Tables = _NO_TABLES) -> Known:
     """What is known of a model, by its server; nothing is asked and no model is loaded."""
-    provider, _ = parse_model(ref)
+    provider, model = parse_model(ref)
     said = cast(Mapping[str, Any], tables.get(provider, {}).get("limits", {}))
     given = {name: value for name, value in said.items() if name in _LIMITS}
     if provider in _KEYLESS:
@@ -219,7 +220,10 @@ def known_of(ref: str, tables: Tables = _NO_TABLES) -> Known:
     if batches:
         kept = f"results of a batch are kept for {server.keeps_days} days"
         caveats.append(kept if server.keeps_days else "nobody says how long results of a batch are kept")
-    return Known(limits, server.schema, server.keeps_days if batches else 0, tuple(caveats))
+    from nightmill.providers._media import TAKES
+
+    media = tuple(sorted(TAKES[server.media].kinds(model)))
+    return Known(limits, server.schema, server.keeps_days if batches else 0, tuple(caveats), media)
 
 
 def resolve(

@@ -96,7 +96,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
         ),
         "anthropic": Server(
             "https://api.anthropic.com", "ANTHROPIC_BASE_URL", keys=("ANTHROPIC_API_KEY",), key_header="x-api-key",
-            wire="anthropic", limits=Limits(batch_requests=100_000, batch_bytes=_INLINE_BYTES),
+            wire="anthropic", media="anthropic", limits=Limits(batch_requests=100_000, batch_bytes=_INLINE_BYTES),
             hidden_tokens=_TOOL_PROMPT_TOKENS, keeps_days=29, example="claude-haiku-4-5",
             batch_caveats=(
                 "a batch carries no name: if its create is not answered, it is held until its results, or you, tell",
@@ -105,7 +105,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
         ),
         "gemini": Server(
             "https://generativelanguage.googleapis.com", "GEMINI_BASE_URL", keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-            key_header="x-goog-api-key", wire="gemini", example="gemini-2.5-flash", keeps_days=42,
+            key_header="x-goog-api-key", wire="gemini", media="gemini", example="gemini-2.5-flash", keeps_days=42,
             batch_caveats=(
                 "a batch that expires or is cancelled hands nothing back, and its rows go out again",
                 "100 batches at a time, and prompt tokens waiting in them are capped by model: what is over waits",

@@ -60,7 +60,6 @@ def _show(edge: Edge, each: Listed) -> None:
         ("lanes", lanes), ("live", _in_words(each, Lane.LIVE) or live), ("batch", _in_words(each, Lane.BATCH) or batch),
         ("flex", _in_words(each, Lane.FLEX)), ("prices", source), ("a batch", a_batch), ("at once", f"{at_once}, live"),
         ("context", f"{context} tokens" if context else "not known"), ("schema", schema),
-        ("context", f"{context} tokens" if context else "not known"), ("schema", schema),
         ("media", ", ".join(each.media) or "none that is known"), ("quality", quality or "not graded"), ("key", key),
         ("address", each.offer.base_url),
         *(("caveat", caveat) for caveat in each.caveats),

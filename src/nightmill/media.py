@@ -16,6 +16,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _LONGEST_S = 10 * 86_400.0  # what claims to be longer is not believed
 _LEAST_MP3_BITS = 8_000  # a second, the lowest rate there is
+_UNCOMPRESSED = (1, 3, 0xFFFE)  # in a WAV file: whole numbers, floats, or either; of others no byte tells the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +156,18 @@ def _wav_seconds(data: bytes) -> float | None:
     at = data.find(b"fmt ", 12)
     if at < 0 or at + 24 > len(data):
         return None
-    _, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", data, at + 8)
+    coding, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", data, at + 8)
     each_s = channels * rate * bits / 8
-    return len(data) / each_s if each_s else None
+    return len(data) / each_s if each_s and coding in _UNCOMPRESSED else None
 
 
 def _mp4_seconds(data: bytes) -> float | None:
     """By the header of the film and those of its tracks: the longest of them."""
     found = [_box_seconds(data, match.start() + 4) for match in re.finditer(rb"m[vd]hd", data)]
     known = [seconds for seconds in found if seconds is not None]
-    return max(known) if known and len(known) == len(found) else None
+    if b"moof" in data or not any(known):  # in pieces: its headers know nothing of how long these are
+        return None
+    return max(known) if len(known) == len(found) else None
 
 
 def _box_seconds(data: bytes, at: int) -> float | None:

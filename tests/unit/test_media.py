@@ -109,6 +109,14 @@ def test_how_long_a_sound_or_a_film_can_be() -> None:
     assert most_seconds(b"OggS", "audio/ogg") is None
 
 
+def test_a_header_that_cannot_know_how_long_it_is_says_nothing() -> None:
+    """A film in pieces has zero seconds in its header, and compressed sound another rate than its header tells."""
+    assert most_seconds(mp4(0), "video/mp4") is None
+    assert most_seconds(mp4(1) + struct.pack(">I", 8) + b"moof", "video/mp4") is None
+    compressed = wav(3).replace(b"fmt " + struct.pack("<IH", 16, 1), b"fmt " + struct.pack("<IH", 16, 0x55))
+    assert most_seconds(compressed, "audio/wav") is None
+
+
 # -- in requests -----------------------------------------------------------------------------------
 
 

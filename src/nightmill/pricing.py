@@ -168,9 +168,10 @@ class PriceSheet:
     def of_totals(self, usage: Usage, requests: int) -> tuple[int, int] | None:
         """The least and the most, in nanos, that ``requests`` requests cost whose tokens are ``usage`` together.
 
-        Each is rounded by itself, hence two numbers. None: the price depends on how large each of them was.
+        Each is rounded by itself, hence two numbers. None: the price depends on what each of them was, how large, or
+        how much of it sound.
         """
-        if len(self._meters) > 1:
+        if len(self._meters) > 1 or self.rates(0).audio not in (None, self.rates(0).input):
             return None
         (_, (fresh_rate, cached_rate, write_rate, output_rate, request_rate, _)), scale = self._meters[0], self._scale
         fresh = max(0, usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens)

@@ -346,7 +346,7 @@ def test_many_costs_are_the_costs_of_each(sheet: PriceSheet, usages: list[Usage]
 @settings(deadline=None)
 @given(sheets(), st.lists(any_usage(), max_size=5))
 def test_the_sum_of_costs_lies_within_what_the_totals_allow(sheet: PriceSheet, parts: list[Usage]) -> None:
-    """From the sums of tokens alone the bill is known to within the rounding of each request; not in tiers, nor with sound."""
+    """From the sums of tokens alone the bill is known to within the rounding of each; not in tiers, nor with sound."""
     whole = Usage(
         sum(u.input_tokens for u in parts), sum(u.output_tokens for u in parts), sum(u.cached_tokens for u in parts),
         sum(u.cache_write_tokens for u in parts),

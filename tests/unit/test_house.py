@@ -163,3 +163,13 @@ def test_settings_of_the_tools_are_the_promised_ones() -> None:
     assert tools["pytest"]["ini_options"]["filterwarnings"] == ["error"]
     layers = next(c for c in tools["importlinter"]["contracts"] if c["type"] == "layers")
     assert layers["exhaustive"] is True
+
+
+def test_parquet_behind_a_stream_of_ours_is_read_by_the_thread_that_asks() -> None:
+    """Arrow's own threads would let go of it as the interpreter ends, now and then, and that aborts the process."""
+    reads = re.compile(r"\.(?:read_row_groups?|iter_batches)\([^\n]*(?:\n[^\n]*){0,4}")
+    for path in sorted((ROOT / "src/nightmill").rglob("*.py")):
+        if path.parts[-2:] == ("sources", "columnar.py"):  # reads files by their path
+            continue
+        for call in reads.findall(path.read_text(encoding="utf-8")):
+            assert "use_threads=False" in call, f"{path}: {call}"

@@ -25,7 +25,7 @@ def with_input(
                 continue
             index = batch.column("index")
             first, last = (index[at].as_py() // GROUP_ROWS for at in (0, -1))
-            groups = source.read_row_groups(list(range(first, last + 1)), columns=list(names))
+            groups = source.read_row_groups(list(range(first, last + 1)), columns=list(names), use_threads=False)
             beside = groups.take(pc.subtract(index, first * GROUP_ROWS)).combine_chunks()
             yield pa.record_batch(
                 [*batch.columns, *(beside.column(name).combine_chunks() for name in names)],

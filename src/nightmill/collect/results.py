@@ -283,7 +283,11 @@ def read_built(
             parquet = pq.ParquetFile(stream, pre_buffer=False)
             for group in range(parquet.num_row_groups):
                 rows = parquet.metadata.row_group(group).num_rows
-                batches = parquet.read_row_group(group).to_batches() if start < end and start + rows > first else []
+                batches = (
+                    parquet.read_row_group(group, use_threads=False).to_batches()
+                    if start < end and start + rows > first
+                    else []
+                )
                 start += rows
                 yield from batches
     except (StoreError, pa.ArrowException, OSError) as error:
@@ -313,7 +317,7 @@ def _damage_told(file: StoredFile) -> Iterator[None]:
 
 
 def _row_group(source: pq.ParquetFile, start: int) -> pa.RecordBatch:
-    table = source.read_row_group(start // GROUP_ROWS)
+    table = source.read_row_group(start // GROUP_ROWS, use_threads=False)
     return table.combine_chunks().to_batches()[0]
 
 

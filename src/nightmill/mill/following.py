@@ -107,7 +107,12 @@ class Follower:
             rows = self._home.ledger.files_of(job_id, ROWS)[0]
             try:
                 with self._home.store.open(rows.ref) as stream:
-                    keys = pq.ParquetFile(stream).read_row_group(group, columns=["key"]).column("key").to_pylist()
+                    keys = (
+                        pq.ParquetFile(stream)
+                        .read_row_group(group, columns=["key"], use_threads=False)
+                        .column("key")
+                        .to_pylist()
+                    )
             except (OSError, StoreError, pa.ArrowException) as error:  # whoever needs the file itself will say so
                 log.warning("job %s: its rows cannot be read: %s", job_id, type(error).__name__)
                 keys = [None] * GROUP_ROWS

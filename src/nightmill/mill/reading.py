@@ -200,7 +200,9 @@ def file_names(home: Home, job: Job) -> Iterator[str]:
     """The names of the files that the job's rows are; none where rows are no files."""
     if Origin.of(job.spec).mode == "file":
         with home.store.open(home.ledger.files_of(job.id, ROWS)[0].ref) as stream:
-            for batch in pq.ParquetFile(stream, pre_buffer=False).iter_batches(GROUP_ROWS, columns=["path"]):
+            for batch in pq.ParquetFile(stream, pre_buffer=False).iter_batches(
+                GROUP_ROWS, columns=["path"], use_threads=False
+            ):
                 yield from batch.column("path").to_pylist()
 
 

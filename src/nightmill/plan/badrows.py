@@ -70,7 +70,7 @@ def bad_rows(store: Store, file: StoredFile | None, first: int, end: int) -> dic
         for number in range(parquet.num_row_groups):
             span = parquet.metadata.row_group(number).column(0).statistics
             if span.max >= first and span.min < end:
-                indexes, reasons = parquet.read_row_group(number).columns
+                indexes, reasons = parquet.read_row_group(number, use_threads=False).columns
                 pairs = zip(indexes.to_pylist(), reasons.to_pylist(), strict=True)
                 found.update((index, why) for index, why in pairs if first <= index < end)
     return found

@@ -119,7 +119,7 @@ def cut_rows(
         file = pq.ParquetFile(stream, pre_buffer=False)
         for group in sorted({row // GROUP_ROWS for row in wanted}):
             first = group * GROUP_ROWS
-            batch = file.read_row_group(group).combine_chunks().to_batches()[0]
+            batch = file.read_row_group(group, use_threads=False).combine_chunks().to_batches()[0]
             indexes = [first + row for row in range(batch.num_rows) if first + row in wanted]
             those = Taken(batch.take(pa.array([i - first for i in indexes], pa.int64())))
             for portion, rows_of_it in portions(indexes, those):

@@ -213,6 +213,10 @@ _TILES = (
 )  # fmt: skip
 _PATCHES = (("gpt-4\\.1-mini|gpt-5-mini", 1.62), ("gpt-4\\.1-nano|gpt-5-nano", 2.46), ("o4-mini", 1.72))
 _MOST_TILES, _MOST_PATCHES = 8, 1_536
+# Times the tokens of its context that a PDF may be billed as: pages are images, too, and some families count those so
+# many times over. Nobody says whether they do so before or after they look whether it fits.
+_PAGES = (("gpt-4o-mini", 34), ("gpt-4o|chatgpt-4o|gpt-4\\.[15]|o[13]|gpt-5(?![.\\d])", 1))
+_MOST_OF_A_PAGE = 2.5  # of a family that is not listed
 _DEAREST_IMAGE = 2_833 + 5_667 * _MOST_TILES  # the most of any model that is documented
 _OPENAI_CONTEXTS = (("gpt-4o|chatgpt-4o|gpt-audio|gpt-4\\.5", 128_000), ("o\\d", 200_000), ("gpt-5(?![.\\d])", 400_000))
 _MOST_CONTEXT = 1_050_000  # of any model
@@ -239,7 +243,8 @@ def _openai_tokens(model: str, medium: Medium) -> Tokens:
     if medium.kind == "audio":  # ten tokens a second
         most = context if seconds is None else min(context, 20 * math.ceil(seconds) + 20)
         return Tokens(math.ceil(10 * (seconds or 60)), _OPENAI_SOUND * most)
-    return Tokens(min(context, _usual_pdf(medium)), context)
+    pages = _by_name(_PATCHES, model) or _by_name(_PAGES, model) or (_MOST_OF_A_PAGE,)
+    return Tokens(min(context, _usual_pdf(medium)), math.ceil(context * pages[0]))
 
 
 def _openai_image(model: str, medium: Medium) -> Tokens:

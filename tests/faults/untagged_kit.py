@@ -122,7 +122,7 @@ class Untagged:
     def __init__(self, world: World) -> None:
         self._inner, self._world = resolve(MODEL, env=ENV, model_paths={}), world
         self._heard = False
-        for name in ("name", "model", "account", "limits", "encode", "line_pieces", "decode", "decode_plain",
+        for name in ("name", "model", "account", "limits", "encode", "weigh", "line_pieces", "decode", "decode_plain",
                      "reply_line", "error_body", "unanswered", "hands_back_partial"):  # fmt: skip
             setattr(self, name, getattr(self._inner, name))
 

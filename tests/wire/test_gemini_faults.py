@@ -549,6 +549,9 @@ def test_quota_used_up(base: str) -> None:
 # --- the book ---
 
 
+_OF_FLEX = ("flex_downgraded", "resource_unavailable")  # the tier of one provider, tested with it
+
+
 def test_every_fault_is_tested_here() -> None:
     """No fault is known that no test names, but for those that cannot exist in this format."""
     with open(__file__) as source:

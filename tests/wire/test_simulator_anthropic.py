@@ -545,6 +545,9 @@ def test_lists_and_polls_go_wrong(base: str) -> None:
     assert "results_url" not in raw(base, "GET", f"{BATCHES}/{made(base, 1)}").json()
 
 
+_OF_FLEX = ("flex_downgraded", "resource_unavailable")  # the tier of one provider, tested with it
+
+
 def test_faults_that_cannot_be_here_change_nothing(base: str) -> None:
     """A batch that carries a fault of another format runs as if there were none; every other fault is tested here."""
     wire = next(each for each in FORMATS if each.name == "anthropic")

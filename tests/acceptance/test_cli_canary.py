@@ -141,8 +141,8 @@ def test_a_job_whose_answers_turn_bad_half_way_stops_before_it_spends_the_rest(t
         assert "--min-valid asks for 90%" in found["error"]["why"]
         assert (found["canary"]["valid"], adds_up(found)) == (20, True)
         assert is_billed(place, found)
-        most = 300 + 200 + 32 if lane == "live" else 20 + 5 * 250
-        assert place.invoice()["executed_rows"] < most
+        most = 300 + 200 + 32 if lane == "live" else 20 + 6 * 250  # one may end, and one go out, as another is read
+        assert place.invoice()["executed_rows"] <= most
         place.ask("faults", "DELETE")
         on = place.run("resume", "--json")
         assert on.code == 3, on.err

@@ -378,7 +378,7 @@ def test_a_row_is_told_in_words(past: Place) -> None:
     said = past.run("show", "@last", "--row", "0").out
     assert "success: yes\n" in said
     assert "cost: $0.00\n" in said
-    assert not re.search("True|False|None|e-0", said)
+    assert not re.search(r"True|False|None|\de-0", re.sub("shard.*", "", said))
 
 
 def test_where_nothing_can_be_drawn_lines_are_written(place: Place) -> None:

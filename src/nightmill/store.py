@@ -26,13 +26,21 @@ from nightmill.killpoints import reach
 from nightmill.types import FileRef
 
 PACKED = ".zst"
+APART = "media"  # the folder of a job's media that have a file each
+_DIGITS = 24  # of its SHA-256, that such a file is called by
 _CHUNK_BYTES = 1 << 20
+_FROM_A_BACKUP = "put the home folder back from a backup"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def new_digest() -> hashlib._Hash:
     """What the bytes of files and rows go through; `digest_text` says what came of it."""
     return hashlib.sha256()  # in hardware nearly everywhere: half of BLAKE2's time
+
+
+def apart(folder: str, digest: str) -> str:
+    """Where the medium with that SHA-256 lies, where the job in ``folder`` has a file of its own for it."""
+    return f"{folder}/{APART}/{digest[:_DIGITS]}"
 
 
 def digest_text(digest: hashlib._Hash) -> str:
@@ -126,6 +134,33 @@ class Store:
             sync_folder(target.parent)
         reach("store.created")
 
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file called by its SHA-256, unless it is there: whoever else writes it writes the same."""
+        target = self.path(path)
+        with _explained(target):
+            if _is_as_called(target):
+                return
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writing-", delete=False) as file:
+                try:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except BaseException:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+            Path(file.name).replace(target)
+            sync_folder(target.parent)
+        reach("store.put")
+
+    def found(self, path: str) -> Path:
+        """Where a file lies that was `put`. Raises StoreError: it is not there, or not as it was."""
+        target = self.path(path)
+        if not _is_as_called(target):
+            why = "its digest is not its name" if target.exists() else f"{target} does not exist"
+            raise StoreError(f"a file of this job is gone or was changed: {path}", why=why, fix=_FROM_A_BACKUP)
+        return target
+
     def seal(self, path: str) -> FileRef:
         """The `FileRef` of a file someone else wrote here, synced and digested."""
         target = self.path(path)
@@ -151,7 +186,7 @@ class Store:
                 raise StoreError(
                     f"a file of this job is gone: {ref.path}",
                     why=f"{target} does not exist, though the ledger counts on it",
-                    fix="put the home folder back from a backup",
+                    fix=_FROM_A_BACKUP,
                 ) from error
             file = packed
         if (size := os.fstat(file.fileno()).st_size) != ref.size_bytes:
@@ -159,7 +194,7 @@ class Store:
             raise StoreError(
                 f"a file of this job is not as it was written: {ref.path}",
                 why=f"it has {size} bytes; the ledger says {ref.size_bytes}",
-                fix="put the home folder back from a backup",
+                fix=_FROM_A_BACKUP,
             )
         return _unpacked(file, self.home) if ref.path.endswith(PACKED) else file
 
@@ -199,7 +234,7 @@ class Store:
             raise StoreError(
                 f"a file of this job was changed: {ref.path}",
                 why="its digest is not the one in the ledger",
-                fix="put the home folder back from a backup",
+                fix=_FROM_A_BACKUP,
             )
 
     def job_folder(self, job_id: str) -> str:
@@ -229,6 +264,15 @@ class Store:
     def drop_folder(self, path: str) -> None:
         """Remove a folder that the ledger does not name (a plan that was given up)."""
         shutil.rmtree(self.path(path), ignore_errors=True)
+
+
+def _is_as_called(target: Path) -> bool:
+    """Whether a file is there, and its SHA-256 begins with its name."""
+    try:
+        with target.open("rb") as file:
+            return hashlib.file_digest(file, new_digest).hexdigest().startswith(target.name)
+    except OSError:
+        return False
 
 
 def _unpacked(file: BufferedReader[FileIO], folder: Path) -> BufferedReader[FileIO]:

@@ -246,3 +246,43 @@ def _peak_mb(place: Place, count: int) -> float:
         check=True,
     )  # fmt: skip
     return int(done.stderr.split()[-1]) / 1024
+
+
+GEMINI = ("--model", "gemini/gemini-2.5-flash")
+
+
+@pytest.mark.parametrize("lane", ["live", "batch"])
+def test_what_no_request_holds_is_uploaded_once_and_only_named(place: Place, lane: str) -> None:
+    """A large image goes ahead as a file of its own, once for all rows and jobs that show it; small ones go inside."""
+    large = [png(300, 200, n) + bytes(16_000_000 + n) for n in range(2)]
+    small = png(9, 9)
+    for n, data in enumerate([*large, small]):
+        (place.folder / f"{n}.png").write_bytes(data)
+    shown = [["0.png", "2.png"], ["1.png"], ["2.png"], ["0.png", "1.png"]]
+    lines = [json.dumps({"id": n, "photo": each}) for n, each in enumerate(shown)]
+    (place.folder / "in.jsonl").write_text("\n".join(lines) + "\n")
+    done = place.run("run", "in.jsonl", *ASKED, *GEMINI, "--lane", lane, "--batch-size", "2")
+    assert (done.code, done.json["succeeded"]) == (0, 4), done.err
+    for each, row in zip(shown, place.results("r.jsonl"), strict=True):
+        told = [came([*large, small][int(name[0])]) for name in each]
+        assert all(text in row["response"] for text in told), row
+    assert is_paid(place, done)
+    uploaded = [event["size_bytes"] for event in place.log() if event["event"] == "upload"]
+    assert sorted(size for size in uploaded if size > 15_000_000) == sorted(map(len, large))
+    again = place.run("run", "in.jsonl", *ASKED, *GEMINI, "--lane", lane, "--new", "--no-cache", "--batch-size", "4")
+    assert (again.code, again.json["succeeded"]) == (0, 4), again.err
+    later = [event["size_bytes"] for event in place.log() if event["event"] == "upload"][len(uploaded) :]
+    assert all(size < 1_000_000 for size in later)
+
+
+def test_an_uploaded_medium_weighs_what_it_weighed_inside(place: Place) -> None:
+    """Quote, hold and bill are those of the same image inside its request."""
+    (place.folder / "a.png").write_bytes(png(900, 700) + bytes(30_000))
+    (place.folder / "in.csv").write_text("id,photo\n1,a.png\n")
+    inside = place.run("run", "in.csv", *ASKED, *GEMINI, "--lane", "live", "--no-cache")
+    (place.folder / "nightmill.toml").write_text("[providers.gemini.limits]\nrequest_bytes = 4000\n")
+    apart = place.run("run", "in.csv", *ASKED, *GEMINI, "--lane", "live", "--no-cache", "--new")
+    assert [event["event"] for event in place.log()].count("upload") == 1, apart.err
+    assert inside.json["tokens_in"] == apart.json["tokens_in"]
+    assert apart.json["at_most_usd"] >= apart.json["spent_usd"]
+    assert inside.json["at_most_usd"] == pytest.approx(apart.json["at_most_usd"], rel=0.2)

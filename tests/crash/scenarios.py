@@ -231,15 +231,29 @@ GEMINI = tuple(
         ("failing-rows", {}, (_fault("row_errors", count=1, **_ONCE),), 0),
     )
 )
-LIVE_ELSEWHERE = tuple(
+# An image that no request holds is uploaded before what names it; both shards name the same one.
+_SMALL_REQUESTS = "[providers.gemini.limits]\nrequest_bytes = 2_000\n"
+GEMINI += (
     Scenario(
-        f"{name}-live", "live", model=model, rows=8, failed=1, unproven=True, asked={"concurrency": 3},
-        faults=(
-            _fault("live_429", count=1, after=1, retry_after=0.1), _fault("live_500", count=1, after=2),
-            _fault("live_timeout", count=1, after=3, delay_s=0.3),
-        ),
-    )
-    for name, model in (("gem", _GEMINI), ("ant", "anthropic/claude-haiku-4-5"))
+        "gem-uploads", "batch", model=_GEMINI, asked={"media": ["photo"], **_TWO_SHARDS}, toml=_SMALL_REQUESTS,
+        faults=(_fault("upload_500", **_ONCE), _ACCEPTED),
+    ),
+)  # fmt: skip
+LIVE_ELSEWHERE = (
+    *(
+        Scenario(
+            f"{name}-live", "live", model=model, rows=8, failed=1, unproven=True, asked={"concurrency": 3},
+            faults=(
+                _fault("live_429", count=1, after=1, retry_after=0.1), _fault("live_500", count=1, after=2),
+                _fault("live_timeout", count=1, after=3, delay_s=0.3),
+            ),
+        )
+        for name, model in (("gem", _GEMINI), ("ant", "anthropic/claude-haiku-4-5"))
+    ),
+    Scenario(
+        "gem-uploads-live", "live", model=_GEMINI, asked={"media": ["photo"], "concurrency": 2}, toml=_SMALL_REQUESTS,
+        faults=(_fault("upload_500", **_ONCE),),
+    ),
 )  # fmt: skip
 
 ALL = BATCH + UNNAMED + GEMINI + CANARY + LIVE + FLEX + LIVE_ELSEWHERE

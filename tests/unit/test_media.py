@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import math
+import re
 import struct
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -20,7 +24,7 @@ from pydantic import TypeAdapter
 
 from nightmill.errors import CannotCarry
 from nightmill.media import image_size, kind_of, most_seconds
-from nightmill.providers import Provider
+from nightmill.providers import Provider, UploadsMedia
 from nightmill.providers._media import TAKES
 from nightmill.providers.resolve import resolve
 
@@ -170,6 +174,43 @@ def test_an_image_weighs_what_it_may_be_billed_as_and_not_its_bytes(
     assert 0 <= weights[0].most - plain - count * each <= 200 * max(1, count)  # JSON around it
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(sides, sides, st.integers(0, 60_000)), min_size=1, max_size=6))
+def test_what_a_request_cannot_hold_is_named_in_it_and_weighs_the_same(images: list[tuple[int, int, int]]) -> None:
+    """The largest first, and no more than needed; names are such as Gemini takes, and tell what is behind them."""
+    media = [png(width, height) + bytes(more) for width, height, more in images]
+    request = said(*map(image, media))
+    whole = resolve("gemini/gemini-2.5-flash", env={"GEMINI_API_KEY": "k"})
+    tight = resolve("gemini/gemini-2.5-flash", env={"GEMINI_API_KEY": "k"})
+    tight.limits = replace(tight.limits, request_bytes=50_000)
+    plain, named = whole.encode(request), tight.encode(request)
+    assert isinstance(tight, UploadsMedia)
+    uploads = tight.uploads(named.body)
+    assert not plain.apart
+    assert {upload.digest for upload in uploads} == named.apart.keys()
+    assert len(named.body) <= 50_000
+    assert all(hashlib.sha256(data).hexdigest().startswith(digest) for digest, data in named.apart.items())
+    assert all(re.fullmatch("[a-z0-9][a-z0-9-]{0,38}[a-z0-9]", upload.id) for upload in uploads)
+    assert min(map(len, named.apart.values()), default=1 << 40) >= max(
+        [len(data) for data in media if hashlib.sha256(data).hexdigest()[:24] not in named.apart], default=0
+    )
+    inside, outside = whole.weigh(plain.body), tight.weigh(named.body)
+    assert inside.media == outside.media
+    assert abs(inside.most - outside.most) <= 150 * len(media)  # addresses in place of nothing
+    assert bool(named.apart) == (len(plain.body) > 50_000) or len(plain.body) > 48_000
+
+
+def test_what_only_looks_like_a_named_medium_is_not_asked_for() -> None:
+    """Words of a prompt, or the example of a tool: only a part of a message names one."""
+    part = {"fileData": {"mimeType": "image/png", "fileUri": f"https://x.example/files/nm-{'0' * 24}-1-1"}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "examples": [part]}}}
+    asked = provider("gemini/gemini-2.5-flash")
+    body = asked.encode({**said(), "messages": [{"role": "user", "content": json.dumps(part)}], "tools": [tool]}).body
+    assert b'"fileData"' in body
+    assert isinstance(asked, UploadsMedia)
+    assert asked.uploads(body) == []
+
+
 def _medium(data: bytes) -> Any:
     from nightmill.media import Medium
 
@@ -230,7 +271,7 @@ def test_what_looks_like_a_medium_in_a_tool_or_a_schema_is_text(model: str) -> N
         ("openai/o3-mini", image(png(9, 9)), "no images"),
         ("anthropic/claude-haiku-4-5", sound(wav(1)), "no audio"),
         ("anthropic/claude-haiku-4-5", image(png(9, 9) + bytes(8_000_000)), "too large"),
-        ("gemini/gemini-2.5-flash", image(png(9, 9) + bytes(16_000_000)), "too large"),
+        ("gemini/gemini-2.5-flash", pdf(b"%PDF-1.7\n" + bytes(50_000_000)), "too large"),
         (
             "gemini/gemini-2.5-flash",
             {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}},

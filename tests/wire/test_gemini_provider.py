@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import logging
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from google import genai
 from openai_loopback import Api, serving
 
 from nightmill.errors import Limited, NeverSent, Refused, Uncertain
-from nightmill.providers import BatchProvider, KeyCheck, ListsBatches, LiveProvider, RateHint
+from nightmill.providers import BatchProvider, KeyCheck, ListsBatches, LiveProvider, RateHint, Upload
 from nightmill.providers._gemini_talk import batch_view, file_name
 from nightmill.providers.resolve import resolve
 from nightmill.types import FailureKind
@@ -284,6 +285,91 @@ def test_an_upload_that_is_refused_says_so(shard, answer, kind):
     for api in (api_for(START, answer), started(answer)):
         with pytest.raises(kind):
             upload(api, shard)
+
+
+# -- media apart ---------------------------------------------------------------------------------
+
+MEDIUM = Upload(f"nm-{'0' * 24}-5-5", "0" * 24, "image/png")
+SHOWN = f"GET /v1beta/files/{MEDIUM.id}"
+SENT = "POST /upload/v1beta/files?upload_id=7"
+
+
+def shown(file, hours=40.0, **more):
+    at = datetime.now(UTC) + timedelta(hours=hours)
+    return held(file, name=f"files/{MEDIUM.id}", expirationTime=at.isoformat(), **more)
+
+
+def provide(api, file, times=1, lasting_s=86_400.0):
+    async def use(provider):
+        for _ in range(times):
+            await provider.provide(MEDIUM, file, lasting_s=lasting_s)
+        return provider
+
+    return with_api(api, use)
+
+
+def calls(api):
+    return [line.partition(" HTTP")[0] for line, _, _ in api.seen]
+
+
+def test_a_medium_is_uploaded_once_under_its_name(shard):
+    """Looked for first; what was sent is known, and neither sent nor looked for again."""
+    api = started((200, {"file": shown(shard, hours=48)}, {"X-Goog-Upload-Status": "final"}))
+    api.on(SHOWN, OWN_403)
+    provide(api, shard, times=3)
+    assert calls(api) == [SHOWN, START, SENT]
+    about = json.loads(api.seen[1][2])["file"]
+    assert (about["name"], about["mime_type"]) == (f"files/{MEDIUM.id}", "image/png")
+
+
+def test_a_medium_that_is_there_long_enough_is_not_sent(shard):
+    """Whoever uploaded it: another worker, or an earlier job."""
+    api = api_for(SHOWN, shown(shard, hours=25))
+    taken = error(409, "ALREADY_EXISTS", "Requested entity already exists")
+    api.on(START, taken)
+    provide(api, shard, times=2)
+    assert calls(api) == [SHOWN, START, SHOWN]
+
+
+@pytest.mark.parametrize("there", ["too soon", "failed", "another"])
+def test_a_medium_that_will_not_do_gives_way(shard, there):
+    """One that goes before a batch may end, that could not be read, or is something else, is deleted and sent anew."""
+    about = {
+        "too soon": {"hours": 23.0}, "failed": {"state": "FAILED"}, "another": {"sha256Hash": "b3RoZXI="},
+    }[there]  # fmt: skip
+    api = started((200, {"file": shown(shard, hours=48)}, {"X-Goog-Upload-Status": "final"}))
+    api.on(SHOWN, shown(shard, **about))
+    api.on(SHOWN.replace("GET", "DELETE"), (200, {}))
+    provide(api, shard)
+    assert calls(api) == [SHOWN, SHOWN.replace("GET", "DELETE"), START, SENT]
+
+
+def test_two_that_upload_one_medium_at_once_share_it(shard):
+    """Whose upload ends second is told that the name is taken, and takes what is there."""
+    api = started(error(409, "ALREADY_EXISTS", "Requested entity already exists"))
+    api.on(SHOWN, OWN_403, shown(shard, hours=48))
+    provide(api, shard)
+    assert calls(api) == [SHOWN, START, SENT, SHOWN]
+
+
+def test_a_request_whose_medium_is_gone_stops_no_key_and_looks_anew(shard):
+    """It fails by itself; whoever sends it again uploads the medium first."""
+    gone = error(
+        403, "PERMISSION_DENIED", f"You do not have permission to access the File {MEDIUM.id} or it may not exist."
+    )
+    api = started((200, {"file": shown(shard, hours=48)}, {"X-Goog-Upload-Status": "final"}))
+    api.on(SHOWN, OWN_403)
+    api.on("POST " + ASK, gone)
+
+    async def use(provider):
+        await provider.provide(MEDIUM, shard, lasting_s=60.0)
+        reply = await provider.send(ASK, b"{}", timeout_s=5.0)
+        await provider.provide(MEDIUM, shard, lasting_s=60.0)
+        return reply
+
+    reply = with_api(api, use)
+    assert (reply.status, reply.stop, reply.shuts_key) == (403, False, False)
+    assert calls(api).count(SENT) == 2
 
 
 # -- looking -----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from nightmill.lanes import (
     price_rose,
     rescue,
     untagged,
+    uploading,
 )
 from nightmill.ledger import (
     CAME_LATE,
@@ -129,6 +130,7 @@ async def _submit(desk: Desk, work: Work, provider: BatchProvider, shard: Shard)
         return
     sub, before = ready.current, list[str]()
     try:
+        await uploading.for_shard(desk, provider, ready)
         async with asyncio.timeout(desk.timing.upload_timeout_s):
             if not shard.fenced:  # a person said so, and a stopped worker may still hold its create
                 for earlier in not_found(shard):

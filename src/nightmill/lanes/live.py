@@ -18,13 +18,23 @@ from pathlib import Path
 from typing import cast
 
 from nightmill import wire
-from nightmill.errors import LeaseLost, NeverSent, NightmillError, ProviderError, StoreError, Uncertain, UsageError
+from nightmill.errors import (
+    LeaseLost,
+    Limited,
+    NeverSent,
+    NightmillError,
+    ProviderError,
+    Refused,
+    StoreError,
+    Uncertain,
+    UsageError,
+)  # fmt: skip
 from nightmill.killpoints import reach
-from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, keys, over_budget, price_rose
+from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, keys, over_budget, price_rose, uploading
 from nightmill.lanes.throttle import Throttle
 from nightmill.ledger import Denied, Shard, StoredFile
 from nightmill.pricing import PriceSheet
-from nightmill.providers import FlexProvider, JoiningProvider, LiveProvider, LiveReply
+from nightmill.providers import FlexProvider, JoiningProvider, LiveProvider, LiveReply, UploadsMedia
 from nightmill.store import PACKED
 from nightmill.types import ATTEMPTS, RETRYABLE, Failed, FileRef, Lane, Outcome, ShardState
 
@@ -254,6 +264,7 @@ class _Sender:
         self._request_s, self._lease_s = desk.timing.call_s(self._shard.lane), desk.timing.lease_of(self._shard.lane)
         self._need_s = self._request_s + desk.timing.margin_s
         self._flex = provider if isinstance(provider, FlexProvider) and self._shard.lane is Lane.FLEX else None
+        self._uploader = provider if isinstance(provider, UploadsMedia) else None
         self._renewing = asyncio.Lock()
         current = self._shard.current
         self._covered = current.hold_nanos + current.unproven_nanos  # so much of what the shard may cost
@@ -503,6 +514,8 @@ class _Sender:
 
     async def _exchange(self, rows: list[_Row], journal: Journal) -> bool:
         """One call, each of its rows marked first. True when the provider answered it."""
+        if self._uploader and (not await self._provided(self._uploader, rows, journal) or self._ends):
+            return False
         journal.write(_marks(wire.sent_mark, rows))
         reach("live.marked")
         began = self._desk.ledger.moment()
@@ -526,6 +539,23 @@ class _Sender:
             journal.write(_marks(wire.unsent_mark, rows))
             raise
         return await self._answered(rows, reply, began, journal)
+
+    async def _provided(self, uploader: UploadsMedia, rows: list[_Row], journal: Journal) -> bool:
+        """Whether all is there that the requests only name; where it is refused, so are they."""
+        began = self._desk.ledger.moment()
+        try:
+            await uploading.for_requests(self._desk, uploader, self._shard.job_id, [row.body for row in rows])
+        except (NeverSent, Limited) as error:
+            await self._not_reached(error, began)
+            return False
+        except Refused as error:
+            said = "; ".join(filter(None, (error.what, error.why, error.fix)))
+            if error.scope == "account":
+                raise _Pause(said, key=True) from error
+            for row in rows:
+                await self._keep(row, LiveReply(400, self._provider.error_body(said)), 0.0, journal)
+            return False
+        return True
 
     async def _call(self, rows: list[_Row]) -> LiveReply:
         url, body = self._work.url, rows[0].body

@@ -18,6 +18,7 @@ from nightmill.killpoints import reach
 from nightmill.lanes import late, tidying
 from nightmill.ledger import Job, Shard
 from nightmill.mill.home import Home, model_of
+from nightmill.store import APART
 from nightmill.types import UNFINISHED
 from nightmill.wire import RESULTS
 
@@ -184,6 +185,7 @@ class _Sweeper:
             if (
                 path not in named
                 and file.name not in _OWN_FILES
+                and (file.parent.name != APART or file.name.startswith("."))  # those are named by what they hold
                 and not self._is_counted(path)
                 and self._is_old([file])
             ):

@@ -185,12 +185,12 @@ class _Planner:
     def _packing(self) -> Iterator[tuple[_Attach, list[StoredFile]]]:
         """What adds their media to rows, and the file that these lie in, once the block has ended."""
         order, packed = self._order, list[StoredFile]()
+        pack = order.compiled.pack = Pack(self._store, self._folder)
         if not order.media:
             yield _as_they_are, packed
             return
         with self._store.create(f"{self._folder}/{PACK}") as out:
-            order.compiled.pack = Pack(self._store.path(f"{self._folder}/{PACK}"))
-            yield Packer(order.media, order.source.root, out).attached, packed
+            yield Packer(order.media, order.source.root, out, pack).attached, packed
         packed.append(StoredFile(out.ref, wire.MEDIA))
 
     # -- one pass over the rows ----------------------------------------------------------------
@@ -446,11 +446,11 @@ def first_bodies(order: Order, rows: pa.RecordBatch) -> list[bytes]:
     """
     compiled = order.compiled
     with tempfile.TemporaryDirectory(prefix="nightmill-look-", ignore_cleanup_errors=True) as folder:
-        taken = Taken(rows)
+        taken, store = Taken(rows), Store(Path(folder))
+        pack = compiled.pack = Pack(store, "look")
         if order.media:
-            with Store(Path(folder)).create(PACK) as out:
-                taken = next(Packer(order.media, order.source.root, out).attached(iter([taken])))
-            compiled.pack = Pack(Path(folder, PACK))
+            with store.create(f"look/{PACK}") as out:
+                taken = next(Packer(order.media, order.source.root, out, pack).attached(iter([taken])))
         blank = compiled.blanks(taken.batch)
         whole = taken.batch.take(pa.array([i for i in range(taken.batch.num_rows) if i not in blank], pa.int64()))
         return compiled.bodies(whole, range(whole.num_rows), None, {} if order.skip_bad else None)

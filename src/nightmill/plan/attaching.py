@@ -21,11 +21,12 @@ import pyarrow as pa
 from nightmill.errors import StoreError
 from nightmill.media import Kind, kind_of
 from nightmill.sources import JSON_MARK, Taken, decode_row_values
-from nightmill.store import Writer
+from nightmill.store import Store, Writer, apart
 from nightmill.tasks import MEDIA
 
 PACK = "media.bin"  # beside the rows of a job
 
+_APART_BYTES = 4 << 20  # a medium of so many bytes has a file of its own, from which it can be uploaded
 _TOGETHER_BYTES = 16 << 20  # of media, whose rows are encoded together
 _MOST_BYTES = 512 << 20  # of one medium: no provider takes more in a request
 _SUFFIXES: Mapping[str, Kind] = {".pdf": "pdf", ".mp4": "video", ".mov": "video", ".webm": "video"}
@@ -39,9 +40,9 @@ class _Unusable(Exception):
 class Packer:
     """Keeps the media of a job's rows while it is planned."""
 
-    def __init__(self, columns: Sequence[str], folder: str, out: Writer) -> None:
-        self._columns, self._folder, self._out = columns, folder, out
-        self._known: dict[bytes, int] = {}  # where the content with that digest lies
+    def __init__(self, columns: Sequence[str], folder: str, out: Writer, pack: Pack) -> None:
+        self._columns, self._folder, self._out, self._pack = columns, folder, out, pack
+        self._known: dict[str, int | None] = {}  # where the content with that digest lies
 
     def attached(self, taken: Iterator[Taken]) -> Iterator[Taken]:
         """The rows with one column more; where a medium of a row cannot be had, the row is bad and says why."""
@@ -113,20 +114,26 @@ class Packer:
         if found is None:
             what = f"{name} is" if name else "its bytes are"
             raise _Unusable(f"{what} no image, PDF, sound or film that is known")
-        digest = hashlib.sha256(data).digest()[:16]
-        at = self._known.get(digest)
-        if at is None:
-            at = self._known[digest] = self._out.tell()
-            self._out.write(data)
+        digest = hashlib.sha256(data).hexdigest()[:32]
+        if digest not in self._known:
+            self._known[digest] = self._keep(digest, data)
         kind, mime = found
         return {
             "kind": kind,
             "mime": mime,
             "name": Path(name).name,
-            "at": at,
+            "at": self._known[digest],  # None: apart
             "size": len(data),
-            "digest": digest.hex(),
+            "digest": digest,
         }
+
+    def _keep(self, digest: str, data: bytes) -> int | None:
+        if len(data) >= _APART_BYTES:
+            self._pack.keep_apart({digest: data})
+            return None
+        at = self._out.tell()
+        self._out.write(data)
+        return at
 
 
 def _bytes_written_as(text: str) -> bytes | None:
@@ -167,10 +174,15 @@ def _slice(rows: Taken, start: int, end: int) -> Taken:
 
 
 class Pack:
-    """The media of a job, as its plan kept them."""
+    """The media of a job, as its plan kept them, in a folder of the store."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, store: Store, folder: str) -> None:
+        self._store, self._folder = store, folder
+
+    def keep_apart(self, media: Mapping[str, bytes]) -> None:
+        """Give each of these, by the digest it is called by, a file of its own. Raises StoreError."""
+        for digest, data in media.items():
+            self._store.put(apart(self._folder, digest), data)
 
     def parts(self, media: Sequence[Mapping[str, Any]], *, is_responses: bool) -> list[dict[str, Any]]:
         """The parts of a canonical message that say ``media``. Raises StoreError."""
@@ -192,18 +204,18 @@ class Pack:
         return {"type": "input_image", "image_url": url} if is_responses else _image(url)
 
     def _read(self, medium: Mapping[str, Any]) -> bytes:
+        at, digest = medium["at"], medium["digest"]
+        path = self._store.path(f"{self._folder}/{PACK}" if at is not None else apart(self._folder, digest))
         try:
-            with self._path.open("rb") as file:
-                file.seek(medium["at"])
+            with path.open("rb") as file:
+                file.seek(at or 0)
                 data = file.read(medium["size"])
         except OSError as error:
             why = error.strerror or str(error)
-            raise StoreError(
-                f"cannot read {self._path}", why=why, fix="put the home folder back from a backup"
-            ) from error
-        if hashlib.sha256(data).digest()[:16].hex() != medium["digest"]:
+            raise StoreError(f"cannot read {path}", why=why, fix="put the home folder back from a backup") from error
+        if hashlib.sha256(data).hexdigest()[:32] != digest:
             why = "its digest is not the one in the rows"
-            raise StoreError(f"{self._path} was changed", why=why, fix="put the home folder back from a backup")
+            raise StoreError(f"{path} was changed", why=why, fix="put the home folder back from a backup")
         return data
 
 

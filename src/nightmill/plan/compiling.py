@@ -77,7 +77,7 @@ class Compiled:
     """
 
     def __init__(self, provider: Provider, task: BoundTask, parameters: Parameters) -> None:
-        self.pack: Pack | None = None  # where the media of its rows lie
+        self.pack: Pack | None = None  # where media of its rows lie
         self._provider, self._task, self._parameters = provider, task, parameters
         self._caches = provider if isinstance(provider, CachesPrefixes) else None
         self._marks = False
@@ -240,6 +240,8 @@ class Compiled:
         for index, row, more in zip(indexes, rows, turns or [()] * len(rows), strict=True):
             try:
                 encoded = self._encode(row, more=more)
+                if encoded.apart:
+                    self._packed().keep_apart(encoded.apart)
                 self.cap_tokens = max(self.cap_tokens, encoded.cap_tokens)
                 self.inputs = max(self.inputs, encoded.inputs)
                 bodies.append(encoded.body)
@@ -338,10 +340,13 @@ class Compiled:
         return replace(encoded, body=self._caches.marked(encoded.body, self._shared_turns()).body)
 
     def _with_media(self, asked: Any, media: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        is_responses = self._task.task.endpoint == "responses"
+        return said_with(asked, self._packed().parts(media, is_responses=is_responses), is_responses=is_responses)
+
+    def _packed(self) -> Pack:
         if self.pack is None:
             raise ValueError("rows have media, and nobody said where these lie")
-        is_responses = self._task.task.endpoint == "responses"
-        return said_with(asked, self.pack.parts(media, is_responses=is_responses), is_responses=is_responses)
+        return self.pack
 
     def _body(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The request that a row holds, whole.

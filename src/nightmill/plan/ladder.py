@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import NewShard, Shard, StoredFile
-from nightmill.plan.attaching import PACK, Pack, portions
+from nightmill.plan.attaching import Pack, portions
 from nightmill.plan.compiling import Compiled, Said
 from nightmill.plan.cutting import Bounds, Cutter
 from nightmill.pricing import PriceSheet
@@ -114,7 +114,7 @@ def cut_rows(
     The rows that it took: those that ``encode`` notes as bad are none of them.
     """
     taken: set[int] = set()
-    compiled.pack = Pack(store.path(rows.ref.path).with_name(PACK))
+    compiled.pack = Pack(store, rows.ref.path.rpartition("/")[0])
     with store.open(rows.ref) as stream:
         file = pq.ParquetFile(stream, pre_buffer=False)
         for group in sorted({row // GROUP_ROWS for row in wanted}):

@@ -151,6 +151,16 @@ class Encoded:
     notes: tuple[str, ...] = field(default=())  # defaults that were left out, and why
     cap_tokens: int = 0  # most output tokens that can be billed for it
     inputs: int = 0  # texts to embed; 0 = it asks for no embeddings
+    apart: Mapping[str, bytes] = field(default_factory=dict)  # media that ``body`` only names, by `Upload.digest`
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A medium that a request names and does not hold: it has to be at the provider before the request is."""
+
+    id: str  # what it is called there
+    digest: str  # the first 24 hex digits of the SHA-256 of its bytes
+    mime: str
 
 
 class Weight(NamedTuple):
@@ -258,6 +268,24 @@ class CachesPrefixes(Provider, Protocol):
 
     def unmarked(self, body: bytes) -> bytes:
         """What `marked` was given, to the byte; a body without a mark as it is."""
+        ...
+
+
+@runtime_checkable
+class UploadsMedia(Provider, Protocol):
+    """A provider that takes media too large for a request as files of their own, under names that we choose."""
+
+    def uploads(self, body: bytes) -> list[Upload]:
+        """The media that ``body``, one of `encode`'s, only names."""
+        ...
+
+    async def provide(self, upload: Upload, file: Path, *, lasting_s: float) -> None:
+        """See to it that ``file`` is at the provider as ``upload``, and stays there for ``lasting_s`` where it can.
+
+        It may be called again and again: what is there is not sent twice.
+
+        Raises NeverSent, Limited, Refused, StoreError.
+        """
         ...
 
 

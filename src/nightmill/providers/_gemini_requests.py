@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from nightmill.errors import CannotCarry
+from nightmill.media import Medium, kind_of_mime
 from nightmill.providers import Encoded, Request, endpoint_of
-from nightmill.providers._media import GEMINI, admit, base64_of, fit_size, medium_of
+from nightmill.providers._media import GEMINI, admit, base64_of, fit_size, largest_apart, medium_of, name_apart
 from nightmill.providers._openai_requests import carried, json_line, refuse_responses, whole_of
 from nightmill.providers._schemas import GEMINI_JSON, Unfit, fit, told_in_prompt
 
@@ -38,6 +40,8 @@ _NO_MEANING: Mapping[str, tuple[object, ...]] = {  # what says no more than is s
     "encoding_format": ("float", "base64"),  # how the vectors travel: there they are always numbers
 }
 _MOST_STOPS = 5
+_FILES = "https://generativelanguage.googleapis.com/v1beta/files/"  # what files are called, wherever they are asked for
+_NAMED_BYTES = 200  # more than a part takes that only names its medium
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _MESSAGE_KEYS = frozenset(("role", "content", "tool_calls", "tool_call_id", "refusal"))
 _SYSTEM = ("system", "developer")
@@ -48,8 +52,12 @@ def model_path(model: str) -> str:
     return quote(model if "/" in model else f"models/{model}", safe="/")
 
 
-def encoded(name: str, model: str, request: Request, user_set: frozenset[str]) -> Encoded:
-    """See `Provider.encode`. The cap counts for every candidate, thoughts included."""
+def encoded(name: str, model: str, request: Request, user_set: frozenset[str], most_bytes: int = 0) -> Encoded:
+    """See `Provider.encode`. The cap counts for every candidate, thoughts included.
+
+    Args:
+        most_bytes: of a request; what goes beyond it is uploaded apart. 0: what Google says.
+    """
     asked = carried(name, model, request, user_set)
     del asked["model"]
     refuse_responses(f"{name}/{model}", asked)
@@ -68,8 +76,33 @@ def encoded(name: str, model: str, request: Request, user_set: frozenset[str]) -
     body |= _tools(said)
     _leave_out(model, said, notes, user_set)
     cap_tokens = config["maxOutputTokens"] * config.get("candidateCount", 1)
-    whole = fit_size(GEMINI, model, json_line(body))
-    return Encoded(f"/v1beta/{model_path(model)}:generateContent", whole, tuple(notes), cap_tokens)
+    apart = _without_large_media(model, body, most_bytes or GEMINI.request_bytes)
+    whole = fit_size(GEMINI, model, json_line(body), most_bytes)
+    return Encoded(f"/v1beta/{model_path(model)}:generateContent", whole, tuple(notes), cap_tokens, apart=apart)
+
+
+def _without_large_media(model: str, body: dict[str, Any], most_bytes: int) -> dict[str, bytes]:
+    """Where ``body`` would be too large, let it only name its largest media; these by their digests."""
+    inside = [part for turn in body["contents"] for part in turn["parts"] if "inlineData" in part]
+    lengths = [len(part["inlineData"]["data"]) for part in inside]
+    if sum(lengths) < most_bytes // 2:
+        return {}
+    held = [part["inlineData"] for part in inside]
+    texts = [inline.pop("data") for inline in held]
+    room = most_bytes - len(json_line(body)) - _NAMED_BYTES * len(inside)
+    apart: dict[str, bytes] = {}
+    gone = set(largest_apart(lengths, room))
+    for number, (part, inline, text) in enumerate(zip(inside, held, texts, strict=True)):
+        if number in gone:
+            data, mime = base64.b64decode(text), inline["mimeType"]
+            medium = Medium(kind_of_mime(mime) or "pdf", mime, data)
+            name, digest = name_apart(medium, GEMINI.tokens(model, medium))
+            del part["inlineData"]
+            part["fileData"] = {"mimeType": mime, "fileUri": _FILES + name}
+            apart[digest] = data
+        else:
+            inline["data"] = text
+    return apart
 
 
 # -- what is said ------------------------------------------------------------------------------

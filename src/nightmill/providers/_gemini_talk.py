@@ -126,10 +126,16 @@ def rate_hint(reply: Reply, now: float) -> RateHint | None:
     return None if after is None else RateHint(retry_after_s=after)
 
 
+def misses_file(reply: Reply) -> bool:
+    """Whether a request was refused for a file that it names, which is not there, or not ours."""
+    fault = fault_in(reply.body) if reply.status in (400, 403, 404) else None
+    return fault is not None and _A_FILE.search(fault.message) is not None and _GONE.search(fault.message) is not None
+
+
 def must_stop(status: int, body: bytes) -> bool:
     """True when no call of this job will pass until someone acts: key, quota of a day, money, model."""
     if status in (401, 402, 403, 404):
-        return True
+        return not misses_file(Reply(status, {}, body))
     fault = fault_in(body) if status in (400, 429) else None
     return fault is not None and fault.is_about_account
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import msgspec
 
 from nightmill.errors import CannotCarry
 from nightmill.media import Kind, Medium, image_size, kind_of, kind_of_mime, most_seconds
-from nightmill.providers import Weight
+from nightmill.providers import Upload, Weight
 
 PARTS = ("image_url", "file", "input_audio", "video_url", "input_image", "input_file")  # what they are called
 
@@ -129,10 +130,10 @@ def check_media(takes: Takes, model: str, asked: Any) -> None:
                 admit(takes, model, medium)
 
 
-def fit_size(takes: Takes, model: str, body: bytes) -> bytes:
-    """``body``, where the provider takes one so large. Raises CannotCarry."""
-    if 0 < takes.request_bytes < len(body):
-        why = f"it has {len(body):,} bytes with its media, and {takes.request_bytes:,} are taken at most"
+def fit_size(takes: Takes, model: str, body: bytes, most: int = 0) -> bytes:
+    """``body``, where the provider takes one so large, or it has ``most`` bytes at most. Raises CannotCarry."""
+    if 0 < (most := most or takes.request_bytes) < len(body):
+        why = f"it has {len(body):,} bytes with its media, and {most:,} are taken at most"
         raise CannotCarry(f"the request is too large for {model}", why=why, fix="send smaller files, or fewer in a row")
     return body
 
@@ -153,7 +154,7 @@ def weigh(takes: Takes, model: str, body: bytes) -> Weight:
         return Weight(len(body), 0)
     most, usual = len(body), 0
     for medium, payload in _media_in(msgspec.json.decode(body)):
-        tokens = takes.tokens(model, medium)
+        tokens = _told_by_name(medium.url) or takes.tokens(model, medium)
         most, usual = most - payload + tokens.most, usual + tokens.usual
     return Weight(most, usual)
 
@@ -197,6 +198,53 @@ def _encoded_medium(part: dict[str, Any]) -> tuple[Medium, int] | None:
 def _known(text: str) -> tuple[Medium, int]:
     medium = _of_base64("", text, "")
     return medium, len(text)
+
+
+# -- media apart -----------------------------------------------------------------------------------
+
+_APART = re.compile(r"/(?P<name>nm-(?P<digest>[0-9a-f]{24})-(?P<most>[0-9a-z]+)-(?P<usual>[0-9a-z]+))$")
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def name_apart(medium: Medium, tokens: Tokens) -> tuple[str, str]:
+    """A name for a medium that its request will not hold, up to 40 lowercase letters, digits and dashes; its digest.
+
+    The name tells what it weighs, so that this can be said of the request alone wherever it is read again.
+    """
+    digest = hashlib.sha256(medium.data or b"").hexdigest()[:24]
+    return f"nm-{digest}-{_base36(tokens.most)}-{_base36(tokens.usual)}", digest
+
+
+def uploads_in(body: bytes) -> list[Upload]:
+    """See `UploadsMedia.uploads`."""
+    if b'"fileData"' not in body:
+        return []
+    named = ((_APART.search(medium.url), medium.mime) for medium, _ in _media_in(msgspec.json.decode(body)))
+    return [Upload(found["name"], found["digest"], mime) for found, mime in named if found]
+
+
+def _told_by_name(url: str) -> Tokens | None:
+    found = _APART.search(url)
+    return Tokens(int(found["usual"], 36), int(found["most"], 36)) if found else None
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while number or not digits:
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return digits
+
+
+def largest_apart(lengths: Sequence[int], room: int) -> list[int]:
+    """Which of some parts, the largest first, have to go so that the others have ``room``; by their numbers."""
+    gone, left = list[int](), sum(lengths)
+    for number in sorted(range(len(lengths)), key=lambda each: lengths[each], reverse=True):
+        if left <= room:
+            break
+        gone.append(number)
+        left -= lengths[number]
+    return gone
 
 
 # -- OpenAI ------------------------------------------------------------------------------------------
@@ -358,7 +406,7 @@ GEMINI = Takes(
         "audio/aac", "audio/ogg", "audio/flac", "audio/mp4", "video/mp4", "video/quicktime", "video/webm",
         "video/x-msvideo",
     )),
-    request_bytes=20_000_000,
+    most_bytes={"pdf": 50_000_000}, request_bytes=20_000_000,
 )  # fmt: skip
 
 _NOTHING = Takes(lambda _: _NO_KINDS, lambda _, __: Tokens(0, 0))

@@ -6,40 +6,37 @@ our own. One that expires, or is cancelled, hands back nothing.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from nightmill.config import Timing
-from nightmill.errors import ProviderError, Uncertain
-from nightmill.providers import BatchView, Encoded, LiveReply, Request, Weight
-from nightmill.providers._api import Api, Page, back_to, nothing_ran, quoted
+from nightmill.errors import NeverSent, ProviderError, Uncertain
+from nightmill.providers import BatchView, Encoded, LiveReply, Request, Upload, Weight
+from nightmill.providers._api import Api, Page, back_to
 from nightmill.providers._env import is_nearby
+from nightmill.providers._gemini_files import Files, path_of
 from nightmill.providers._gemini_requests import encoded, model_path
 from nightmill.providers._gemini_shape import GeminiLines
 from nightmill.providers._gemini_talk import (
     batch_view,
     failure,
-    fault_in,
     file_name,
     is_gone,
-    is_same_file,
+    misses_file,
     must_stop,
     rate_hint,
     unanswered,
 )
 from nightmill.providers._joining import JoinsGemini
-from nightmill.providers._media import GEMINI, weigh
+from nightmill.providers._media import GEMINI, uploads_in, weigh
 from nightmill.providers.servers import Server, address, key_of
 from nightmill.types import FailureKind
 
 _USUAL = Timing()
 _PAGE = 100  # batches
 _MODELS_PAGE = 1_000
-_FILE_LOOK_S = 2.0
 _FORM = "application/jsonl"
 
 
@@ -54,18 +51,27 @@ class Gemini(JoinsGemini, GeminiLines):
         self.self_hosted = is_nearby(base)
         self._api = Api(server, key=key, base_url=base, timing=timing, failure=failure)
         self.account = self._api.account(name)
+        self._files = Files(self._api)
 
     def encode(self, request: Request, user_set: frozenset[str] = frozenset()) -> Encoded:
         """See `Provider.encode`. A chat body always leaves with an explicit output cap."""
-        return encoded(self.name, self.model, request, user_set)
+        return encoded(self.name, self.model, request, user_set, self.limits.request_bytes)
 
     def weigh(self, body: bytes) -> Weight:
         return weigh(GEMINI, self.model, body)
+
+    def uploads(self, body: bytes) -> list[Upload]:
+        return uploads_in(body)
+
+    async def provide(self, upload: Upload, file: Path, *, lasting_s: float) -> None:
+        await self._files.provide(upload, file, lasting_s=lasting_s)
 
     async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
         reply = await self._api.send(url, body, timeout_s)
         if reply.status < 400:
             return LiveReply(reply.status, reply.body)
+        if misses_file(reply):
+            self._files.forget()
         hint, stop = rate_hint(reply, time.time()), must_stop(reply.status, reply.body)
         return LiveReply(reply.status, reply.body, hint, stop=stop)
 
@@ -91,56 +97,10 @@ class Batches(Gemini):
 
     async def upload(self, file: Path, *, name: str) -> str:
         """See `BatchProvider.upload`. Whatever goes wrong, nothing can have run."""
-        with nothing_ran():
-            return await self._upload(file, name)
-
-    async def _upload(self, file: Path, name: str) -> str:
-        size = (await asyncio.to_thread(file.stat)).st_size
-        headers = {
-            "X-Goog-Upload-Protocol": "resumable",
-            "X-Goog-Upload-Command": "start",
-            "X-Goog-Upload-Header-Content-Length": str(size),
-            "X-Goog-Upload-Header-Content-Type": _FORM,
-        }
-        about = {"name": file_name(name), "display_name": name, "mime_type": _FORM, "size_bytes": size}
-        reply = await self._api.call("upload", "POST", "/upload/v1beta/files", {"file": about}, headers=headers)
-        if (fault := fault_in(reply.body)) and fault.word == "ALREADY_EXISTS":
-            return await self._uploaded_before(file, name)
-        to = reply.headers.get("x-goog-upload-url", "") if reply.status == 200 else ""
-        if not to:  # its body is empty
-            raise self._api.failure("upload", reply)
-        reply = await self._api.http.send_file(
-            "upload", self._ours(to), file, timeout_s=self._api.timing.upload_timeout_s,
-            headers={**self._api.headers, "X-Goog-Upload-Offset": "0", "X-Goog-Upload-Command": "upload, finalize"},
-        )  # fmt: skip
-        told = self._api.object("upload", reply).get("file")
-        if not isinstance(told, dict) or reply.headers.get("x-goog-upload-status", "final") != "final":
-            raise Uncertain("upload: not completed", why="the answer tells of no file")
-        return await self._ready(told)
-
-    def _ours(self, url: str) -> str:
-        """Where to send the bytes, at our own base URL: it may stand for the address that the server knows."""
-        parts = urlsplit(url)
-        return self._api.base + parts.path + (f"?{parts.query}" if parts.query else "")
-
-    async def _uploaded_before(self, file: Path, name: str) -> str:
-        """The file that has this submission's name already; it is ours if its bytes are."""
-        told = await self._api.ask("get", "GET", f"/v1beta/{file_name(name)}", "name")
-        if not await asyncio.to_thread(is_same_file, told, file):
-            raise Uncertain("upload: the name is taken", why=f"another file is {told['name']}")
-        return await self._ready(told)
-
-    async def _ready(self, file: Mapping[str, Any]) -> str:
-        """The file's id, once the server has read it."""
-        until = time.monotonic() + self._api.timing.upload_timeout_s
-        while (state := file.get("state", "ACTIVE")) != "ACTIVE":
-            if state == "FAILED" or time.monotonic() > until:
-                raise Uncertain("upload: the file is not ready", why=f"its state is {state}")
-            await asyncio.sleep(min(self._api.timing.backoff_first_s, _FILE_LOOK_S))
-            file = await self._api.ask("get", "GET", _path("files", str(file.get("name"))), "name")
-        if not isinstance(file.get("name"), str) or not file["name"]:
-            raise Uncertain("upload: not completed", why="the answer names no file")
-        return str(file["name"])
+        told = await self._files.put(file, file_name(name), title=name, mime=_FORM)
+        if told.get("state") == "FAILED":
+            raise NeverSent("upload: the file is not ready", why="its state is FAILED")
+        return str(told["name"])
 
     async def create(self, file_id: str, file: Path, *, url: str, submission: str) -> BatchView:
         """See `BatchProvider.create`. On a connection of its own, once."""
@@ -171,25 +131,21 @@ class Batches(Gemini):
     async def find_files(self, name: str) -> list[str]:
         """See `BatchProvider.find_files`. A submission's file lies under an id that follows from its name."""
         file_id = file_name(name.removesuffix(".jsonl"))
-        reply = await self._api.call("files", "GET", f"/v1beta/{file_id}")
-        if reply.status != 200 and is_gone(self._api.failure("files", reply)):
-            return []
-        self._api.object("files", reply, "name")
-        return [file_id]
+        return [file_id] if await self._files.is_there(file_id) else []
 
     async def poll(self, batch_id: str) -> BatchView:
-        return batch_view(await self._api.ask("get", "GET", _path("batches", batch_id), "name"))
+        return batch_view(await self._api.ask("get", "GET", path_of("batches", batch_id), "name"))
 
     async def cancel(self, batch_id: str) -> BatchView:
         """Ask for the cancel and look; a batch that cannot be cancelled any more is shown as it is."""
-        reply = await self._api.call("cancel", "POST", _path("batches", batch_id) + ":cancel", {}, fresh=True)
+        reply = await self._api.call("cancel", "POST", path_of("batches", batch_id) + ":cancel", {}, fresh=True)
         if reply.status not in (400, 404, 409):
             self._api.object("cancel", reply)
         return await self.poll(batch_id)
 
     async def fetch(self, file_id: str, to: Path) -> bool:
         """See `BatchProvider.fetch`. Where the documented address does not give it, that of the official client may."""
-        path, trouble, is_there = _path("files", file_id) + ":download?alt=media", None, True
+        path, trouble, is_there = path_of("files", file_id) + ":download?alt=media", None, True
         for where in (f"/download{path}", path):
             try:
                 if await self._api.fetch(where, to, gone=is_gone):
@@ -202,10 +158,7 @@ class Batches(Gemini):
         return False
 
     async def delete_file(self, file_id: str) -> bool:
-        reply = await self._api.call("delete", "DELETE", _path("files", file_id))
-        if reply.status in (403, 404) and is_gone(self._api.failure("delete", reply)):
-            return True
-        self._api.object("delete", reply)
+        await self._files.delete(file_id)
         return True
 
     def unanswered(self, status: str) -> FailureKind:
@@ -239,8 +192,3 @@ def _page(told: Mapping[str, Any], key: str) -> Page[dict[str, Any]] | None:
 
 def _is_known(item: Any) -> bool:
     return isinstance(item, dict) and isinstance(item.get("name"), str) and bool(item["name"])
-
-
-def _path(kind: str, name: str) -> str:
-    """The path of a batch or file whose name may lack its kind."""
-    return f"/v1beta/{kind}/{quoted(name.removeprefix(kind + '/'))}"

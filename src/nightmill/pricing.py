@@ -48,6 +48,7 @@ class Rates:
     output: Fraction
     request: Fraction = _ZERO  # nano-dollars per request, whatever its size
     audio: Fraction | None = None  # of fresh input that is sound; None: as other input
+    cached_audio: Fraction | None = None  # of cached input that is sound; None: as other cached input
     above_tokens: int = field(default=0, kw_only=True)
 
     def exceeds(self, other: Rates) -> bool:
@@ -55,13 +56,14 @@ class Rates:
         return any(mine > theirs for mine, theirs in zip(self.all, other.all, strict=True))
 
     @property
-    def all(self) -> tuple[Fraction, Fraction, Fraction, Fraction, Fraction, Fraction]:
-        """Fresh input, cached input, cache write, output, per request, and sound."""
+    def all(self) -> tuple[Fraction, Fraction, Fraction, Fraction, Fraction, Fraction, Fraction]:
+        """Fresh input, cached input, cache write, output, per request, sound, and cached sound."""
         sound = self.input if self.audio is None else self.audio
-        return self.input, self.cached_input, self.cache_write, self.output, self.request, sound
+        cached_sound = self.cached_input if self.cached_audio is None else self.cached_audio
+        return self.input, self.cached_input, self.cache_write, self.output, self.request, sound, cached_sound
 
 
-_Meters = tuple[tuple[int, tuple[int, int, int, int, int, int]], ...]
+_Meters = tuple[tuple[int, tuple[int, int, int, int, int, int, int]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class PriceSheet:
         for above, meter in meters:  # noqa: B007 - the last one is the base, which always applies
             if tokens > above:
                 break
-        fresh_rate, cached_rate, write_rate, output_rate, request_rate, audio_rate = meter
+        fresh_rate, cached_rate, write_rate, output_rate, request_rate, audio_rate, cached_audio_rate = meter
         total = request_rate + usage.output_tokens * output_rate
         cached, written = usage.cached_tokens, usage.cache_write_tokens
         if cached or written:
@@ -123,8 +125,9 @@ class PriceSheet:
             # Parts that add up to more than the whole are a provider's slip, not a refund.
             tokens = max(tokens - cached - written, 0)
         if usage.audio_tokens:
-            heard = min(usage.audio_tokens, tokens)
-            total += heard * audio_rate
+            kept = min(usage.cached_audio_tokens, cached)
+            heard = max(0, min(usage.audio_tokens - kept, tokens))
+            total += heard * audio_rate + kept * (cached_audio_rate - cached_rate)
             tokens -= heard
         scale = self._scale
         return (total + tokens * fresh_rate + scale // 2) // scale
@@ -133,7 +136,7 @@ class PriceSheet:
         """The summed `cost` of many requests, each rounded by itself."""
         if len(self._meters) > 1 or self.regular:
             return sum(map(self.cost, usages))
-        (_, (fresh_rate, _, _, output_rate, request_rate, _)), scale = self._meters[0], self._scale
+        (_, (fresh_rate, _, _, output_rate, request_rate, _, _)), scale = self._meters[0], self._scale
         base = request_rate + scale // 2
         total = 0
         for usage in usages:
@@ -149,7 +152,7 @@ class PriceSheet:
         """`cost` of many requests whose tokens come in columns; which tier answered them is in none."""
         if len(self._meters) > 1 or self.regular or any(cached) or any(written):
             return [self.cost(Usage(*tokens)) for tokens in zip(inputs, outputs, cached, written, strict=True)]
-        (_, (fresh_rate, _, _, output_rate, request_rate, _)), scale = self._meters[0], self._scale
+        (_, (fresh_rate, _, _, output_rate, request_rate, _, _)), scale = self._meters[0], self._scale
         base = request_rate + scale // 2
         return [(base + o * output_rate + i * fresh_rate) // scale for i, o in zip(inputs, outputs, strict=True)]
 
@@ -157,7 +160,7 @@ class PriceSheet:
         self, inputs: Sequence[int], outputs: Sequence[int], cached: Sequence[int], written: Sequence[int]
     ) -> int:
         """The sum of `costs`."""
-        fresh_rate, _, _, output_rate, request_rate, _ = self._meters[-1][1]
+        fresh_rate, _, _, output_rate, request_rate, *_ = self._meters[-1][1]
         is_whole = not (fresh_rate % self._scale or output_rate % self._scale or request_rate % self._scale)
         is_one = len(self._meters) == 1 and not self.regular
         if is_whole and is_one and not any(cached) and not any(written):  # nothing to round
@@ -171,9 +174,10 @@ class PriceSheet:
         Each is rounded by itself, hence two numbers. None: the price depends on what each of them was, how large, or
         how much of it sound.
         """
-        if len(self._meters) > 1 or self.rates(0).audio not in (None, self.rates(0).input):
+        only = self.rates(0).all
+        if len(self._meters) > 1 or only[5:] != only[:2]:
             return None
-        (_, (fresh_rate, cached_rate, write_rate, output_rate, request_rate, _)), scale = self._meters[0], self._scale
+        (_, (fresh_rate, cached_rate, write_rate, output_rate, request_rate, *_)), scale = self._meters[0], self._scale
         fresh = max(0, usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens)
         total = requests * request_rate + fresh * fresh_rate + usage.output_tokens * output_rate
         total += usage.cached_tokens * cached_rate + usage.cache_write_tokens * write_rate
@@ -442,7 +446,8 @@ def _tiers(price: ModelPrice) -> tuple[Rates, ...]:
     if price.input_mtok is None:
         return ()
     parts = (price.cache_read_mtok, price.cache_write_mtok, price.output_mtok)
-    columns = (price.input_mtok, *parts, price.requests_kcount, price.input_audio_mtok)
+    of_sound = (price.input_audio_mtok, price.cache_audio_read_mtok)
+    columns = (price.input_mtok, *parts, price.requests_kcount, *of_sound)
     starts = {tier.start for column in columns if isinstance(column, TieredPrices) for tier in column.tiers}
 
     def rate(column: Decimal | TieredPrices, start: int, units: int) -> Fraction:
@@ -457,9 +462,9 @@ def _tiers(price: ModelPrice) -> tuple[Rates, ...]:
             absent if column is None else rate(column, start, 1_000_000)
             for column, absent in zip(parts, (fresh, fresh, _ZERO), strict=True)
         )
-        sound = None if price.input_audio_mtok is None else rate(price.input_audio_mtok, start, 1_000_000)
+        sound = (None if column is None else rate(column, start, 1_000_000) for column in of_sound)
         each = rate(price.requests_kcount or Decimal(0), start, 1_000)
-        return Rates(fresh, cached, written, output, each, sound, above_tokens=start)
+        return Rates(fresh, cached, written, output, each, *sound, above_tokens=start)
 
     return tuple(rates(start) for start in sorted(starts | {0}))
 

@@ -110,7 +110,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
     ``input_tokens`` counts the whole prompt, cached part included; ``output_tokens`` counts all
     that is billed as output, reasoning included. ``cached_tokens`` and ``cache_write_tokens``
-    are parts of ``input_tokens``, and so are ``audio_tokens``, which may cost otherwise than text.
+    are parts of ``input_tokens``, and so are ``audio_tokens``, which may cost otherwise than text;
+    ``cached_audio_tokens`` are part of both of these and the cached ones.
     """
 
     input_tokens: int
@@ -119,6 +120,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cache_write_tokens: int = 0
     estimated: bool = False  # the provider gave none; see collect.accounting
     audio_tokens: int = 0
+    cached_audio_tokens: int = 0
     flex: bool = False  # it says that it was answered in that tier; what says nothing was not, as far as money goes
 
     @property
@@ -126,7 +128,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
         """The same tokens, had no cache been asked."""
         if not self.cached_tokens and not self.cache_write_tokens:
             return self
-        return msgspec.structs.replace(self, cached_tokens=0, cache_write_tokens=0)
+        return msgspec.structs.replace(self, cached_tokens=0, cache_write_tokens=0, cached_audio_tokens=0)
 
 
 class Succeeded(msgspec.Struct, frozen=True, gc=False):

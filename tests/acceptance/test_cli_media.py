@@ -286,3 +286,15 @@ def test_an_uploaded_medium_weighs_what_it_weighed_inside(place: Place) -> None:
     assert inside.json["tokens_in"] == apart.json["tokens_in"]
     assert apart.json["at_most_usd"] >= apart.json["spent_usd"]
     assert inside.json["at_most_usd"] == pytest.approx(apart.json["at_most_usd"], rel=0.2)
+
+
+@pytest.mark.parametrize("lane", ["live", "batch"])
+def test_sound_that_was_heard_before_is_booked_at_its_own_price(place: Place, lane: str) -> None:
+    """What the provider had of it in its cache costs neither what sound costs, nor what cached text does."""
+    for n in range(8):
+        (place.folder / f"{n}.wav").write_bytes(wav(40 + n))
+    done = place.run("run", *(f"{n}.wav" for n in range(8)), "--prompt", "Write {{ name }} down.", *GEMINI,
+                     "--lane", lane, *ASKED[4:])  # fmt: skip
+    assert (done.code, done.json["succeeded"]) == (0, 8), done.err
+    assert done.json["saved_usd"] > 0
+    assert is_paid(place, done)

@@ -68,6 +68,19 @@ def test_usage_is_what_is_billed(said: dict[str, int], usage: Usage) -> None:
     assert Usage(many.input_tokens[1], many.output_tokens[1], many.cached_tokens[1]) == usage
 
 
+def test_sound_is_counted_apart_cached_or_not() -> None:
+    """It has prices of its own, of which no column of many lines could tell."""
+    prompt, cached = (
+        [{"modality": "TEXT", "tokenCount": 1}, {"modality": "AUDIO", "tokenCount": heard}] for heard in (6, 3)
+    )
+    said = {**USAGE, "cachedContentTokenCount": 4, "promptTokensDetails": prompt, "cacheTokensDetails": cached}
+    body = {"candidates": [candidate({"text": "yes"})], "usageMetadata": said}
+    usage = Usage(7, 3, cached_tokens=4, audio_tokens=6, cached_audio_tokens=3)
+    assert outcome_of(body).usage == usage
+    assert outcome_of({**body, "candidates": [candidate({"text": "ye"}, {"text": "s"})]}).usage == usage
+    assert decode_plain([json.dumps({"key": "t-1", "response": body}).encode()]) is None
+
+
 @pytest.mark.parametrize(
     "said", [None, {}, {"candidatesTokenCount": 3}, {"promptTokenCount": -1}, {"promptTokenCount": "7"}]
 )

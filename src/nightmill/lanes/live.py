@@ -410,6 +410,7 @@ class _Sender:
         finally:
             for watch in watches:
                 watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
 
     async def _mind_turn(self) -> float:
         """Ask for how long more is sent; infinity where nobody has to say."""
@@ -420,11 +421,14 @@ class _Sender:
         return more_s
 
     async def _watch_turn(self) -> None:
-        while not self._has_turned:
-            more_s = await self._mind_turn()
-            if math.isinf(more_s):
-                return
-            await asyncio.sleep(more_s)
+        try:
+            while not self._has_turned:
+                more_s = await self._mind_turn()
+                if math.isinf(more_s):
+                    return
+                await asyncio.sleep(more_s)
+        except NightmillError as trouble:  # nobody would turn in time any more
+            self._trouble = self._trouble or trouble
 
     @property
     def _ends(self) -> bool:

@@ -61,10 +61,15 @@ class _Usage(msgspec.Struct, gc=False, rename="camel"):
     tool_use_prompt_token_count: _Tokens = 0
     total_token_count: _Tokens = 0
     prompt_tokens_details: list[_OfPrompt] | None = None
+    cache_tokens_details: list[_OfPrompt] | None = None
 
     @property
     def heard(self) -> int:
         return sum([each.token_count for each in self.prompt_tokens_details or () if each.modality == "AUDIO"])
+
+    @property
+    def heard_before(self) -> int:
+        return sum([each.token_count for each in self.cache_tokens_details or () if each.modality == "AUDIO"])
 
     @property
     def sent(self) -> int:
@@ -199,7 +204,10 @@ def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
 
 
 def _plain_usage(said: _Usage) -> Usage:
-    return Usage(said.sent, said.written, said.cached_content_token_count, audio_tokens=said.heard)
+    return Usage(
+        said.sent, said.written, said.cached_content_token_count, audio_tokens=said.heard,
+        cached_audio_tokens=said.heard_before,
+    )  # fmt: skip
 
 
 def _decode_embedding(line: bytes) -> Answer | None:
@@ -344,14 +352,17 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
     if not isinstance(said, dict) or not is_count(said.get("promptTokenCount")):
         return None
     named = {name: count(said.get(field)) for name, field in _USAGE_FIELDS.items()}
-    parts = said.get("promptTokensDetails")
+    prompt, cached = _by_modality(said.get("promptTokensDetails")), _by_modality(said.get("cacheTokensDetails"))
+    return _plain_usage(_Usage(**named, prompt_tokens_details=prompt, cache_tokens_details=cached))
+
+
+def _by_modality(parts: Any) -> list[_OfPrompt]:
     told = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    heard = [_OfPrompt(str(part.get("modality")), count(part.get("tokenCount"))) for part in told]
-    return _plain_usage(_Usage(**named, prompt_tokens_details=heard))
+    return [_OfPrompt(str(part.get("modality")), count(part.get("tokenCount"))) for part in told]
 
 
 _USAGE_FIELDS = dict(zip(_Usage.__struct_fields__, _Usage.__struct_encode_fields__, strict=True))
-del _USAGE_FIELDS["prompt_tokens_details"]
+del _USAGE_FIELDS["prompt_tokens_details"], _USAGE_FIELDS["cache_tokens_details"]
 
 
 # -- errors ------------------------------------------------------------------------------------

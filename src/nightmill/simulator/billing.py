@@ -25,6 +25,7 @@ class Rate:
     written: int  # of the input, written to a short-lived cache
     written_long: int  # of the input, written to a long-lived one
     audio: int  # of the input
+    cached_audio: int  # of the input, read from a cache
     image: int
     video: int
     per: int
@@ -45,6 +46,7 @@ class RateCard:
         written: int = 0,
         written_long: int = 0,
         audio: int = 0,
+        cached_audio: int = 0,
         image: int = 0,
         video: int = 0,
     ) -> int:
@@ -52,7 +54,8 @@ class RateCard:
 
         Args:
             input_tokens: the whole prompt; the others but ``output_tokens`` are parts of it. What a cache had or got is
-                none of the media that cost something else than text.
+                none of the media that cost something else than text, but for ``cached_audio``, which is a part of
+                ``cached`` and not of ``audio``.
         """
         rate = self.rates[0]
         for tier in self.rates[1:]:
@@ -65,13 +68,14 @@ class RateCard:
             + written_long * rate.written_long
             + output_tokens * rate.output
             + audio * (rate.audio - rate.input)
+            + cached_audio * (rate.cached_audio - rate.cached)
             + image * (rate.image - rate.input)
             + video * (rate.video - rate.input)
         )
         return (2 * exact + rate.per) // (2 * rate.per)
 
 
-FREE = RateCard((Rate(0, 0, 0, 0, 0, 0, 0, 0, 0, 1),))
+FREE = RateCard((Rate(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1),))
 
 
 _MOST_MODELS = 10_000  # to remember: a client may ask for any name
@@ -126,7 +130,8 @@ class Catalogue:
             cached=reply.cached_tokens,
             written=reply.written_tokens,
             written_long=reply.written_long_tokens,
-            audio=reply.audio_tokens,
+            audio=reply.audio_tokens - reply.cached_audio_tokens,
+            cached_audio=reply.cached_audio_tokens,
             image=reply.image_tokens,
             video=reply.video_tokens,
         )
@@ -174,13 +179,17 @@ def _resolve(provider: str, model: str, batch: bool, tier: str) -> RateCard | No
     for kind in ("audio", "image", "video"):
         own = getattr(price, f"input_{kind}_mtok", None)
         steps.append(steps[0] if own is None else _steps(own))
+    heard_before = price.cache_audio_read_mtok
+    steps.append(steps[2] if heard_before is None else _steps(heard_before))
     rates = []
     for above in sorted(set().union(*steps)):
         # 1 $ a million tokens = 1000 nano-dollars a token
         costs = [Fraction(step[max(s for s in step if s <= above)]) * 1000 for step in steps]
         per = math.lcm(*(cost.denominator for cost in costs))
-        each, output, cached, written, written_long, audio, image, video = (int(cost * per) for cost in costs)
-        rates.append(Rate(above, each, output, cached, written, written_long, audio, image, video, per))
+        each, output, cached, written, written_long, audio, image, video, cached_audio = (
+            int(cost * per) for cost in costs
+        )
+        rates.append(Rate(above, each, output, cached, written, written_long, audio, cached_audio, image, video, per))
     return RateCard(tuple(rates))
 
 

@@ -111,6 +111,7 @@ class Reply:
     written_tokens: int = 0  # of the input, written to a short-lived cache
     written_long_tokens: int = 0  # of the input, written to a long-lived one
     audio_tokens: int = 0  # of the input; it, images and video may have prices of their own
+    cached_audio_tokens: int = 0  # of the audio ones
     image_tokens: int = 0
     video_tokens: int = 0
     digest: bytes = b""  # 16 bytes, of the request body

@@ -65,14 +65,15 @@ def usage(
     candidates: int,
     *,
     thoughts: int = 0,
-    cached: int = 0,
+    cached: Mapping[Kind, int] | None = None,
     tier: str | None = None,
     media: Mapping[Kind, int] | None = None,
 ) -> dict[str, Any]:
     """usageMetadata: the prompt includes media and what was cached, the candidates do not include the thoughts."""
     made: dict[str, Any] = {"promptTokenCount": prompt}
-    if cached:
-        made["cachedContentTokenCount"] = cached
+    if cached and any(cached.values()):
+        made["cachedContentTokenCount"] = sum(cached.values())
+        made["cacheTokensDetails"] = details(cached)
     if candidates:
         made["candidatesTokenCount"] = candidates
     if thoughts:

@@ -144,7 +144,7 @@ def most_seconds(data: bytes, mime: str) -> float | None:
         case "audio/wav":
             seconds = _wav_seconds(data)
         case "audio/mpeg":
-            seconds = len(data) * 8 / _LEAST_MP3_BITS
+            seconds = len(data) * 8 / _LEAST_MP3_BITS if _is_mp3(data) else None
         case "video/mp4" | "video/quicktime" | "audio/mp4":
             seconds = _mp4_seconds(data)
         case _:
@@ -152,22 +152,36 @@ def most_seconds(data: bytes, mime: str) -> float | None:
     return seconds if seconds is not None and 0 <= seconds < _LONGEST_S else None
 
 
+def _is_mp3(data: bytes) -> bool:
+    """Whether frames of MP3 stand behind its ID3 tag: what else may stand there can be far smaller for its time."""
+    at = 0
+    while data[at : at + 3] == b"ID3" and at + 10 <= len(data):
+        high, mid, low, lowest = data[at + 6 : at + 10]
+        at += 10 + (high << 21 | mid << 14 | low << 7 | lowest) + (10 if data[at + 5] & 0x10 else 0)
+    return len(data) > at + 1 and data[at] == 0xFF and data[at + 1] & 0xE6 in (0xE2, 0xE4, 0xE6)
+
+
 def _wav_seconds(data: bytes) -> float | None:
-    at = data.find(b"fmt ", 12)
-    if at < 0 or at + 24 > len(data):
-        return None
-    coding, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", data, at + 8)
-    each_s = channels * rate * bits / 8
-    return len(data) / each_s if each_s and coding in _UNCOMPRESSED else None
+    """All of its bytes at the lowest rate that any of its formats tells, in any of three ways: they may not agree."""
+    rates, at = list[int](), 12
+    while at + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, at)
+        if name == b"fmt " and at + 24 <= len(data):
+            coding, channels, rate, each_s, block, bits = struct.unpack_from("<HHIIHH", data, at + 8)
+            if coding not in _UNCOMPRESSED:
+                return None
+            rates += each_s, rate * block, channels * rate * bits // 8
+        at += 8 + size + size % 2
+    return len(data) / min(rates) if rates and all(rates) else None
 
 
 def _mp4_seconds(data: bytes) -> float | None:
     """By the header of the film and those of its tracks: the longest of them."""
     found = [_box_seconds(data, match.start() + 4) for match in re.finditer(rb"m[vd]hd", data)]
     known = [seconds for seconds in found if seconds is not None]
-    if b"moof" in data or not any(known):  # in pieces: its headers know nothing of how long these are
+    if b"moof" in data or not all(known):  # in pieces: its headers know nothing of how long these are
         return None
-    return max(known) if len(known) == len(found) else None
+    return max(known) if known and len(known) == len(found) else None
 
 
 def _box_seconds(data: bytes, at: int) -> float | None:

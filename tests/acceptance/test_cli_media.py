@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -210,6 +211,22 @@ def test_a_folder_of_images_is_an_input(place: Place) -> None:
     (place.folder / "pics/note.txt").write_text("a text")
     text = place.run("run", "pics", "--prompt", "{{ text }}", *ASKED[4:], "--model", MODELS[2])
     assert (text.code, text.json["rows"]) == (0, 1), text.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such files")
+def test_what_has_no_end_or_is_no_text_is_a_bad_row(place: Place) -> None:
+    """A pipe is not waited for, a device not read for ever, and bytes that are a number are told as such."""
+    os.mkfifo(place.folder / "pipe")
+    (place.folder / "a.png").write_bytes(png(9, 9))
+    cells: list[Any] = ["pipe", "/dev/zero", {"bytes": 5}, {"bytes": [137, 80]}, "a.png"]
+    lines = [json.dumps({"id": n, "photo": cell}) for n, cell in enumerate(cells)]
+    (place.folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    done = place.run("run", "rows.jsonl", *ASKED, "--model", MODELS[0], "--lane", "live", "--skip-bad", seconds=30)
+    assert (done.code, done.json["succeeded"], done.json["invalid"]) == (3, 1, 4), done.err
+    told = [row["error"] for row in place.results("r.jsonl")]
+    assert "pipe is a pipe or a device" in told[0]
+    assert "/dev/zero is a pipe or a device" in told[1]
+    assert "its bytes are '5', and base64 is wanted" in told[2]
 
 
 @pytest.mark.req("A4")

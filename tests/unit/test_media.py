@@ -61,6 +61,10 @@ def wav(seconds: float, rate: int = 8_000) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+def mp3(size: int) -> bytes:
+    return b"\xff\xfb\x90\x64" + bytes(size - 4)
+
+
 def mp4(*seconds: int) -> bytes:
     """A film of so many seconds by its own header, and by those of its tracks."""
     boxes = [b"mvhd" + struct.pack(">IIIII", 0, 0, 0, 1_000, s * 1_000) for s in seconds]
@@ -108,7 +112,8 @@ def test_no_bytes_break_a_reader(data: bytes, before: bytes) -> None:
 def test_how_long_a_sound_or_a_film_can_be() -> None:
     """By its header; of an MP3, which has none, by its bytes at the lowest rate there is; else nobody knows."""
     assert most_seconds(wav(3), "audio/wav") == pytest.approx(3, abs=0.1)
-    assert most_seconds(bytes(16_000), "audio/mpeg") == 16
+    assert most_seconds(mp3(16_000), "audio/mpeg") == 16
+    assert most_seconds(b"ID3\4\0\0" + bytes(3) + b"\x09" + bytes(9) + mp3(15_981), "audio/mpeg") == 16
     assert most_seconds(mp4(7, 90), "video/mp4") == 90
     assert most_seconds(b"OggS", "audio/ogg") is None
 
@@ -119,6 +124,25 @@ def test_a_header_that_cannot_know_how_long_it_is_says_nothing() -> None:
     assert most_seconds(mp4(1) + struct.pack(">I", 8) + b"moof", "video/mp4") is None
     compressed = wav(3).replace(b"fmt " + struct.pack("<IH", 16, 1), b"fmt " + struct.pack("<IH", 16, 0x55))
     assert most_seconds(compressed, "audio/wav") is None
+    assert most_seconds(mp4(0, 2), "video/mp4") is None
+    assert most_seconds(b"ID3\4\0\0" + bytes(4) + b"fLaC" + bytes(900), "audio/mpeg") is None
+
+
+def test_a_header_that_contradicts_itself_is_held_by_the_longest_that_it_may_mean() -> None:
+    """A WAV file with another format in a chunk before its own, or whose rates do not agree, is no cheaper for it."""
+    honest = wav(60)
+    lie = b"LIST" + struct.pack("<I", 24) + b"fmt " + struct.pack("<IHHIIHH", 16, 1, 2, 192_000, 768_000, 4, 16)[:20]
+    for made in (
+        honest[:12] + lie + honest[12:],
+        honest.replace(struct.pack("<IHH", 16_000, 2, 16), struct.pack("<IHH", 16_000, 2, 32)),
+        honest.replace(struct.pack("<IHH", 16_000, 2, 16), struct.pack("<IHH", 768_000, 2, 16)),
+        honest.replace(struct.pack("<IHH", 16_000, 2, 16), struct.pack("<IHH", 16_000, 8, 16)),
+    ):
+        assert made != honest
+        seconds = most_seconds(made, "audio/wav")
+        assert seconds is None or seconds >= 60
+    crawling = honest.replace(struct.pack("<IHH", 16_000, 2, 16), struct.pack("<IHH", 1, 2, 16))
+    assert most_seconds(crawling, "audio/wav") is None or most_seconds(crawling, "audio/wav") > 900_000
 
 
 # -- in requests -----------------------------------------------------------------------------------

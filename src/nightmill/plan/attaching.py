@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,7 @@ class Packer:
         if not os.path.lexists(path) and os.path.lexists(text):  # as it was named: from the working folder
             path = Path(text)
         try:
-            if path.stat().st_size > _MOST_BYTES:
-                raise _Unusable(f"{text} has {path.stat().st_size:,} bytes, and no model takes so many")
-            data = path.read_bytes()
+            data = _read_file(path, text)
         except (OSError, ValueError) as error:
             if (written := _bytes_written_as(text)) is not None:
                 return self._packed(written, "")
@@ -136,6 +135,20 @@ class Packer:
         return at
 
 
+def _read_file(path: Path, text: str) -> bytes:
+    """The bytes of a file, or of as much of one as is taken. Raises OSError, ValueError, _Unusable."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe waits, a device may never end
+        raise _Unusable(f"{text} is a pipe or a device, and a file is wanted")
+    if found.st_size > _MOST_BYTES:
+        raise _Unusable(f"{text} has {found.st_size:,} bytes, and no model takes so many")
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise _Unusable(f"{text} has more than {_MOST_BYTES:,} bytes, and no model takes so many")
+    return data
+
+
 def _bytes_written_as(text: str) -> bytes | None:
     """What a column of bytes held, which sources give as base64; None: that is no medium."""
     try:
@@ -145,7 +158,9 @@ def _bytes_written_as(text: str) -> bytes | None:
     return data if kind_of(data) else None
 
 
-def _decoded(text: str) -> bytes:
+def _decoded(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise _Unusable(f"its bytes are {str(text)[:60]!r}, and base64 is wanted")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:

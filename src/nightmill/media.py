@@ -5,9 +5,8 @@ What cannot be told safely is None, never a guess: money is held by these number
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,7 +15,13 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _LONGEST_S = 10 * 86_400.0  # what claims to be longer is not believed
 _LEAST_MP3_BITS = 8_000  # a second, the lowest rate there is
-_UNCOMPRESSED = (1, 3, 0xFFFE)  # in a WAV file: whole numbers, floats, or either; of others no byte tells the time
+_UNCOMPRESSED = (1, 3)  # in a WAV file: whole numbers or floats; of others no byte tells the time
+_WAV_EXTENSIBLE = 0xFFFE  # which of them it is comes later
+_HOLDS_BOXES = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts"))  # in a film
+_PIECES = frozenset((b"moof", b"mvex", b"cmov"))
+_TIMED = frozenset((b"mvhd", b"mdhd"))
+_DEEPEST = 8  # box in a box
+_MOST_ENTRIES = 1 << 20  # of a table in one
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,8 @@ def _is_mp3(data: bytes) -> bool:
     while data[at : at + 3] == b"ID3" and at + 10 <= len(data):
         high, mid, low, lowest = data[at + 6 : at + 10]
         at += 10 + (high << 21 | mid << 14 | low << 7 | lowest) + (10 if data[at + 5] & 0x10 else 0)
-    return len(data) > at + 1 and data[at] == 0xFF and data[at + 1] & 0xE6 in (0xE2, 0xE4, 0xE6)
+    is_frame = len(data) > at + 2 and data[at] == 0xFF and data[at + 1] & 0xE6 in (0xE2, 0xE4, 0xE6)
+    return is_frame and data[at + 2] >> 4 > 0  # else it has a rate of its own, which may be any
 
 
 def _wav_seconds(data: bytes) -> float | None:
@@ -168,6 +174,8 @@ def _wav_seconds(data: bytes) -> float | None:
         name, size = struct.unpack_from("<4sI", data, at)
         if name == b"fmt " and at + 24 <= len(data):
             coding, channels, rate, each_s, block, bits = struct.unpack_from("<HHIIHH", data, at + 8)
+            if coding == _WAV_EXTENSIBLE and at + 34 <= len(data):
+                coding = struct.unpack_from("<H", data, at + 32)[0]
             if coding not in _UNCOMPRESSED:
                 return None
             rates += each_s, rate * block, channels * rate * bits // 8
@@ -176,18 +184,68 @@ def _wav_seconds(data: bytes) -> float | None:
 
 
 def _mp4_seconds(data: bytes) -> float | None:
-    """By the header of the film and those of its tracks: the longest of them."""
-    found = [_box_seconds(data, match.start() + 4) for match in re.finditer(rb"m[vd]hd", data)]
-    known = [seconds for seconds in found if seconds is not None]
-    if b"moof" in data or not all(known):  # in pieces: its headers know nothing of how long these are
-        return None
-    return max(known) if known and len(known) == len(found) else None
+    """By the header of the film, those of its tracks, their cuts and the times of their samples: the longest of them.
 
-
-def _box_seconds(data: bytes, at: int) -> float | None:
+    In pieces, or packed, its headers know nothing of how long it is.
+    """
+    movie_scale = scale = 0
+    longest = 0.0
     try:
-        form = ">IQ" if data[at] else ">II"
-        scale, length = struct.unpack_from(form, data, at + (20 if data[at] else 12))
-    except (struct.error, IndexError):
+        for name, at, end in _boxes(data, 0, len(data)):
+            if name in _PIECES or (name == b"mvhd" and movie_scale) or (name == b"mdhd" and scale):
+                return None
+            if name == b"trak":
+                scale = 0
+            elif name in _TIMED:
+                scale, units = _header_times(data, at)
+                if not units:
+                    return None
+                movie_scale = scale if name == b"mvhd" else movie_scale
+                longest = max(longest, units / scale)
+                scale = 0 if name == b"mvhd" else scale
+            elif name == b"elst":
+                longest = max(longest, _cut_units(data, at, end) / movie_scale)
+            elif name == b"stts":
+                longest = max(longest, _sample_units(data, at, end) / scale)
+    except (struct.error, IndexError, ZeroDivisionError):
         return None
-    return length / scale if scale else None
+    return longest or None
+
+
+def _boxes(data: bytes, at: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
+    """The name of every box, and where its content begins and ends. Raises struct.error."""
+    while at < end:
+        size, name = struct.unpack_from(">I4s", data, at)
+        head = 16 if size == 1 else 8
+        size = struct.unpack_from(">Q", data, at + 8)[0] if size == 1 else size or end - at
+        if size < head or at + size > end or depth > _DEEPEST:
+            raise struct.error("a box ends outside of what it is in")
+        yield name, at + head, at + size
+        if name in _HOLDS_BOXES:
+            yield from _boxes(data, at + head, at + size, depth + 1)
+        at += size
+
+
+def _header_times(data: bytes, at: int) -> tuple[int, int]:
+    """Units of time in a second, and how many of these it lasts. Raises struct.error: that is not known."""
+    scale, units = struct.unpack_from(">IQ" if data[at] else ">II", data, at + (20 if data[at] else 12))
+    if units == (0xFFFF_FFFF_FFFF_FFFF if data[at] else 0xFFFF_FFFF):
+        raise struct.error("nobody knows")
+    return scale, units
+
+
+def _cut_units(data: bytes, at: int, end: int) -> int:
+    form = ">QqI" if data[at] else ">IiI"
+    return sum(cut[0] for cut in _entries(form, data, at, end))
+
+
+def _sample_units(data: bytes, at: int, end: int) -> int:
+    return sum(count * each for count, each in _entries(">II", data, at, end))
+
+
+def _entries(form: str, data: bytes, at: int, end: int) -> Iterator[tuple[int, ...]]:
+    count = struct.unpack_from(">I", data, at + 4)[0]
+    size = struct.calcsize(form) * count
+    if count > _MOST_ENTRIES or at + 8 + size > end:
+        raise struct.error("it has not so many")
+    return struct.iter_unpack(form, data[at + 8 : at + 8 + size])

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -120,7 +121,7 @@ def test_what_a_model_takes_arrives_and_what_it_does_not_is_refused(
     place: Place, model: str, kinds: tuple[str, ...]
 ) -> None:
     """PDFs, sound and films, at the rate that each is billed at; nothing is sent where a row has what is not taken."""
-    film = struct.pack(">I", 16) + b"ftypisom" + bytes(4) + b"mvhd" + struct.pack(">IIIII", 0, 0, 0, 1_000, 9_000)
+    film = struct.pack(">I8sI", 16, b"ftypisom", 0) + struct.pack(">I4s5I", 28, b"mvhd", 0, 0, 0, 1_000, 9_000)
     every = {"pdf": pdf(3), "image": png(300, 200), "audio": wav(2), "video": film + bytes(200_000)}
     for kind, data in every.items():
         (place.folder / f"a.{kind}").write_bytes(data)
@@ -266,6 +267,44 @@ def _peak_mb(place: Place, count: int) -> float:
 
 
 GEMINI = ("--model", "gemini/gemini-2.5-flash")
+
+
+def test_what_is_shown_in_the_prompt_is_sent_as_it_was_written(place: Place) -> None:
+    """A column of media may be one of the prompt's, too, however long its cells: they are no missing values."""
+    long = [f"data:image/png;base64,{base64.b64encode(png(9, 9, n) + bytes(9_000)).decode()}" for n in range(2)]
+    (place.folder / "in.jsonl").write_text("\n".join(json.dumps({"id": n, "photo": t}) for n, t in enumerate(long)))
+    asked = ("--prompt", "This is {{ photo }}", *ASKED[2:], "--model", MODELS[0], "--lane", "live")
+    first = place.run("run", "in.jsonl", *asked, "--max-output", "2")
+    assert (first.code, first.json["failed"]) == (3, 2), first.err
+    again = place.run("retry", "@last", "--max-output", "500", "--yes", "--json")
+    assert (again.code, again.json["succeeded"]) == (0, 2), again.err
+    assert [row["prompt"] for row in place.results("r.jsonl")] == [f"This is {text}" for text in long]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes that are called as files")
+def test_odd_cells_are_media_or_bad_rows_and_nobody_waits_for_them(place: Place) -> None:
+    """Devices, pipes and endless files are not read; bytes that are none are told; what data URLs may be is taken."""
+    os.mkfifo(place.folder / "pipe.png")
+    (place.folder / "empty.png").touch()
+    text = base64.b64encode(png(9, 9)).decode()
+    bad: list[Any] = ["/dev/zero", "pipe.png", "empty.png", {"bytes": 5}, {"bytes": [1, 2]}, "data:image/png,%00"]
+    good: list[Any] = [
+        f"data:image/png;name=a.png;base64,{quote(text, safe='')}",
+        f"data:image/png,{quote(png(9, 9))}",
+        f"data:image/png;base64,{text[:40]}\n{text[40:]}",
+        {"bytes": text, "path": None},
+    ]
+    cells = [*bad, *good, {"bytes": None, "path": None}]
+    (place.folder / "in.jsonl").write_text("\n".join(json.dumps({"id": n, "photo": c}) for n, c in enumerate(cells)))
+    done = place.run("run", "in.jsonl", *ASKED, "--model", MODELS[0], "--lane", "live", "--skip-bad")
+    assert (done.json["succeeded"], done.json["invalid"]) == (5, 6), done.err
+    rows = place.results("r.jsonl")
+    shown = [came(png(9, 9)) in (row["response"] or "") for row in rows]
+    assert shown == [False] * 6 + [True] * 4 + [False]
+    said = [row["error"] for row in rows[:6]]
+    assert all("a pipe or a device" in text for text in said[:2])
+    assert "is empty" in said[2]
+    assert is_paid(place, done)
 
 
 @pytest.mark.parametrize("lane", ["live", "batch"])

@@ -61,14 +61,26 @@ def wav(seconds: float, rate: int = 8_000) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def mp3(size: int) -> bytes:
-    return b"\xff\xfb\x90\x64" + bytes(size - 4)
+def box(name: bytes, *inside: bytes) -> bytes:
+    content = b"".join(inside)
+    return struct.pack(">I", 8 + len(content)) + name + content
 
 
-def mp4(*seconds: int) -> bytes:
-    """A film of so many seconds by its own header, and by those of its tracks."""
-    boxes = [b"mvhd" + struct.pack(">IIIII", 0, 0, 0, 1_000, s * 1_000) for s in seconds]
-    return struct.pack(">I", 16) + b"ftypisom" + bytes(4) + b"".join(boxes)
+def header(name: bytes, seconds: float, scale: int = 1_000) -> bytes:
+    """Of a film, or of a track."""
+    return box(name, struct.pack(">IIIII", 0, 0, 0, scale, round(seconds * scale)))
+
+
+def mp4(seconds: float, track_s: float | None = None, table: bytes = b"", cuts: bytes = b"") -> bytes:
+    """A film of so many seconds by its own header, and by that of its track."""
+    about = header(b"mdhd", seconds if track_s is None else track_s, 90_000)
+    media = box(b"mdia", about, box(b"minf", box(b"stbl", table)))
+    film = box(b"moov", header(b"mvhd", seconds), box(b"trak", box(b"edts", cuts), media))
+    return box(b"ftyp", b"isom", bytes(4)) + film
+
+
+def mp3(size: int, rate: int = 0x90) -> bytes:
+    return (b"\xff\xfb" + bytes((rate, 0x64))).ljust(size, b"\0")
 
 
 @pytest.mark.parametrize(
@@ -115,16 +127,17 @@ def test_how_long_a_sound_or_a_film_can_be() -> None:
     assert most_seconds(mp3(16_000), "audio/mpeg") == 16
     assert most_seconds(b"ID3\4\0\0" + bytes(3) + b"\x09" + bytes(9) + mp3(15_981), "audio/mpeg") == 16
     assert most_seconds(mp4(7, 90), "video/mp4") == 90
+    assert most_seconds(mp4(7) + box(b"mdat", bytes(99)), "video/mp4") == 7
     assert most_seconds(b"OggS", "audio/ogg") is None
 
 
 def test_a_header_that_cannot_know_how_long_it_is_says_nothing() -> None:
     """A film in pieces has zero seconds in its header, and compressed sound another rate than its header tells."""
     assert most_seconds(mp4(0), "video/mp4") is None
-    assert most_seconds(mp4(1) + struct.pack(">I", 8) + b"moof", "video/mp4") is None
+    assert most_seconds(mp4(1) + box(b"moof"), "video/mp4") is None
     compressed = wav(3).replace(b"fmt " + struct.pack("<IH", 16, 1), b"fmt " + struct.pack("<IH", 16, 0x55))
     assert most_seconds(compressed, "audio/wav") is None
-    assert most_seconds(mp4(0, 2), "video/mp4") is None
+    assert most_seconds(mp4(0.0, 2), "video/mp4") is None
     assert most_seconds(b"ID3\4\0\0" + bytes(4) + b"fLaC" + bytes(900), "audio/mpeg") is None
 
 
@@ -143,6 +156,45 @@ def test_a_header_that_contradicts_itself_is_held_by_the_longest_that_it_may_mea
         assert seconds is None or seconds >= 60
     crawling = honest.replace(struct.pack("<IHH", 16_000, 2, 16), struct.pack("<IHH", 1, 2, 16))
     assert most_seconds(crawling, "audio/wav") is None or most_seconds(crawling, "audio/wav") > 900_000
+
+
+def test_a_film_is_as_long_as_the_longest_that_any_of_its_parts_says() -> None:
+    """Headers that say less than the times of samples or cuts, all ones for an unknown length, tables cut short."""
+    table = box(b"stts", struct.pack(">IIII", 0, 1, 500, 90_000))
+    assert most_seconds(mp4(1, table=table), "video/mp4") == 500
+    assert most_seconds(mp4(1, cuts=box(b"elst", struct.pack(">IIIiI", 0, 1, 70_000, 0, 0))), "video/mp4") == 70
+    unknown = header(b"mvhd", 0xFFFF_FFFF / 1e9, 10**9)
+    assert most_seconds(mp4(1).replace(header(b"mvhd", 1), unknown), "video/mp4") is None
+    assert most_seconds(mp4(1, table=table[:-4] + b"\0"), "video/mp4") is None
+    two = header(b"mdhd", 1, 90_000)
+    assert most_seconds(mp4(1, table=table).replace(two, two + header(b"mdhd", 1, 10**9)), "video/mp4") is None
+    deep = b""
+    for _ in range(3_000):
+        deep = box(b"moov", deep)
+    assert most_seconds(box(b"ftyp", b"isom") + deep, "video/mp4") is None
+
+
+def test_a_sound_is_not_shorter_than_it_says_by_a_trick() -> None:
+    """A second format where nobody looks, numbers that disagree, a codec behind the extension, no MP3 behind tags."""
+    true = wav(60)
+    fake = b"JUNK" + struct.pack("<I", 24) + b"fmt " + struct.pack("<IHHIIHH", 16, 1, 64, 192_000, 0, 0, 64)
+    hidden = true[:12] + fake + true[12:]
+    assert most_seconds(hidden, "audio/wav") == pytest.approx(60, abs=0.1)
+    shown = true[:12] + b"fmt " + struct.pack("<IHHIIHH", 16, 1, 64, 192_000, 98_304_000, 512, 64) + true[12:]
+    assert most_seconds(shown, "audio/wav") == pytest.approx(60, abs=0.1)
+    odd = true.replace(
+        struct.pack("<HHIIHH", 1, 1, 8_000, 16_000, 2, 16), struct.pack("<HHIIHH", 1, 1, 8_000, 16_000, 2, 0x7FFF)
+    )
+    assert odd != true
+    assert most_seconds(odd, "audio/wav") == pytest.approx(60, abs=0.1)
+    wide = struct.pack("<HHIIHHHHIH", 0xFFFE, 1, 8_000, 16_000, 2, 16, 22, 16, 0, 2) + bytes(14)
+    adpcm = b"RIFF" + bytes(4) + b"WAVE" + b"fmt " + struct.pack("<I", len(wide)) + wide + true[36:]
+    assert most_seconds(adpcm, "audio/wav") is None
+    assert most_seconds(adpcm.replace(wide, wide[:24] + b"\1\0" + wide[26:]), "audio/wav") is not None
+    tag = b"ID3\4\0\0" + bytes((0, 0, 1, 0)) + bytes(128)
+    assert most_seconds(tag + mp3(8_000), "audio/mpeg") == pytest.approx(8.138)
+    assert most_seconds(tag + b"fLaC" + bytes(8_000), "audio/mpeg") is None
+    assert most_seconds(mp3(8_000, rate=0x00), "audio/mpeg") is None
 
 
 # -- in requests -----------------------------------------------------------------------------------
@@ -233,6 +285,15 @@ def test_what_only_looks_like_a_named_medium_is_not_asked_for() -> None:
     assert b'"fileData"' in body
     assert isinstance(asked, UploadsMedia)
     assert asked.uploads(body) == []
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-4o-mini", "anthropic/claude-haiku-4-5"])
+def test_an_address_that_looks_like_a_name_of_ours_weighs_what_any_does(model: str) -> None:
+    """Whoever writes a row writes its addresses: they do not say how little is held."""
+    asked = provider(model)
+    plain, named = ({"type": "image_url", "image_url": {"url": f"https://x.example/{name}"}}
+                    for name in ("a" * 31, f"nm-{'0' * 24}-1-1"))  # fmt: skip
+    assert asked.weigh(asked.encode(said(named)).body) == asked.weigh(asked.encode(said(plain)).body)
 
 
 def _medium(data: bytes) -> Any:

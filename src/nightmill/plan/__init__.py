@@ -190,7 +190,7 @@ class _Planner:
             yield _as_they_are, packed
             return
         with self._store.create(f"{self._folder}/{PACK}") as out:
-            yield Packer(order.media, order.source.root, out, pack).attached, packed
+            yield Packer(order.media, order.compiled.columns, order.source.root, out, pack).attached, packed
         packed.append(StoredFile(out.ref, wire.MEDIA))
 
     # -- one pass over the rows ----------------------------------------------------------------
@@ -450,7 +450,8 @@ def first_bodies(order: Order, rows: pa.RecordBatch) -> list[bytes]:
         pack = compiled.pack = Pack(store, "look")
         if order.media:
             with store.create(f"look/{PACK}") as out:
-                taken = next(Packer(order.media, order.source.root, out, pack).attached(iter([taken])))
+                packer = Packer(order.media, compiled.columns, order.source.root, out, pack)
+                taken = next(packer.attached(iter([taken])))
         blank = compiled.blanks(taken.batch)
         whole = taken.batch.take(pa.array([i for i in range(taken.batch.num_rows) if i not in blank], pa.int64()))
         return compiled.bodies(whole, range(whole.num_rows), None, {} if order.skip_bad else None)

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
 
 import msgspec
 import pyarrow as pa
@@ -39,10 +40,11 @@ class _Unusable(Exception):
 
 
 class Packer:
-    """Keeps the media of a job's rows while it is planned."""
+    """Keeps the media of a job's rows while it is planned. ``shown`` are columns that prompts have as text, too."""
 
-    def __init__(self, columns: Sequence[str], folder: str, out: Writer, pack: Pack) -> None:
+    def __init__(self, columns: Sequence[str], shown: Sequence[str], folder: str, out: Writer, pack: Pack) -> None:
         self._columns, self._folder, self._out, self._pack = columns, folder, out, pack
+        self._packed_only = frozenset(columns).difference(shown)
         self._known: dict[str, int | None] = {}  # where the content with that digest lies
 
     def attached(self, taken: Iterator[Taken]) -> Iterator[Taken]:
@@ -66,13 +68,13 @@ class Packer:
         self._out.flush()  # they are read again as the rows are encoded
         columns = [self._kept(some.batch, field) for field in fields]
         schema = pa.schema([*fields, pa.field(MEDIA, pa.string(), metadata=JSON_MARK)])
-        texts = {name: values for name, values in some.texts.items() if name not in self._columns}
+        texts = {name: values for name, values in some.texts.items() if name not in self._packed_only}
         return Taken(pa.record_batch([*columns, pa.array(found, pa.string())], schema=schema), texts, bad)
 
     def _kept(self, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
         """The column as it is kept with the rows: what lies in the pack already is not kept twice."""
         column = batch.column(field.name)
-        if field.name not in self._columns or not pa.types.is_string(column.type):
+        if field.name not in self._packed_only or not pa.types.is_string(column.type):
             return column
         return pa.array([text if text is None or len(text) < 4_096 else "" for text in column.to_pylist()], pa.string())
 
@@ -84,7 +86,10 @@ class Packer:
                 yield from self._of_cell(column, each)
         elif isinstance(cell, dict) and not {"bytes", "path"}.isdisjoint(cell):  # as data sets of images are written
             name = str(cell.get("path") or "")
-            yield self._packed(_decoded(cell["bytes"]), name) if cell.get("bytes") else self._of_text(column, name)
+            if written := cell.get("bytes"):
+                yield self._packed(_decoded(written), name)
+            elif name:
+                yield self._of_text(column, name)
         elif isinstance(cell, str):
             yield self._of_text(column, cell)
         else:
@@ -95,7 +100,9 @@ class Packer:
             kind = _SUFFIXES.get(Path(text.partition("?")[0]).suffix.lower(), "image")
             return {"kind": kind, "url": text}
         if text.startswith("data:"):
-            return self._packed(_decoded(text.partition(",")[2]), "")
+            head, _, said = text.partition(",")
+            is_base64 = head.lower().endswith(";base64")
+            return self._packed(_decoded(unquote(said)) if is_base64 else unquote_to_bytes(said), "")
         path = Path(self._folder, os.path.expanduser(text))
         if not os.path.lexists(path) and os.path.lexists(text):  # as it was named: from the working folder
             path = Path(text)
@@ -140,6 +147,8 @@ def _read_file(path: Path, text: str) -> bytes:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe waits, a device may never end
         raise _Unusable(f"{text} is a pipe or a device, and a file is wanted")
+    if stat.S_ISREG(found.st_mode) and not found.st_size:  # one of the kernel's may wait, too
+        raise _Unusable(f"{text} is empty")
     if found.st_size > _MOST_BYTES:
         raise _Unusable(f"{text} has {found.st_size:,} bytes, and no model takes so many")
     with path.open("rb") as file:
@@ -162,8 +171,8 @@ def _decoded(text: object) -> bytes:
     if not isinstance(text, str):
         raise _Unusable(f"its bytes are {str(text)[:60]!r}, and base64 is wanted")
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return base64.b64decode("".join(text.split()), validate=True)  # it may be broken into lines
+    except ValueError as error:
         raise _Unusable("its bytes are no base64") from error
 
 

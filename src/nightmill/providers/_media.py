@@ -46,6 +46,7 @@ class Takes:
     mimes: frozenset[str] = frozenset()  # all that it reads
     most_bytes: Mapping[Kind, int] | None = None  # of one medium
     request_bytes: int = 0  # of a request with media; 0: there is no such limit
+    apart: bool = False  # what is too large is uploaded, under a name of ours
 
 
 # -- what stands in a request --------------------------------------------------------------------
@@ -154,7 +155,8 @@ def weigh(takes: Takes, model: str, body: bytes) -> Weight:
         return Weight(len(body), 0)
     most, usual = len(body), 0
     for medium, payload in _media_in(msgspec.json.decode(body)):
-        tokens = _told_by_name(medium.url) or takes.tokens(model, medium)
+        told = _told_by_name(medium.url) if takes.apart else None  # any other address is its author's word
+        tokens = told or takes.tokens(model, medium)
         most, usual = most - payload + tokens.most, usual + tokens.usual
     return Weight(most, usual)
 
@@ -406,7 +408,7 @@ GEMINI = Takes(
         "audio/aac", "audio/ogg", "audio/flac", "audio/mp4", "video/mp4", "video/quicktime", "video/webm",
         "video/x-msvideo",
     )),
-    most_bytes={"pdf": 50_000_000}, request_bytes=20_000_000,
+    most_bytes={"pdf": 50_000_000}, request_bytes=20_000_000, apart=True,
 )  # fmt: skip
 
 _NOTHING = Takes(lambda _: _NO_KINDS, lambda _, __: Tokens(0, 0))

@@ -4,6 +4,8 @@ BIN := .venv/bin
 # A pytest option for one run: make test PYTEST="-k config"
 PYTEST ?=
 
+# Hundreds of processes are started: what one has compiled the next need not.
+export PYTHONDONTWRITEBYTECODE :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -26,6 +28,7 @@ check: .venv/.dev  ## style, types, and who may import whom
 
 crash: .venv/.dev  ## kill and freeze at every point, in every scenario; mix many faults
 	$(BIN)/pytest -m "crash or crash_full" tests/crash tests/faults $(PYTEST)
+	$(BIN)/pytest -m hypothesis --hypothesis-profile thorough --numprocesses auto --dist loadfile tests/unit tests/wire $(PYTEST)
 
 bench: .venv/.dev  ## every speed claim beside its rival
 	$(BIN)/python bench/run.py

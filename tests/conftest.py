@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
+
+# What a test asks for itself counts; of the others, fewer examples each time, and many in the long runs.
+settings.register_profile("quick", max_examples=30)
+settings.register_profile("thorough", max_examples=500)
+settings.load_profile("quick")
 
 
 def pytest_xdist_auto_num_workers() -> int:

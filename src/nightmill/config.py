@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nightmill.errors import UsageError
+from nightmill.media import KINDS, Kind
 from nightmill.types import Lane
 
 FILE_NAME = "nightmill.toml"
@@ -463,6 +464,12 @@ def _text_or_texts(value: object) -> str | tuple[str, ...]:
     raise ValueError("text, or a list of texts")
 
 
+def _kinds(value: object) -> tuple[Kind, ...]:
+    if isinstance(value, list) and all(kind in KINDS for kind in value):
+        return tuple(value)
+    raise ValueError(f"a list of {', '.join(KINDS)}")
+
+
 def _waits(value: object) -> tuple[float, ...]:
     if isinstance(value, list):
         return tuple(_number(item) for item in value)
@@ -554,6 +561,7 @@ _PROVIDER: Mapping[str, Check] = {
     "max_tokens_field": _one_of("max_completion_tokens", "max_tokens"),
     "schema": _one_of("json_schema", "json_object", "none"),
     "responses": _yes_or_no,
+    "media": _kinds,
 }
 _LIMITS: Mapping[str, Check] = dict.fromkeys(
     (

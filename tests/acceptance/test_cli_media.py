@@ -354,3 +354,27 @@ def test_sound_that_was_heard_before_is_booked_at_its_own_price(place: Place, la
     assert (done.code, done.json["succeeded"]) == (0, 8), done.err
     assert done.json["saved_usd"] > 0
     assert is_paid(place, done)
+
+
+def test_a_server_of_ones_own_is_sent_what_its_settings_say(place: Place) -> None:
+    """Images reach it in the usual form, held by the context of the model; what it is not said to take is refused."""
+    made = photos(place, 3)
+    mine = f'base_url = "{place.url}"\napi_key_env = "OPENAI_API_KEY"\nprice = {{ input = 0.25, output = 2.0 }}\n'
+    settings = (place.folder / "nightmill.toml").read_text()
+    told = '[providers.mine]\nmedia = ["image"]\n' + mine + "limits = { context = 30000 }\n" + settings
+    (place.folder / "nightmill.toml").write_text(told)
+    mine_too = ("--model", "mine/gpt-5-mini", "--lane", "live")
+    done = place.run("run", "photos.csv", *ASKED, *mine_too)
+    assert (done.code, done.json["succeeded"]) == (0, 3), done.err
+    assert all(came(data) in row["response"] for data, row in zip(made, place.results("r.jsonl"), strict=True))
+    assert is_paid(place, done)
+    assert 3 * 30_000 * 0.25e-6 <= done.json["at_most_usd"] <= 3 * 40_000 * 0.25e-6 + 3 * 8_000 * 2e-6
+    (place.folder / "a.wav").write_bytes(wav(1))
+    refused = place.run("run", "a.wav", "--prompt", "What is it?", *mine_too, *ASKED[4:])
+    assert refused.code == 2
+    assert "it takes image" in refused.err
+    assert "image" in place.run("models", "mine/gpt-5-mini").out
+    (place.folder / "nightmill.toml").write_text(told.replace('["image"]', '["photo"]'))
+    wrong = place.run("models")
+    assert wrong.code == 2
+    assert "image, pdf, audio, video" in wrong.err

@@ -127,14 +127,15 @@ def poll(url: str, batch_id: str) -> dict[str, Any]:
 
 
 def until(url: str, batch_id: str, *statuses: str) -> dict[str, Any]:
-    """The batch once it is in one of these states; gives up after ten seconds."""
-    give_up = time.monotonic() + 10
+    """The batch once it is in one of these states; gives up after half a minute."""
+    give_up = time.monotonic() + 30
     while True:
         seen = poll(url, batch_id)
         if seen["status"] in statuses:
             return seen
         if time.monotonic() > give_up:
             raise AssertionError(f"still {seen['status']}, not one of {statuses}")
+        time.sleep(0.01)
 
 
 def run(url: str, content: bytes | Iterable[Any], endpoint: str = CHAT, **more: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nightmill.errors import CannotCarry
 from nightmill.providers import OWN_SCHEMA, Encoded, Request, endpoint_of
-from nightmill.providers._media import PARTS, TAKES, check_media, fit_size
+from nightmill.providers._media import PARTS, check_media, fit_size, takes_of
 from nightmill.providers._openai_requests import cap_of, carried, inputs_of, json_line, refuse_responses, whole_of
 from nightmill.providers._schemas import OPENAI_STRICT, Unfit, fit, is_one_object, told_in_prompt
 from nightmill.providers.servers import Server
@@ -59,7 +59,7 @@ def fitted(server: Server, name: str, model: str, context: int, request: Request
     if _SEARCHES.search(model):
         why = "each search is billed beside its tokens, so that no budget would hold"
         raise CannotCarry(f"{name}/{model} searches by itself", why=why, fix="choose another model")
-    takes = TAKES[server.media]
+    takes = takes_of(server.media, context)
     check_media(takes, model, body.get("messages", body.get("input")))
     _refuse_boundless(body)
     thinks = not takes_sampling(server.thinks_first, model, _effort(body))

@@ -415,3 +415,28 @@ _NOTHING = Takes(lambda _: _NO_KINDS, lambda _, __: Tokens(0, 0))
 
 TAKES: Mapping[str, Takes] = {"": _NOTHING, "openai": OPENAI, "anthropic": ANTHROPIC, "gemini": GEMINI}
 """By whose models they are; of a server of which nobody says what it takes: nothing."""
+
+
+def takes_of(whose: str | tuple[Kind, ...], context: int = 0) -> Takes:
+    """What a server's models take: by whose they are, or the kinds that somebody says they do.
+
+    How the latter count nobody says: each is held as ``context`` tokens, the most that its model takes, 0 where that is
+    unknown.
+    """
+    if isinstance(whose, str):
+        return TAKES[whose]
+    return Takes(
+        lambda _: frozenset(whose),
+        lambda _, medium: Tokens(min(context or _MOST_CONTEXT, _usual(medium)), context or _MOST_CONTEXT),
+        mimes=OPENAI.mimes | GEMINI.mimes,
+    )
+
+
+def _usual(medium: Medium) -> int:
+    match medium.kind:
+        case "image":
+            return _openai_image("", medium).usual
+        case "pdf":
+            return _usual_pdf(medium)
+        case _:
+            return math.ceil(32 * (most_seconds(medium.data or b"", medium.mime) or 60))

@@ -20,7 +20,7 @@ from nightmill.providers._fitting import fitted
 from nightmill.providers._flex import Flexes
 from nightmill.providers._http import shorten
 from nightmill.providers._joining import JoinsOpenAI
-from nightmill.providers._media import TAKES, weigh
+from nightmill.providers._media import takes_of, weigh
 from nightmill.providers._openai_requests import decode_request
 from nightmill.providers._openai_shape import OpenAILines, is_own, own_error
 from nightmill.providers._openai_talk import METADATA_KEY, batch_view, failure, must_stop, rate_hint, true_status
@@ -54,7 +54,7 @@ class Compatible(JoinsOpenAI, OpenAILines):
         return fitted(self._server, self.name, self.model, self.limits.context, request, user_set)
 
     def weigh(self, body: bytes) -> Weight:
-        return weigh(TAKES[self._server.media], self.model, body)
+        return weigh(takes_of(self._server.media, self.limits.context), self.model, body)
 
     async def send(self, url: str, body: bytes, *, timeout_s: float) -> LiveReply:
         reply = await self._api.send(url.removeprefix(self._server.batch_url), body, timeout_s)

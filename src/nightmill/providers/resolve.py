@@ -220,9 +220,9 @@ def known_of(ref: str, tables: Tables = _NO_TABLES) -> Known:
     if batches:
         kept = f"results of a batch are kept for {server.keeps_days} days"
         caveats.append(kept if server.keeps_days else "nobody says how long results of a batch are kept")
-    from nightmill.providers._media import TAKES
+    from nightmill.providers._media import takes_of
 
-    media = tuple(sorted(TAKES[server.media].kinds(model)))
+    media = tuple(sorted(takes_of(server.media, limits.context).kinds(model)))
     return Known(limits, server.schema, server.keeps_days if batches else 0, tuple(caveats), media)
 
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nightmill.errors import UsageError
+from nightmill.media import Kind
 from nightmill.providers import Limits
 from nightmill.providers._env import is_nearby, no_key, sendable
 
@@ -20,7 +21,7 @@ _MB = 1024 * 1024
 _USUAL_BATCH = {"batch_requests": 50_000, "batch_bytes": 100 * _MB}  # where nobody says what a batch may hold
 _INLINE_BYTES = 256_000_000 - 1024  # of a create with all its requests: nobody says which MB are meant
 _TOOL_PROMPT_TOKENS = 804  # before the tools of a request: the most of Anthropic's table of them, 290 to 804 by model
-_OPENAI_ONLY = frozenset({"key_header", "max_tokens_field", "schema", "responses", "window"})
+_OPENAI_ONLY = frozenset({"key_header", "max_tokens_field", "media", "schema", "responses", "window"})
 _NO_FENCE = (
     "where the server deletes no files, a batch whose create was not answered stays in doubt if it is not listed: "
     "nightmill resolve settles it"
@@ -51,7 +52,7 @@ class Server:
     batch_url: str = "/v1"  # what the lines of a batch file have before "/chat/completions"
     window: str = "24h"  # how long a batch may take, in hours or days
     lists_whole: bool = False  # its lists have no pages, and do not say so
-    media: str = ""  # whose models it has, where it is known which media they take; see `_media.TAKES`
+    media: str | tuple[Kind, ...] = ""  # whose models it has, see `_media.TAKES`, or what they are said to take
     thinks_first: str = ""  # how models that reason are called, as a pattern: no sampling, a higher cap
     limits: Limits = field(default_factory=Limits)  # no batch lane where ``batch_requests`` is 0
     runs_models: bool = False  # itself, so that on the user's own hardware they cost nothing

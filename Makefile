@@ -10,14 +10,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check crash bench reqs docs clean
+.PHONY: demo test suite check crash bench reqs docs clean
 
 demo: .venv/.runtime  ## a real model, on this machine, without a key
 	@rm -rf .demo results.jsonl results.csv
 	NIGHTMILL_HOME=.demo $(BIN)/nightmill run examples/words.txt --task define \
 	  --model local/smollm2-135m --out results.jsonl --out results.csv --yes
 
-test: check  ## what has to pass before a change goes in
+test: .venv/.dev  ## what has to pass before a change goes in
+	@$(MAKE) --no-print-directory --jobs=2 check suite
+
+suite: .venv/.dev  ## the tests alone
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: .venv/.dev  ## style, types, and who may import whom

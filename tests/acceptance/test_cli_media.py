@@ -243,8 +243,8 @@ def test_of_several_models_one_that_sees_is_chosen(place: Place) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux alone")
 def test_many_large_images_take_little_memory(place: Place) -> None:
     """Requests of megabytes are encoded and cut a few at a time, however many there are."""
-    few, many = (_peak_mb(place, count) for count in (30, 90))
-    assert many < few + 60, (few, many)  # sixty more have 160 MB as base64
+    few, many = (_peak_mb(place, count) for count in (15, 45))
+    assert many < few + 40, (few, many)  # thirty more have 80 MB as base64
 
 
 def _peak_mb(place: Place, count: int) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from kit import DONE, PATIENT_S, Findings, Home, Scenario, Slot, Worker, audit
+from kit import DONE, PATIENT_S, Findings, Home, Nest, Scenario, Slot, Worker, audit
 from points import known_points
 
 _SLOTS = 6  # more than two processors: much of a case is waiting
@@ -94,6 +94,7 @@ class Campaign:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._slots: queue.Queue[Slot] = queue.Queue()
+        self._nest: Nest | None = None
         self._made: list[Slot] = []
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()  # of the scores
@@ -102,14 +103,17 @@ class Campaign:
         self.wrong: list[str] = []  # of the undisturbed runs
 
     def open(self) -> None:
+        nest = self._nest = Nest()
         for _ in range(_SLOTS):
-            slot = Slot()
+            slot = Slot(nest)
             self._made.append(slot)
             self._slots.put(slot)
 
     def close(self) -> None:
         for slot in self._made:
             slot.close()
+        if self._nest is not None:
+            self._nest.close()
 
     # -- cases -------------------------------------------------------------------------------------
 

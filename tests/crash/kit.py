@@ -107,8 +107,8 @@ class Simulator:
 class Slot:
     """What one case at a time has to itself."""
 
-    def __init__(self) -> None:
-        self.simulator, self.nest = Simulator(), Nest()
+    def __init__(self, nest: Nest) -> None:
+        self.simulator, self.nest = Simulator(), nest
         self._served = 0
 
     def serve(self) -> None:
@@ -119,7 +119,6 @@ class Slot:
             self.simulator = Simulator()
 
     def close(self) -> None:
-        self.nest.close()
         self.simulator.close()
 
 

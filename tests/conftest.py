@@ -14,8 +14,8 @@ settings.load_profile("quick")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two more than there are processors: much of a test is waiting."""
-    return (os.cpu_count() or 1) + 2
+    """One more than there are processors: much of a test is waiting."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

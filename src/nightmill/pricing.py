@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from itertools import repeat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -147,17 +148,21 @@ class PriceSheet:
         return total
 
     def costs(
-        self, inputs: Sequence[int], outputs: Sequence[int], cached: Sequence[int], written: Sequence[int]
+        self, inputs: Sequence[int], outputs: Sequence[int], cached: Sequence[int] = (), written: Sequence[int] = ()
     ) -> list[int]:
-        """`cost` of many requests whose tokens come in columns; which tier answered them is in none."""
+        """`cost` of many requests whose tokens come in columns, nothing cached where these are empty.
+
+        Which tier answered them is in none.
+        """
         if len(self._meters) > 1 or self.regular or any(cached) or any(written):
-            return [self.cost(Usage(*tokens)) for tokens in zip(inputs, outputs, cached, written, strict=True)]
+            rows = zip(inputs, outputs, cached or repeat(0), written or repeat(0), strict=False)
+            return [self.cost(Usage(*tokens)) for tokens in rows]
         (_, (fresh_rate, _, _, output_rate, request_rate, _, _)), scale = self._meters[0], self._scale
         base = request_rate + scale // 2
         return [(base + o * output_rate + i * fresh_rate) // scale for i, o in zip(inputs, outputs, strict=True)]
 
     def sum_of_costs(
-        self, inputs: Sequence[int], outputs: Sequence[int], cached: Sequence[int], written: Sequence[int]
+        self, inputs: Sequence[int], outputs: Sequence[int], cached: Sequence[int] = (), written: Sequence[int] = ()
     ) -> int:
         """The sum of `costs`."""
         fresh_rate, _, _, output_rate, request_rate, *_ = self._meters[-1][1]

@@ -274,19 +274,20 @@ class _Reader:
         acc.models.update(model for model in set(answers.models) if model)
         acc.lines[n] = acc.lines.get(n, 0) + len(places)
         acc.answered[n] = acc.answered.get(n, 0) + len(places)
-        tokens = (answers.input_tokens, answers.output_tokens, answers.cached_tokens, answers.cache_write_tokens)
-        nothing = [0] * len(places)
-        acc.list_nanos += self._list_sheet.sum_of_costs(*tokens[:2], nothing, nothing)
+        fresh = (answers.input_tokens, answers.output_tokens)
+        caches = (answers.cached_tokens, answers.cache_write_tokens)
+        is_cached = any(answers.cached_tokens) or any(answers.cache_write_tokens)
+        acc.list_nanos += self._list_sheet.sum_of_costs(*fresh)
         if not self._cached:
             acc.calls += len(places)
             acc.tokens_in += sum(answers.input_tokens)
             acc.tokens_out += sum(answers.output_tokens)
             acc.tokens_cached += sum(answers.cached_tokens)
-            spent = self._sheet.sum_of_costs(*tokens)
+            spent = self._sheet.sum_of_costs(*fresh, *caches) if is_cached else self._sheet.sum_of_costs(*fresh)
             acc.spent[n] = acc.spent.get(n, 0) + spent
-            if any(answers.cached_tokens) or any(answers.cache_write_tokens):
+            if is_cached:
                 acc.tokens_written += sum(answers.cache_write_tokens)
-                acc.caching_nanos += self._sheet.sum_of_costs(*tokens[:2], nothing, nothing) - spent
+                acc.caching_nanos += self._sheet.sum_of_costs(*fresh) - spent
         return True
 
     def read_journal(self, lists: Iterator[list[bytes]], pending: set[str], lost: list[str]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple, TypeGuard
 
 import msgspec
@@ -38,16 +37,16 @@ _UNSTATED = Usage(0, 0, estimated=True)  # billed, and not a word of how much
 _MOST_TOKENS = 1 << 36  # of a whole batch with the longest prompts there are; more, or less than none, is a slip
 _MOST_SECONDS = 1e12
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
+_Nothing = Annotated[int, msgspec.Meta(ge=0, le=0)]
 
 
 class _Details(msgspec.Struct, gc=False):
     cached_tokens: _Tokens | None = None
     cache_write_tokens: _Tokens | None = None
-    audio_tokens: _Tokens | None = None
+    audio_tokens: _Nothing | None = None  # an answer to sound is none of the plain ones: it has prices of its own
 
 
 _NO_DETAILS = _Details()
-_heard = attrgetter("audio_tokens")
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -165,8 +164,6 @@ def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
     if len(usages) < len(plain) or not all(texts) or any(map(str.isspace, texts)):
         return None
     details = [usage.prompt_tokens_details or _NO_DETAILS for usage in usages]
-    if any(map(_heard, details)):
-        return None
     return PlainAnswers(
         [line.custom_id for line in plain],
         texts,
@@ -204,9 +201,7 @@ def _plain_usage(said: _Usage, *, flex: bool = False) -> Usage:
     sent, written = said.prompt_tokens, max(said.completion_tokens, (said.total_tokens or 0) - said.prompt_tokens)
     details = said.prompt_tokens_details or _NO_DETAILS
     cached = details.cached_tokens or said.prompt_cache_hit_tokens or 0
-    return Usage(
-        sent, written, cached, details.cache_write_tokens or 0, audio_tokens=details.audio_tokens or 0, flex=flex
-    )
+    return Usage(sent, written, cached, details.cache_write_tokens or 0, flex=flex)
 
 
 def _decode_any(line: bytes) -> Answer:

@@ -108,8 +108,10 @@ class Verbs(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def created(self, data: st.DataObject) -> None:
-        self._with(data, lambda by, s: by.note_created(s, s.submission, f"b{s.tag}", status="x", due_in_s=0.0),
-                   ShardState.SUBMITTING, ShardState.IN_DOUBT)  # fmt: skip
+        def do(by: Ledger, shard: Shard) -> None:
+            assert by.note_created(shard, shard.submission, f"b{shard.tag}", status="x", due_in_s=0.0)
+
+        self._with(data, do, ShardState.SUBMITTING, ShardState.IN_DOUBT)
 
     @rule(data=st.data(), sure=st.booleans(), refused=st.booleans())
     def not_sent(self, data: st.DataObject, sure: bool, refused: bool) -> None:

@@ -167,7 +167,7 @@ class Home:
         lines = [f"k{i},{stamp} row {i}" for i in range(scenario.rows)]
         if photos := scenario.asked.get("media"):
             lines = [f"{line},dot.png" for line in lines]
-            (folder / "dot.png").write_bytes(_DOT + bytes(3_000))
+            (folder / "dot.png").write_bytes(_DOT + stamp.encode() * 100)  # no other case's file
         (folder / "in.csv").write_text(",".join(("id", "text", *(photos or ()))) + "\n" + "\n".join(lines) + "\n")
         longest = lease_s / 2  # of one call
         waits = f"lease_s = {lease_s}\ncreate_timeout_s = {longest}\nrequest_timeout_s = {longest}\n"

@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="there is neither SIGKILL nor SIGSTOP"),
 ]
 
-_TALK = re.compile(r"http\.|media\.")
+_TALK = re.compile(r"http\.|media\.|ledger\.(note_|settle|exclude|back_to_)")
 each_way = pytest.mark.parametrize(
     "scenarios",
     [BATCH, LIVE + CANARY, FLEX, UNNAMED, GEMINI, LIVE_ELSEWHERE],
@@ -49,8 +49,8 @@ def test_every_point_is_reached(explored: Campaign) -> None:
 def test_killed_at_every_point(explored: Campaign, scenarios: tuple[Scenario, ...]) -> None:
     """Killed once at each point of a lane, the same command goes on to the right end.
 
-    In the live lane these are the points of its own, and those just before a provider is told something and just after
-    it has answered, and at the other providers the latter alone; the long runs strike at all of them, everywhere.
+    In the live lane these are the points of its own, and those at which something is told to a provider or known from
+    it, and at the other providers the latter alone; a point in between is the same wherever the job goes.
     """
     points = explored.points_of(scenarios)
     if scenarios is not BATCH:

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field, replace
 from nightmill.collect.accounting import Check
 from nightmill.collect.naming import named_failures
 from nightmill.lanes import Desk, Work
-from nightmill.ledger import Canary, CanarySums, Job, Shard
+from nightmill.ledger import Canary, CanarySums, Job, RungSums, Shard
 from nightmill.pricing import PriceSheet
-from nightmill.providers import Provider
 from nightmill.types import Lane, ShardState, Usage, usd
 
 log = logging.getLogger(__name__)
@@ -100,21 +99,20 @@ def share(valid: int, rows: int) -> str:
     return f"{valid:,} ({valid * 100 // rows if rows else 0} %)"
 
 
-async def mind(desk: Desk, work: Work, check: Check | None, provider_of: Callable[[Shard], Provider]) -> bool:
+async def mind(desk: Desk, job_id: str, check: Check | None, work_on: Callable[[int], Work]) -> bool:
     """Decide about a canary that has settled; False where there is nothing to decide, or somebody did.
 
-    ``provider_of``: by whom a shard was answered; on its ladder a job asks others, too.
+    ``work_on``: the job as a step of its ladder sees it; there it asks others, at their prices.
     """
-    job_id = work.job_id
     sums = await desk.book(desk.ledger.canary_sums, job_id)
     if sums is None:
         return False
     job = await desk.book(desk.ledger.find_job, job_id)
     shards = await desk.book(desk.ledger.shards_of, job_id)
     first = [shard for shard in shards if is_of(job, shard)]
-    by_rung = {shard.rung: provider_of(shard) for shard in first}
-    why = await asyncio.to_thread(named_failures, desk.store, lambda shard: by_rung[shard.rung], check, first)
-    found = judged(job, sums, shards, work, why)
+    works = {rung: work_on(rung) for rung in {0, *sums.by_rung}}
+    why = await asyncio.to_thread(named_failures, desk.store, lambda shard: works[shard.rung].provider, check, first)
+    found = judged(job, sums, shards, works, why)
     stopped, reason = verdict(job, found, await desk.book(free_nanos, desk, job_id), least_valid(job))
     found = replace(found, stopped=stopped, reason=reason)
     is_ours = await desk.book(desk.ledger.note_canary, job_id, found)
@@ -134,26 +132,34 @@ def free_nanos(desk: Desk, job_id: str) -> int | None:
     return min((limit.free_nanos for limit in limits if limit.free_nanos is not None), default=None)
 
 
-def judged(job: Job, sums: CanarySums, shards: list[Shard], work: Work, why: Mapping[str, int]) -> Canary:
-    """What the first rows tell of all: the rest is taken to be like them, at the price of its own lane."""
+def judged(
+    job: Job, sums: CanarySums, shards: list[Shard], works: Mapping[int, Work], why: Mapping[str, int]
+) -> Canary:
+    """What the first rows tell of all: the rest is taken to be like them, at the prices of its own lane.
+
+    ``works``: the job as each step of its ladder sees it that the first rows came to.
+    """
     rest = [s for s in shards if s.state is not ShardState.SETTLED and s.lane is not Lane.CACHE]
     rows, left = sums.valid + sums.failed, sum(shard.count for shard in rest)
-    alike = _cost_of_all(work.sheet, sums, max(1, rows))
-    if not sums.tokens_in and job.quote is not None:  # nobody told: what was expected stands
+    tokens_in = sum(used.tokens_in for used in sums.by_rung.values())
+    tokens_out = sum(used.tokens_out for used in sums.by_rung.values())
+    alike = sum(_cost_of_all(works[rung].sheet, used) for rung, used in sums.by_rung.items())
+    if not tokens_in and job.quote is not None:  # nobody told: what was expected stands
         alike = job.quote.expected_nanos * rows // max(1, job.quote.requests)
-    held = work.held or work.sheet
+    held = works[0].held or works[0].sheet
     at_most = sum(held.worst(shard.content_bytes, shard.count, shard.cap_tokens) for shard in rest)
     spent = sums.spent_nanos
-    each_in, each_out = (round(tokens / max(1, rows)) for tokens in (sums.tokens_in, sums.tokens_out))
+    each_in, each_out = (round(tokens / max(1, rows)) for tokens in (tokens_in, tokens_out))
     return Canary(
         rows, sums.valid, dict(why), each_in, each_out, alike // max(1, rows), spent,
         spent + alike * left // max(1, rows), spent + at_most,
     )  # fmt: skip
 
 
-def _cost_of_all(sheet: PriceSheet, sums: CanarySums, rows: int) -> int:
-    """What ``rows`` rows of these tokens together cost in the lane of ``sheet``, each at the price of one its size."""
-    (tokens_in, more_in), (tokens_out, more_out) = divmod(sums.tokens_in, rows), divmod(sums.tokens_out, rows)
+def _cost_of_all(sheet: PriceSheet, used: RungSums) -> int:
+    """What rows of these tokens together cost in the lane of ``sheet``, each at the price of one its size."""
+    rows = max(1, used.rows)
+    (tokens_in, more_in), (tokens_out, more_out) = divmod(used.tokens_in, rows), divmod(used.tokens_out, rows)
     least, one_in, one_out = (
         sheet.cost(Usage(tokens_in + more, tokens_out + longer, flex=True)) for more, longer in ((0, 0), (1, 0), (0, 1))
     )
@@ -174,6 +180,12 @@ def verdict(job: Job, found: Canary, free: int | None, least: float | None) -> t
     dearer = f"by its first {found.rows:,} rows the job will probably cost ${usd(found.expected_nanos):.6f}"
     if free is not None and rest > free:
         return "budget", f"{dearer}, of which ${usd(rest):.6f} are to come, and the budget has ${usd(free):.6f} free"
-    if found.expected_nanos > job.quote.at_most_nanos:
-        return "budget", f"{dearer}, and you agreed to ${usd(job.quote.at_most_nanos):.6f} at most"
+    if found.expected_nanos > agreed_nanos(job):
+        return "budget", f"{dearer}, and you agreed to ${usd(agreed_nanos(job)):.6f} at most"
     return None, ""
+
+
+def agreed_nanos(job: Job) -> int:
+    """The most that a job was said to cost, with every further step of its ladder, before somebody said yes."""
+    further: int = job.spec.get("next_at_most_nanos", 0)
+    return (job.quote.at_most_nanos if job.quote else 0) + further

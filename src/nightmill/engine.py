@@ -511,7 +511,7 @@ class Engine:
             await desk.book(ledger.drop_planned, job_id)
         elif job.canary_last is not None and job.canary is None and job.state is not JobState.PAUSED:
             kit = self._kit(job_id)
-            if await canary.mind(desk, kit.work, kit.check, lambda shard: kit.at(shard.rung).provider):
+            if await canary.mind(desk, job_id, kit.check, lambda rung: kit.at(rung).work):
                 self._wake.set()  # it may be paused: nobody sleeps over that
         ripe = await desk.book(ledger.claim_finish, job_id, desk.timing.lease_s)
         if ripe is not None:

@@ -254,12 +254,16 @@ def test_after_a_restore_no_key_is_blamed_for_another(tmp_path: Path) -> None:
 
 
 def test_after_a_restore_a_person_adopts_from_either_account(tmp_path: Path) -> None:
-    """`resolve --adopt` finds the batch with whichever key sees it."""
+    """`resolve --adopt` finds the batch with whichever key sees it; while that is refused nothing is said to be gone."""
     model = MODELS[1]
     with two_keys(tmp_path, model) as place:
         put_back(place, model, {"KEY_A": B, "KEY_B": A})
         made = [event["batch_id"] for event in place.log() if event["event"] == "create"]
         tag = place.run("show", "@last", "--json").json["shards"][0]["shard"]
+        place.ask("faults", "PUT", [{"fault": "key_revoked", "key": B}])
+        hidden = place.run("resolve", tag, "--adopt", made[0])
+        assert (hidden.code, "--resend" in hidden.err) == (1, False), hidden.err
+        place.ask("faults", "DELETE")
         done = place.run("resolve", tag, "--adopt", made[0])
         assert done.code == 0, done.err
 

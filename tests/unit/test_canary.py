@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_kit import CAP, ROOMY, plan_of, sheet_of
+from plan_kit import CAP, ROOMY, context_of, plan_of, shard_of, sheet_of
 
-from nightmill.canary import LEAST_ROWS, WINDOW, Watch, is_too_bad, verdict
-from nightmill.ledger import Canary, Job
+from nightmill.canary import LEAST_ROWS, WINDOW, Watch, is_too_bad, judged, verdict
+from nightmill.lanes import Work
+from nightmill.ledger import Canary, CanarySums, Job, RungSums
 from nightmill.plan import Bounds, First
-from nightmill.types import JobState, Lane, Quote
+from nightmill.types import JobState, Lane, Quote, ShardState, Usage
 
 FOUND = Canary(20, 20, {}, 100, 50, 1_000, 20_000, 1_000_000, 5_000_000)
 
@@ -99,6 +100,24 @@ def test_more_than_was_agreed_to_stops_a_job() -> None:
     """The most that a person said yes to is not passed without asking."""
     assert verdict(job_of(at_most=999_999), FOUND, None, None)[0] == "budget"
     assert verdict(job_of(at_most=1_000_000), FOUND, None, None)[0] is None
+    climbing = replace(job_of(at_most=400_000), spec={"next_at_most_nanos": 599_999})
+    assert verdict(climbing, FOUND, None, None)[0] == "budget"
+    assert verdict(replace(climbing, spec={"next_at_most_nanos": 600_000}), FOUND, None, None)[0] is None
+
+
+def test_what_is_expected_counts_each_step_at_its_own_prices(tmp_path: Path) -> None:
+    """Ten first rows of which two went to a model ten times as dear: the other ninety are taken to do the same."""
+    cheap, dear = (sheet_of(Lane.BATCH, {"input": each, "output": 4 * each}) for each in (1, 10))
+    order, store, plan = plan_of(tmp_path, [f"row {i}" for i in range(90)])
+    work = Work("job", order.provider, order.compiled.url, cheap, context_of(order, store).scissors, cheap)
+    works = {0: work, 1: replace(work, sheet=dear)}
+    used = {0: RungSums(10, 1_000, 500), 1: RungSums(2, 200, 100)}
+    first_ask, climbed = cheap.cost(Usage(1_000, 500, flex=True)), dear.cost(Usage(200, 100, flex=True))
+    assert climbed == 2 * first_ask
+    rest = [shard_of(shard, state=ShardState.PLANNED) for shard in plan.shards]
+    found = judged(job_of(), CanarySums(10, 0, used, 5_000_000), rest, works, {})
+    assert found.expected_nanos == 5_000_000 + 9 * (first_ask + climbed)
+    assert (found.row_tokens_in, found.row_tokens_out) == (120, 60)
 
 
 def first(rows: int, above: int, lane: Lane = Lane.BATCH, bounds: Bounds = ROOMY) -> First:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from nightmill.errors import Conflict, ProviderError, Refused, UsageError
 from nightmill.lanes import keys
 from nightmill.lanes.batch import is_shut_out, not_found, note_terms, said, unproven
@@ -94,10 +92,14 @@ async def _seen(home: Home, shard: Shard, batch_id: str) -> tuple[BatchProvider,
     accounts = keys.one_each([own] if own else keyed)
     if not accounts:
         raise UsageError(f"{keyed[0].name} has no batches", why="only a batch can be adopted", fix="use --resend")
-    for provider in accounts[:-1]:
-        with suppress(ProviderError, UsageError):  # what the last one says counts
+    said: list[ProviderError | UsageError] = []
+    for provider in accounts:
+        try:
             return provider, await _poll_once(provider, batch_id)
-    return accounts[-1], await _poll_once(accounts[-1], batch_id)
+        except (ProviderError, UsageError) as trouble:
+            said.append(trouble)
+    # that one account does not know it says nothing of another that could not be asked
+    raise next((trouble for trouble in said if isinstance(trouble, ProviderError)), said[-1])
 
 
 async def _poll_once(provider: BatchProvider, batch_id: str) -> BatchView:

@@ -81,7 +81,13 @@ def marks(spec: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"repair={said['repair']}", f"reask={said['reask']}") if said.get("repair") or said.get("reask") else ()
 
 
-def notes(home: Home, spec: Mapping[str, Any], plan: Plan) -> list[str]:
+def next_at_most(home: Home, spec: Mapping[str, Any], plan: Plan) -> dict[str, int]:
+    """The worst case of all further steps, in nano-dollars, as a job's record says it."""
+    most = _most_nanos(home, spec, Ladder.of(spec), plan)
+    return {"next_at_most_nanos": most} if most else {}
+
+
+def notes(spec: Mapping[str, Any]) -> list[str]:
     """What to know of the ladder before agreeing to a price."""
     ladder = Ladder.of(spec)
     if not ladder:
@@ -90,7 +96,7 @@ def notes(home: Home, spec: Mapping[str, Any], plan: Plan) -> list[str]:
     steps = ["put right here where that can be"] if ladder.repair else []
     steps += [f"asked again, {'once' if reasks == 1 else f'up to {reasks} times'}"] if reasks else []
     steps += [f"put to {step.model}" for step in ladder.rungs if not step.is_reask]
-    most = _most_nanos(home, spec, ladder, plan)
+    most = spec.get("next_at_most_nanos", 0)
     cost = f"; at most ${usd(most):.6f} more, held as it is needed" if most else ""
     return [f"answers that do not fit the schema are {', then '.join(steps)}{cost}"]
 

@@ -190,8 +190,10 @@ def _chosen(home: Home, options: RunOptions, plan: _Planning, *, sends: bool = T
 def _with_ladder(home: Home, prepared: Prepared) -> Prepared:
     """With what the models cost that may be asked next, and with a word on it."""
     spec = prepared.spec | laddering.next_prices(home, prepared.spec)
-    prepared = replace(prepared, spec=spec)
-    return prepared if prepared.resumes else _noted(prepared, *laddering.notes(home, spec, prepared.plan))
+    if prepared.resumes:
+        return replace(prepared, spec=spec)
+    spec |= laddering.next_at_most(home, spec, prepared.plan)
+    return _noted(replace(prepared, spec=spec), *laddering.notes(spec))
 
 
 def _prepare(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool) -> Prepared:

@@ -254,7 +254,7 @@ def test_after_a_restore_no_key_is_blamed_for_another(tmp_path: Path) -> None:
 
 
 def test_after_a_restore_a_person_adopts_from_either_account(tmp_path: Path) -> None:
-    """`resolve --adopt` finds the batch with whichever key sees it; while that is refused nothing is said to be gone."""
+    """`resolve --adopt` finds the batch with whichever key sees it; while that is refused none is said to be gone."""
     model = MODELS[1]
     with two_keys(tmp_path, model) as place:
         put_back(place, model, {"KEY_A": B, "KEY_B": A})

@@ -28,7 +28,7 @@ from nightmill.errors import (
     StoreError,
     Uncertain,
     UsageError,
-)  # fmt: skip
+)
 from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, handle_denied, hold_nanos, keys, over_budget, price_rose, uploading
 from nightmill.lanes.throttle import Throttle
@@ -410,7 +410,10 @@ class _Sender:
         finally:
             for watch in watches:
                 watch.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
+            ended = await asyncio.gather(*watches, return_exceptions=True)
+        for trouble in ended:
+            if isinstance(trouble, Exception):  # a mistake of ours, which must not pass unseen
+                raise trouble
 
     async def _mind_turn(self) -> float:
         """Ask for how long more is sent; infinity where nobody has to say."""

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -417,6 +418,7 @@ TAKES: Mapping[str, Takes] = {"": _NOTHING, "openai": OPENAI, "anthropic": ANTHR
 """By whose models they are; of a server of which nobody says what it takes: nothing."""
 
 
+@cache
 def takes_of(whose: str | tuple[Kind, ...], context: int = 0) -> Takes:
     """What a server's models take: by whose they are, or the kinds that somebody says they do.
 

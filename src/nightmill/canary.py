@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 from nightmill.collect.accounting import Check
 from nightmill.collect.naming import named_failures
@@ -137,23 +138,34 @@ def judged(
 ) -> Canary:
     """What the first rows tell of all: the rest is taken to be like them, at the prices of its own lane.
 
+    As many tokens come back for a row, and as many go out for a byte: first rows may be longer than others, or shorter.
+
     ``works``: the job as each step of its ladder sees it that the first rows came to.
     """
-    rest = [s for s in shards if s.state is not ShardState.SETTLED and s.lane is not Lane.CACHE]
+    first = [shard for shard in shards if is_of(job, shard) and not shard.is_part]
+    rest = [shard for shard in shards if shard.state is not ShardState.SETTLED and shard.lane is not Lane.CACHE]
     rows, left = sums.valid + sums.failed, sum(shard.count for shard in rest)
-    tokens_in = sum(used.tokens_in for used in sums.by_rung.values())
-    tokens_out = sum(used.tokens_out for used in sums.by_rung.values())
-    alike = sum(_cost_of_all(works[rung].sheet, used) for rung, used in sums.by_rung.items())
-    if not tokens_in and job.quote is not None:  # nobody told: what was expected stands
-        alike = job.quote.expected_nanos * rows // max(1, job.quote.requests)
+    each_row = Fraction(left, max(1, rows))
+    each_byte = Fraction(sum(s.content_bytes for s in rest), max(1, sum(s.content_bytes for s in first)))
     held = works[0].held or works[0].sheet
     at_most = sum(held.worst(shard.content_bytes, shard.count, shard.cap_tokens) for shard in rest)
+    tokens_in = sum(used.tokens_in for used in sums.by_rung.values())
+    tokens_out = sum(used.tokens_out for used in sums.by_rung.values())
+    alike = to_come = 0
+    for rung, used in sums.by_rung.items():
+        more = RungSums(
+            round(used.rows * each_row), round(used.tokens_in * each_byte), round(used.tokens_out * each_row)
+        )
+        alike += _cost_of_all(works[rung].sheet, used)
+        cost = _cost_of_all(works[rung].sheet, more)
+        to_come += cost if rung else min(cost, at_most)
+    if not tokens_in and job.quote is not None:  # nobody told: what was expected stands
+        alike, to_come = (job.quote.expected_nanos * count // max(1, job.quote.requests) for count in (rows, left))
     spent = sums.spent_nanos
-    each_in, each_out = (round(tokens / max(1, rows)) for tokens in (tokens_in, tokens_out))
+    row_in, row_out = (round(tokens / max(1, rows)) for tokens in (tokens_in, tokens_out))
     return Canary(
-        rows, sums.valid, dict(why), each_in, each_out, alike // max(1, rows), spent,
-        spent + alike * left // max(1, rows), spent + at_most,
-    )  # fmt: skip
+        rows, sums.valid, dict(why), row_in, row_out, alike // max(1, rows), spent, spent + to_come, spent + at_most
+    )
 
 
 def _cost_of_all(sheet: PriceSheet, used: RungSums) -> int:

@@ -13,8 +13,9 @@ from plan_kit import CAP, ROOMY, context_of, plan_of, shard_of, sheet_of
 
 from nightmill.canary import LEAST_ROWS, WINDOW, Watch, is_too_bad, judged, verdict
 from nightmill.lanes import Work
-from nightmill.ledger import Canary, CanarySums, Job, RungSums
+from nightmill.ledger import Canary, CanarySums, Job, RungSums, Shard
 from nightmill.plan import Bounds, First
+from nightmill.pricing import PriceSheet
 from nightmill.types import JobState, Lane, Quote, ShardState, Usage
 
 FOUND = Canary(20, 20, {}, 100, 50, 1_000, 20_000, 1_000_000, 5_000_000)
@@ -105,23 +106,43 @@ def test_more_than_was_agreed_to_stops_a_job() -> None:
     assert verdict(replace(climbing, spec={"next_at_most_nanos": 600_000}), FOUND, None, None)[0] is None
 
 
+def first(rows: int, above: int, lane: Lane = Lane.BATCH, bounds: Bounds = ROOMY) -> First:
+    return First(rows, above, lane, bounds, sheet_of(lane))
+
+
+def told_by(
+    folder: Path, texts: list[str], used: dict[int, RungSums], sheets: list[PriceSheet], spent: int = 0
+) -> tuple[Canary, list[Shard]]:
+    """What the first ten of some rows tell of all, and the shards."""
+    order, store, plan = plan_of(folder, texts, first=first(10, 20))
+    work = Work("job", order.provider, order.compiled.url, sheets[0], context_of(order, store).scissors, sheets[0])
+    works = {rung: replace(work, sheet=sheet) for rung, sheet in enumerate(sheets)}
+    shards = [shard_of(s, state=ShardState.SETTLED if s.last < 10 else ShardState.PLANNED) for s in plan.shards]
+    found = judged(replace(job_of(), canary_last=9), CanarySums(10, 0, used, spent), shards, works, {})
+    return found, shards
+
+
 def test_what_is_expected_counts_each_step_at_its_own_prices(tmp_path: Path) -> None:
     """Ten first rows of which two went to a model ten times as dear: the other ninety are taken to do the same."""
     cheap, dear = (sheet_of(Lane.BATCH, {"input": each, "output": 4 * each}) for each in (1, 10))
-    order, store, plan = plan_of(tmp_path, [f"row {i}" for i in range(90)])
-    work = Work("job", order.provider, order.compiled.url, cheap, context_of(order, store).scissors, cheap)
-    works = {0: work, 1: replace(work, sheet=dear)}
-    used = {0: RungSums(10, 1_000, 500), 1: RungSums(2, 200, 100)}
-    first_ask, climbed = cheap.cost(Usage(1_000, 500, flex=True)), dear.cost(Usage(200, 100, flex=True))
+    used = {0: RungSums(10, 1_000, 100), 1: RungSums(2, 200, 20)}
+    first_ask, climbed = (
+        sheet.cost(Usage(tokens, tokens // 10, flex=True)) for sheet, tokens in ((cheap, 1_000), (dear, 200))
+    )
     assert climbed == 2 * first_ask
-    rest = [shard_of(shard, state=ShardState.PLANNED) for shard in plan.shards]
-    found = judged(job_of(), CanarySums(10, 0, used, 5_000_000), rest, works, {})
+    found, _ = told_by(tmp_path, [f"row {i:02}" for i in range(100)], used, [cheap, dear], 5_000_000)
     assert found.expected_nanos == 5_000_000 + 9 * (first_ask + climbed)
-    assert (found.row_tokens_in, found.row_tokens_out) == (120, 60)
+    assert (found.row_tokens_in, found.row_tokens_out) == (120, 12)
 
 
-def first(rows: int, above: int, lane: Lane = Lane.BATCH, bounds: Bounds = ROOMY) -> First:
-    return First(rows, above, lane, bounds, sheet_of(lane))
+def test_long_first_rows_do_not_make_the_others_long(tmp_path: Path) -> None:
+    """What goes out is counted by its bytes, and never above the most that the rest may cost."""
+    sheet, texts = sheet_of(), ["long " * 20_000, *(f"row {i:02}" for i in range(1, 100))]
+    found, (long, short) = told_by(tmp_path, texts, {0: RungSums(10, 25_000, 100)}, [sheet])
+    tokens_in = 25_000 * short.content_bytes // long.content_bytes
+    assert found.expected_nanos == pytest.approx(sheet.cost(Usage(tokens_in, 900, flex=True)), rel=0.001)
+    wild, _ = told_by(tmp_path, texts, {0: RungSums(10, 10**9, 10**9)}, [sheet])
+    assert wild.expected_nanos == wild.at_most_nanos == sheet.worst(short.content_bytes, 90, short.cap_tokens)
 
 
 @settings(deadline=None, max_examples=25)

@@ -12,14 +12,14 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from nightmill.collect.accounting import Check
-from nightmill.collect.naming import named_failures
+from nightmill.collect.sampling import RowUse, Sample, sample
 from nightmill.lanes import Desk, Work
-from nightmill.ledger import Canary, CanarySums, Job, RungSums, Shard
+from nightmill.ledger import Canary, CanarySums, Job, Shard
 from nightmill.pricing import PriceSheet
 from nightmill.types import Lane, ShardState, Usage, usd
 
@@ -111,9 +111,9 @@ async def mind(desk: Desk, job_id: str, check: Check | None, work_on: Callable[[
     job = await desk.book(desk.ledger.find_job, job_id)
     shards = await desk.book(desk.ledger.shards_of, job_id)
     first = [shard for shard in shards if is_of(job, shard)]
-    works = {rung: work_on(rung) for rung in {0, *sums.by_rung}}
-    why = await asyncio.to_thread(named_failures, desk.store, lambda shard: works[shard.rung].provider, check, first)
-    found = judged(job, sums, shards, works, why)
+    works = {rung: work_on(rung) for rung in {0, *(shard.rung for shard in first)}}
+    seen = await asyncio.to_thread(sample, desk.store, lambda shard: works[shard.rung].provider, check, first)
+    found = judged(job, sums, shards, works, seen)
     stopped, reason = verdict(job, found, await desk.book(free_nanos, desk, job_id), least_valid(job))
     found = replace(found, stopped=stopped, reason=reason)
     is_ours = await desk.book(desk.ledger.note_canary, job_id, found)
@@ -133,42 +133,62 @@ def free_nanos(desk: Desk, job_id: str) -> int | None:
     return min((limit.free_nanos for limit in limits if limit.free_nanos is not None), default=None)
 
 
-def judged(
-    job: Job, sums: CanarySums, shards: list[Shard], works: Mapping[int, Work], why: Mapping[str, int]
-) -> Canary:
+def judged(job: Job, sums: CanarySums, shards: list[Shard], works: Mapping[int, Work], seen: Sample) -> Canary:
     """What the first rows tell of all: the rest is taken to be like them, at the prices of its own lane.
-
-    As many tokens come back for a row, and as many go out for a byte: first rows may be longer than others, or shorter.
 
     ``works``: the job as each step of its ladder sees it that the first rows came to.
     """
-    first = [shard for shard in shards if is_of(job, shard) and not shard.is_part]
     rest = [shard for shard in shards if shard.state is not ShardState.SETTLED and shard.lane is not Lane.CACHE]
-    rows, left = sums.valid + sums.failed, sum(shard.count for shard in rest)
-    each_row = Fraction(left, max(1, rows))
-    each_byte = Fraction(sum(s.content_bytes for s in rest), max(1, sum(s.content_bytes for s in first)))
+    rows, left, size = sums.valid + sums.failed, sum(s.count for s in rest), sum(s.content_bytes for s in rest)
     held = works[0].held or works[0].sheet
     at_most = sum(held.worst(shard.content_bytes, shard.count, shard.cap_tokens) for shard in rest)
-    tokens_in = sum(used.tokens_in for used in sums.by_rung.values())
-    tokens_out = sum(used.tokens_out for used in sums.by_rung.values())
-    alike = to_come = 0
-    for rung, used in sums.by_rung.items():
-        more = RungSums(
-            round(used.rows * each_row), round(used.tokens_in * each_byte), round(used.tokens_out * each_row)
-        )
-        alike += _cost_of_all(works[rung].sheet, used)
-        cost = _cost_of_all(works[rung].sheet, more)
+    tokens_in, tokens_out, alike, to_come = 0, 0, 0, 0
+    for rung, used in seen.by_rung.items():
+        came, sheet = Fraction(len(used), max(1, rows)), works[rung].sheet
+        now, then = _sum_of(used), _more_like(used, came * left, came * size)
+        alike, cost = alike + _cost_of_all(sheet, now), _cost_of_all(sheet, then)
         to_come += cost if rung else min(cost, at_most)
+        tokens_in, tokens_out = tokens_in + now.tokens_in, tokens_out + now.tokens_out
     if not tokens_in and job.quote is not None:  # nobody told: what was expected stands
         alike, to_come = (job.quote.expected_nanos * count // max(1, job.quote.requests) for count in (rows, left))
     spent = sums.spent_nanos
     row_in, row_out = (round(tokens / max(1, rows)) for tokens in (tokens_in, tokens_out))
     return Canary(
-        rows, sums.valid, dict(why), row_in, row_out, alike // max(1, rows), spent, spent + to_come, spent + at_most
+        rows, sums.valid, seen.why, row_in, row_out, alike // max(1, rows), spent, spent + to_come, spent + at_most
     )
 
 
-def _cost_of_all(sheet: PriceSheet, used: RungSums) -> int:
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    rows: int
+    tokens_in: int
+    tokens_out: int
+
+
+def _sum_of(used: Sequence[RowUse]) -> _Sum:
+    return _Sum(len(used), sum(row.tokens_in for row in used), sum(row.tokens_out for row in used))
+
+
+def _more_like(used: Sequence[RowUse], rows: Fraction, size: Fraction) -> _Sum:
+    """What ``rows`` rows of ``size`` bytes together take, going by some that were asked.
+
+    As many tokens come back for each. What goes out lies on the line that fits best, by least squares: so many tokens
+    for each row (a schema adds some, bytes of JSON that are not billed take some off), so many for each byte. Rows of
+    one size do not tell the two apart; then all is counted by the byte.
+    """
+    told, count = _sum_of(used), len(used)
+    sizes = sum(row.size for row in used)
+    spread = count * sum(row.size**2 for row in used) - sizes**2
+    by_byte = Fraction(told.tokens_in, max(1, sizes))
+    if spread:
+        together = count * sum(row.size * row.tokens_in for row in used) - sizes * told.tokens_in
+        by_byte = max(Fraction(0), Fraction(together, spread))
+    by_row = (told.tokens_in - by_byte * sizes) / count
+    tokens_in = max(by_row * rows + by_byte * size, rows * min(row.tokens_in for row in used))
+    return _Sum(round(rows), round(tokens_in), round(Fraction(told.tokens_out, count) * rows))
+
+
+def _cost_of_all(sheet: PriceSheet, used: _Sum) -> int:
     """What rows of these tokens together cost in the lane of ``sheet``, each at the price of one its size."""
     rows = max(1, used.rows)
     (tokens_in, more_in), (tokens_out, more_out) = divmod(used.tokens_in, rows), divmod(used.tokens_out, rows)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ledger_kit import LEASE_S, ROWS, Backend, a_file, bring, claim, done, intended, new_shard, publish
 
-from nightmill.ledger import Canary, CanarySums, Counts, Job, Ledger, RungSums, StoredFile
+from nightmill.ledger import Canary, CanarySums, Counts, Job, Ledger, StoredFile
 from nightmill.types import JobState, Lane, Quote, ShardState
 
 GOOD = Canary(ROWS, ROWS, {}, 10, 5, 4, 40, 120, 200)
@@ -52,20 +52,16 @@ def test_nothing_but_the_first_rows_is_claimed_until_they_were_looked_at(backend
 
 
 def test_a_canary_is_summed_up_once_all_of_it_has_settled(ledger: Ledger) -> None:
-    """Parts that go out again are waited for, and count as they end at last, what they used on their own step of the
-    ladder; other shards never do.
-    """
+    """Parts that go out again are waited for, and count as they end at last; other shards never do."""
     publish_first(ledger)
-    again = replace(new_shard("job1-9", first=0, count=2), attempt=2, rung=1)
+    again = replace(new_shard("job1-9", first=0, count=2), attempt=2)
     counts = Counts(succeeded=ROWS - 3, failed=3)
     settle_first(ledger, counts, resent=Counts(failed=2), leftovers=(again,), failures={"invalid_output": 1})
     assert ledger.canary_sums("job1") is None
     assert claimable(ledger) == ["job1-9"]
     shard = bring(ledger, ShardState.COLLECTING)
     ledger.settle(shard, done(shard, spent=8, tokens_in=20, tokens_out=10))
-    assert ledger.canary_sums("job1") == CanarySums(
-        ROWS - 1, 1, {0: RungSums(ROWS, 100, 50), 1: RungSums(2, 20, 10)}, 48
-    )
+    assert ledger.canary_sums("job1") == CanarySums(ROWS - 1, 1, 48)
     ledger.note_canary("job1", GOOD)
     assert ledger.canary_sums("job1") is None
 
@@ -94,7 +90,7 @@ def test_a_decision_waits_while_the_job_is_paused_for_another_reason(ledger: Led
     assert ledger.find_job("job1").stopped == "paused"
     ledger.resume("job1")
     assert claimable(ledger) == []
-    assert ledger.canary_sums("job1") == CanarySums(ROWS, 0, {0: RungSums(ROWS, 100, 50)}, 40)
+    assert ledger.canary_sums("job1") == CanarySums(ROWS, 0, 40)
 
 
 def test_the_same_command_again_asks_for_a_new_decision(ledger: Ledger) -> None:

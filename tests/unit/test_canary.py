@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_kit import CAP, ROOMY, context_of, plan_of, shard_of, sheet_of
 
+from nightmill import wire
 from nightmill.canary import LEAST_ROWS, WINDOW, Watch, is_too_bad, judged, verdict
+from nightmill.collect.sampling import RowUse, Sample
 from nightmill.lanes import Work
-from nightmill.ledger import Canary, CanarySums, Job, RungSums, Shard
+from nightmill.ledger import Canary, CanarySums, Job, NewShard
 from nightmill.plan import Bounds, First
 from nightmill.pricing import PriceSheet
 from nightmill.types import JobState, Lane, Quote, ShardState, Usage
@@ -110,39 +113,55 @@ def first(rows: int, above: int, lane: Lane = Lane.BATCH, bounds: Bounds = ROOMY
     return First(rows, above, lane, bounds, sheet_of(lane))
 
 
+SHORT = [f"row {i:02}" for i in range(100)]
+
+
 def told_by(
-    folder: Path, texts: list[str], used: dict[int, RungSums], sheets: list[PriceSheet], spent: int = 0
-) -> tuple[Canary, list[Shard]]:
-    """What the first ten of some rows tell of all, and the shards."""
+    folder: Path, texts: list[str], tokens: dict[int, Callable[[int], int]], sheets: Sequence[PriceSheet],
+    spent: int = 0,
+) -> tuple[Canary, NewShard]:  # fmt: skip
+    """What the first ten of some rows tell of all, and the shard of the rest.
+
+    ``tokens``: those that went out for a row of a size, by rung, to the second of which two rows came; ten came back
+    for each.
+    """
     order, store, plan = plan_of(folder, texts, first=first(10, 20))
     work = Work("job", order.provider, order.compiled.url, sheets[0], context_of(order, store).scissors, sheets[0])
     works = {rung: replace(work, sheet=sheet) for rung, sheet in enumerate(sheets)}
-    shards = [shard_of(s, state=ShardState.SETTLED if s.last < 10 else ShardState.PLANNED) for s in plan.shards]
-    found = judged(replace(job_of(), canary_last=9), CanarySums(10, 0, used, spent), shards, works, {})
-    return found, shards
+    ahead, rest = plan.shards
+    shards = [shard_of(ahead, state=ShardState.SETTLED), shard_of(rest, state=ShardState.PLANNED)]
+    sizes = [order.provider.weigh(wire.body_of(line)).most for _, line in wire.shard_lines(store, shards[0])]
+    used = {rung: [RowUse(size, row(size), 10) for size in (sizes[:2] if rung else sizes)]
+            for rung, row in tokens.items()}  # fmt: skip
+    job = replace(job_of(), canary_last=9)
+    return judged(job, CanarySums(10, 0, spent), shards, works, Sample({}, used)), rest
 
 
 def test_what_is_expected_counts_each_step_at_its_own_prices(tmp_path: Path) -> None:
     """Ten first rows of which two went to a model ten times as dear: the other ninety are taken to do the same."""
     cheap, dear = (sheet_of(Lane.BATCH, {"input": each, "output": 4 * each}) for each in (1, 10))
-    used = {0: RungSums(10, 1_000, 100), 1: RungSums(2, 200, 20)}
-    first_ask, climbed = (
-        sheet.cost(Usage(tokens, tokens // 10, flex=True)) for sheet, tokens in ((cheap, 1_000), (dear, 200))
-    )
+    found, _ = told_by(tmp_path, SHORT, {0: lambda _: 100, 1: lambda _: 100}, [cheap, dear], 5_000_000)
+    first_ask, climbed = (cheap.cost(Usage(1_000, 100, flex=True)), dear.cost(Usage(200, 20, flex=True)))
     assert climbed == 2 * first_ask
-    found, _ = told_by(tmp_path, [f"row {i:02}" for i in range(100)], used, [cheap, dear], 5_000_000)
     assert found.expected_nanos == 5_000_000 + 9 * (first_ask + climbed)
     assert (found.row_tokens_in, found.row_tokens_out) == (120, 12)
 
 
-def test_long_first_rows_do_not_make_the_others_long(tmp_path: Path) -> None:
-    """What goes out is counted by its bytes, and never above the most that the rest may cost."""
-    sheet, texts = sheet_of(), ["long " * 20_000, *(f"row {i:02}" for i in range(1, 100))]
-    found, (long, short) = told_by(tmp_path, texts, {0: RungSums(10, 25_000, 100)}, [sheet])
-    tokens_in = 25_000 * short.content_bytes // long.content_bytes
-    assert found.expected_nanos == pytest.approx(sheet.cost(Usage(tokens_in, 900, flex=True)), rel=0.001)
-    wild, _ = told_by(tmp_path, texts, {0: RungSums(10, 10**9, 10**9)}, [sheet])
-    assert wild.expected_nanos == wild.at_most_nanos == sheet.worst(short.content_bytes, 90, short.cap_tokens)
+@pytest.mark.parametrize(("by_row", "by_byte"), [(40, 0.2), (60, 0), (0, 0.5), (-30, 0.5)])
+def test_a_long_first_row_does_not_make_the_others_long(tmp_path: Path, by_row: int, by_byte: float) -> None:
+    """What goes out is counted for each row, such as a schema, and for each byte, as the first rows show it."""
+    texts, sheet = ["long " * 20_000, *SHORT[1:]], sheet_of()
+    found, rest = told_by(tmp_path, texts, {0: lambda size: round(by_row + by_byte * size)}, [sheet])
+    each = by_row + by_byte * rest.content_bytes / rest.count
+    alike = sheet.cost(Usage(round(90 * each), 900, flex=True))
+    assert found.expected_nanos == pytest.approx(alike, rel=0.03)
+
+
+def test_first_rows_never_make_the_rest_dearer_than_it_can_be(tmp_path: Path) -> None:
+    """Whatever they took: the first ask has a most that it may cost, and that was shown."""
+    sheet = sheet_of()
+    found, rest = told_by(tmp_path, SHORT, {0: lambda _: 10**9}, [sheet])
+    assert found.expected_nanos == found.at_most_nanos == sheet.worst(rest.content_bytes, 90, rest.cap_tokens)
 
 
 @settings(deadline=None, max_examples=25)

@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import and_, case, func, or_, select, update
 
 from nightmill.ledger._database import Database
-from nightmill.ledger.records import Canary, CanarySums, RungSums, SoFarValid
+from nightmill.ledger.records import Canary, CanarySums, SoFarValid
 from nightmill.ledger.schema import jobs, shards, submissions
 from nightmill.ledger.shards import pause_job
 from nightmill.types import JobState, Lane, ShardState
@@ -43,29 +43,21 @@ class CanaryVerbs(Database):
         """What the canary of a job came to, once all of it has settled and nobody has decided about it."""
         wants = and_(jobs.c.id == job_id, jobs.c.canary_last.is_not(None), jobs.c.canary.is_(None))
         mine = and_(shards.c.job_id == jobs.c.id, of_canary())
-        endings = ("failed", "missing", "expired")
-        names = ("succeeded", *endings, *(f"resent_{ending}" for ending in endings), "tokens_in", "tokens_out")
+        names = ("succeeded", "failed", "missing", "expired", "resent_failed", "resent_missing", "resent_expired")
         is_open = case((shards.c.state == ShardState.SETTLED, 0), else_=1)
-        sums = select(shards.c.rung, func.sum(is_open).label("open"),
+        sums = select(func.count(), func.coalesce(func.sum(is_open), 0),
                       *(func.coalesce(func.sum(shards.c[name]), 0).label(name) for name in names))  # fmt: skip
         spent = select(func.coalesce(func.sum(submissions.c.spent_nanos), 0)).select_from(
             jobs.join(shards, mine).join(submissions, submissions.c.tag == shards.c.tag)
         )
         with self._read() as connection:
-            by_rung = sums.select_from(jobs.join(shards, mine)).where(wants).group_by(shards.c.rung)
-            rungs = [row._mapping for row in connection.execute(by_rung)]
-            if not rungs or any(rung["open"] for rung in rungs):
+            row = connection.execute(sums.select_from(jobs.join(shards, mine)).where(wants)).one()
+            if not row[0] or row[1]:
                 return None
             nanos = int(connection.execute(spent.where(wants)).scalar_one())
-        lost = sum(int(rung[ending] - rung[f"resent_{ending}"]) for rung in rungs for ending in endings)
-        used = {
-            rung["rung"]: RungSums(
-                int(rung["succeeded"] + sum(rung[ending] for ending in endings)),
-                int(rung["tokens_in"]), int(rung["tokens_out"]),
-            )
-            for rung in rungs
-        }  # fmt: skip
-        return CanarySums(sum(int(rung["succeeded"]) for rung in rungs), lost, used, nanos)
+        said = {name: int(row._mapping[name]) for name in names}
+        lost = sum(said[name] - said[f"resent_{name}"] for name in ("failed", "missing", "expired"))
+        return CanarySums(said["succeeded"], lost, nanos)
 
     def note_canary(self, job_id: str, found: Canary) -> bool:
         """Somebody looked at the canary: the rest of the job may go out, or the job pauses in the same transaction.

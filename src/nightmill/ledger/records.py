@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -337,21 +336,11 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class RungSums:
-    """What was used on one step of a ladder."""
-
-    rows: int  # that were asked there
-    tokens_in: int
-    tokens_out: int
-
-
-@dataclass(frozen=True, slots=True)
 class CanarySums:
     """What the first rows of a job came to."""
 
     valid: int  # rows with an answer that is one
     failed: int  # rows that ended otherwise
-    by_rung: Mapping[int, RungSums]
     spent_nanos: int
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from _kit import Figure, arguments, order_for, per_row, race, report, speedup, write_rows
 
-from nightmill.plan import Cutter
+from nightmill.plan import Cutter, four_bytes_a_token
 from nightmill.store import Store
 
 
@@ -36,7 +36,7 @@ def measure(folder: Path, rows: int, rounds: int) -> Figure:
         numbers = count()
         cutter = Cutter(
             store, "ours", order.lane, order.bounds, order.sheet, order.compiled.cap_tokens, pieces,
-            lambda: f"0123456789abcd-{next(numbers)}", lambda size: size // 4,
+            lambda: f"0123456789abcd-{next(numbers)}", four_bytes_a_token,
         )  # fmt: skip
         first = 0
         for batch in batches:

@@ -21,7 +21,7 @@ def cutter(home: Path, limits: Bounds) -> Cutter:
     store.prepare()
     pieces = provider_of().line_pieces("/v1/chat/completions")
     return Cutter(store, store.job_folder("job"), Lane.BATCH, limits, sheet_of(), 0, pieces,
-                  lambda: f"job-{next(numbers)}", lambda size: size)  # fmt: skip
+                  lambda: f"job-{next(numbers)}", lambda size, _: size)  # fmt: skip
 
 
 def made(home: Path, limits: Bounds, *adds: tuple[int, int, int]) -> list[NewShard]:

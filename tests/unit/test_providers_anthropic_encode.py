@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from nightmill.errors import CannotCarry
 from nightmill.plan import Compiled, Parameters
+from nightmill.plan.compiling import tokens_of
 from nightmill.providers import BatchProvider, Encoded, LiveProvider, OpenBatches, UntaggedBatches
 from nightmill.providers.resolve import resolve
 from nightmill.tasks import Task, bind
@@ -216,6 +217,15 @@ def test_there_are_no_embeddings_and_no_responses(request_: dict[str, Any]) -> N
     """Both are refused by name."""
     with pytest.raises(CannotCarry, match=r"makes no embeddings|has no /v1/responses"):
         encode(HAIKU, request_, *request_)
+
+
+@pytest.mark.parametrize(("model", "asked"), [(HAIKU, {"response_format": SCHEMA}), (SONNET_5, {"tools": [TOOL]})])
+def test_what_is_said_of_tools_is_expected_to_cost(model: str, asked: dict[str, Any]) -> None:
+    """As many tokens as Anthropic's table has, about: a quote without them says a fraction of what is billed."""
+    (_, plain), (_, more) = (encode(model, chat(**each)) for each in ({}, asked))
+    added = tokens_of(provider(model), more.body) - tokens_of(provider(model), plain.body)
+    assert 290 <= added <= 804 + 100
+    assert tokens_of(provider(model), encode(model, chat({"role": "user", "content": '"tools":'}))[1].body) < 50
 
 
 def test_what_only_says_what_happens_anyhow_may_be_said() -> None:

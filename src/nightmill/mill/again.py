@@ -13,7 +13,7 @@ from nightmill.ledger import OUTCOMES, Job, NewShard, Shard
 from nightmill.mill import reading
 from nightmill.mill.home import Home, compiled_from
 from nightmill.mill.planning import DEADLINE, quarter
-from nightmill.plan import Cutter, bounds, cut_rows
+from nightmill.plan import Cutter, bounds, cut_rows, four_bytes_a_token
 from nightmill.types import FailureKind
 from nightmill.wire import ROWS
 
@@ -121,7 +121,7 @@ def _cut_rows(home: Home, job: Job, spec: dict[str, Any], indexes: list[int]) ->
     cutter = Cutter(
         home.store, home.store.job_folder(job.id), job.lane, limits, home.sheet(job.model, job.lane),
         compiled.cap_tokens, provider.line_pieces(compiled.url),
-        lambda: f"{job.id}-{home.ledger.take_seqs(job.id, 1)}", lambda size: -(-size // 4),
+        lambda: f"{job.id}-{home.ledger.take_seqs(job.id, 1)}", four_bytes_a_token,
         weigh=compiled.weigh,
     )  # fmt: skip
     rows = home.ledger.files_of(job.id, ROWS)[0]

@@ -247,5 +247,5 @@ def _first_tokens(order: Order) -> int:
         bodies = first_bodies(order, rows)
     except (InputError, TaskError, StoreError):  # the plan names the row, and why
         return _USUAL_TOKENS
-    tokens = [order.compiled.about_tokens(body) for body in bodies if body]
+    tokens = [sum(order.compiled.about_tokens(body)) for body in bodies if body]
     return -(-sum(tokens) // len(tokens)) if tokens else _USUAL_TOKENS

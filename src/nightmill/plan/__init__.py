@@ -35,7 +35,7 @@ from nightmill.plan.asking import asked
 from nightmill.plan.attaching import PACK, Pack, Packer, portions
 from nightmill.plan.badrows import BadRows, bad_rows
 from nightmill.plan.compiling import Compiled, Parameters, Said, content_of, endpoint_at, endpoint_of_body
-from nightmill.plan.cutting import LIVE_BYTES, Bounds, Cutter, bounds
+from nightmill.plan.cutting import LIVE_BYTES, Bounds, Cutter, bounds, four_bytes_a_token
 from nightmill.plan.first import First, FirstCutter
 from nightmill.plan.keys import KeyWatch
 from nightmill.plan.ladder import CLIMBS, Climb, Ladder, Rung, cut_rows
@@ -71,6 +71,7 @@ __all__ = [
     "endpoint_at",
     "endpoint_of_body",
     "first_bodies",
+    "four_bytes_a_token",
     "make_plan",
     "measured",
     "with_waves",
@@ -144,7 +145,7 @@ class _Planner:
         self._folder = store.job_folder(job_id)
         provider = order.provider
         self._salt = salt(provider.name, provider.model, provider.account.host)
-        self._sampled_tokens = self._sampled_bytes = 0
+        self._sampled_rows = self._sampled_bytes = self._sampled_tokens = self._sampled_beside = 0
         self._longest = b""
         self._rows = 0
         self._rows_digest = new_digest()
@@ -177,7 +178,7 @@ class _Planner:
             sum(s.count for s in shards if s.lane is Lane.CACHE),
             tuple(shards), tuple(files), self._quote(shards), self._fingerprint(),
             self._first_request(shards), self._canary_last,
-            compiled.about_tokens(self._longest) if self._longest else 0,
+            sum(compiled.about_tokens(self._longest)) if self._longest else 0,
             compiled.weighs(self._longest) if self._longest else 0,
         )  # fmt: skip
 
@@ -305,11 +306,16 @@ class _Planner:
         """Learn how many tokens requests have, by what they weigh, from a few rows of each batch."""
         compiled = self._order.compiled
         for body in bodies[:: max(1, len(bodies) // _SAMPLED_ROWS)]:
-            self._sampled_tokens += compiled.about_tokens(body)
+            tokens, beside = compiled.about_tokens(body)
+            self._sampled_rows += 1
             self._sampled_bytes += compiled.weighs(body)
+            self._sampled_tokens += tokens
+            self._sampled_beside += beside
 
-    def _tokens(self, weight: int) -> int:
-        return -(-weight * self._sampled_tokens // max(1, self._sampled_bytes))
+    def _tokens(self, weight: int, requests: int) -> int:
+        """About as many input tokens as so many requests of that weight have together."""
+        texts = -(-weight * self._sampled_tokens // max(1, self._sampled_bytes))
+        return texts + -(-requests * self._sampled_beside // max(1, self._sampled_rows))
 
     # -- duplicates and cached answers ---------------------------------------------------------
 
@@ -386,7 +392,7 @@ class _Planner:
         order = self._order
         sent = [s for s in shards if s.lane is not Lane.CACHE]
         requests = sum(s.count for s in sent)
-        tokens_in = self._tokens(sum(s.content_bytes for s in sent))
+        tokens_in = self._tokens(sum(s.content_bytes for s in sent), requests)
         expected = min(order.expect_tokens, max((s.cap_tokens // s.count for s in sent), default=0))
         each = Usage(-(-tokens_in // max(1, requests)), expected, flex=True)
         ahead = sum(s.count for s in sent if s.lane is not order.lane)  # a canary, live
@@ -527,7 +533,7 @@ class Scissors:
         What happened to the rows before stays with the new shards.
         """
 
-        def tokens(weight: int) -> int:
+        def tokens(weight: int, _: int) -> int:
             return -(-weight * shard.input_tokens // max(1, shard.content_bytes))
 
         def tag() -> str:

@@ -102,9 +102,9 @@ class Compiled:
         """`weigh`, or what is quicker where no body has media."""
         return len if self.is_spliced else self.weigh
 
-    def about_tokens(self, body: bytes) -> int:
-        """About as many input tokens as ``body`` has."""
-        return tokens_of(self._provider, body)
+    def about_tokens(self, body: bytes) -> tuple[int, int]:
+        """About as many input tokens as ``body`` has: of its texts, and beside them."""
+        return estimate_tokens(content_of(body)), self._provider.weigh(body).beside
 
     @property
     def embeds(self) -> bool:
@@ -441,8 +441,8 @@ class Compiled:
 
 
 def tokens_of(provider: Provider, body: bytes) -> int:
-    """About as many input tokens as a body has, of text and of media."""
-    return estimate_tokens(content_of(body)) + provider.weigh(body).media
+    """About as many input tokens as a body has."""
+    return estimate_tokens(content_of(body)) + provider.weigh(body).beside
 
 
 def content_of(body: bytes) -> str:

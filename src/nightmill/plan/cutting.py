@@ -41,17 +41,22 @@ def bounds(lane: Lane, limits: Limits, *, batch_size: int | None, hold_nanos: in
     return Bounds(most, limits.batch_bytes, hold_nanos, one, limits.batch_inputs if embeddings else 0)
 
 
+def four_bytes_a_token(weight: int, _: int) -> int:
+    """Expected input tokens where no bodies were looked at."""
+    return -(-weight // 4)
+
+
 class Cutter:
     """Takes request bodies in row order, writes shard files, says what became of them.
 
-    ``tag`` names the next shard; ``tokens`` turns what bodies weigh into expected input tokens;
+    ``tag`` names the next shard; ``tokens`` turns what bodies weigh, and how many they are, into expected input tokens;
     ``do`` makes the calls that write, in order, at once or later: then before `close`.
     ``weigh`` says how many input tokens a body is at most.
     """
 
     def __init__(
         self, store: Store, folder: str, lane: Lane, bounds: Bounds, sheet: PriceSheet, cap_tokens: int,
-        pieces: tuple[bytes, bytes, bytes], tag: Callable[[], str], tokens: Callable[[int], int],
+        pieces: tuple[bytes, bytes, bytes], tag: Callable[[], str], tokens: Callable[[int, int], int],
         do: Callable[..., None] = at_once, weigh: Callable[[bytes], int] = len,
     ) -> None:  # fmt: skip
         self._weigh = weigh
@@ -164,7 +169,7 @@ class Cutter:
         return NewShard(
             tag=shard.tag, seq=int(shard.tag.rpartition("-")[2]), lane=self._lane, first=shard.first,
             last=shard.last, count=shard.count, content_bytes=shard.content_bytes,
-            cap_tokens=shard.count * shard.cap_tokens, input_tokens=self._tokens(shard.content_bytes),
+            cap_tokens=shard.count * shard.cap_tokens, input_tokens=self._tokens(shard.content_bytes, shard.count),
             file=shard.writer.ref,
         )  # fmt: skip
 

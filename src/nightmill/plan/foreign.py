@@ -13,7 +13,7 @@ from nightmill import wire
 from nightmill.errors import InputError
 from nightmill.files import GROUP_ROWS
 from nightmill.ledger import NewShard, StoredFile
-from nightmill.plan.cutting import Bounds, Cutter
+from nightmill.plan.cutting import Bounds, Cutter, four_bytes_a_token
 from nightmill.pricing import PriceSheet
 from nightmill.providers import OpenBatches, SentRequest
 from nightmill.store import Store
@@ -45,7 +45,7 @@ def take_in(store: Store, folder: str, tag: str, sent: FileRef, provider: OpenBa
     first = first_request(store, sent, provider)
     cutter = Cutter(
         store, folder, Lane.BATCH, Bounds(1 << 62, 0, None), sheet, 0, provider.line_pieces(first.url),
-        lambda: tag, lambda size: -(-size // 4),
+        lambda: tag, four_bytes_a_token,
     )  # fmt: skip
     rows = caps = 0
     try:

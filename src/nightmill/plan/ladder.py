@@ -19,7 +19,7 @@ from nightmill.files import GROUP_ROWS
 from nightmill.ledger import NewShard, Shard, StoredFile
 from nightmill.plan.attaching import Pack, portions
 from nightmill.plan.compiling import Compiled, Said
-from nightmill.plan.cutting import Bounds, Cutter
+from nightmill.plan.cutting import Bounds, Cutter, four_bytes_a_token
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.sources import Taken
@@ -99,7 +99,7 @@ class Climb:
         cutter = Cutter(
             self.store, self.store.job_folder(shard.job_id), self.lane, self.bounds, self.sheet,
             compiled.cap_tokens, self.provider.line_pieces(compiled.url),
-            lambda: f"{shard.job_id}-{self.take_seqs(1)}", lambda size: -(-size // 4), weigh=compiled.weigh,
+            lambda: f"{shard.job_id}-{self.take_seqs(1)}", four_bytes_a_token, weigh=compiled.weigh,
         )  # fmt: skip
         taken = cut_rows(self.store, self.rows, said, compiled, encode, cutter)
         return [replace(new, rung=self.rung) for new in cutter.close()], taken

@@ -167,7 +167,7 @@ class Weight(NamedTuple):
     """How many input tokens a body may be billed for, framing aside."""
 
     most: int  # its bytes, those of media replaced by the most tokens that these may be
-    media: int = 0  # about as many tokens its media are
+    beside: int = 0  # about as many tokens it has beside its texts: of media, and of what the provider adds by itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ _VERSION = "2023-06-01"  # newer ones may have dropped temperature and top_p; of
 _BATCHES = "/v1/messages/batches"
 _PAGE = 1_000  # the most there are in a page
 _LIST = (b'{"requests":[', b"]}")
+_TOOL_PROMPT_TOKENS = 600  # about as many are billed before the tools of a request: by model 290 to 804
 _CREATE_SHARE = 0.9  # of the time a create has: who ends it later cannot tell whether all of it had left
 
 
@@ -49,7 +50,8 @@ class Anthropic(AnthropicLines):
         return encoded(self.name, self.model, request, user_set)
 
     def weigh(self, body: bytes) -> Weight:
-        return weigh(ANTHROPIC, self.model, body)
+        weight = weigh(ANTHROPIC, self.model, body)
+        return weight._replace(beside=weight.beside + _TOOL_PROMPT_TOKENS) if b'"tools":' in body else weight
 
     marked = staticmethod(_anthropic_caching.marked)
     unmarked = staticmethod(_anthropic_caching.unmarked)

@@ -154,6 +154,15 @@ def test_a_dry_run_leaves_no_trace(tmp_path: Path) -> None:
         assert place.log() == []
 
 
+def test_of_a_huge_first_request_the_beginning_is_shown_and_its_length(place: Place) -> None:
+    """A screen is not flooded, and nobody takes the beginning for all of it."""
+    row = place.rows(1, "word " * 50_000)
+    told = place.run("run", row, "--prompt", "{{ text }}", "--model", MODEL, "--dry-run").err
+    assert "word word" in told
+    assert len(told) < 10_000
+    assert re.search(r" … \(250,\d\d\d characters in all\)", told)
+
+
 def test_a_dry_run_over_budget_says_so_and_is_fine(tmp_path: Path) -> None:
     """What would be refused is told by a dry run, with exit 0; the run itself is refused with exit 4."""
     with in_thread(SimulatorConfig(**FAST)) as url:

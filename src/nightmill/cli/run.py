@@ -214,7 +214,8 @@ def _rehearse(edge: Edge, mill: Mill, options: RunOptions, manner: _Manner) -> i
     first = json.loads(prepared.plan.first_request) if prepared.plan.first_request else None
     if first is not None:
         text = _BULK.sub(_told_short, json.dumps(first, indent=2, ensure_ascii=False))
-        edge.say("first request:\n" + present.show(text[:_FIRST_REQUEST_CHARS]))
+        rest = f" … ({len(text):,} characters in all)" if len(text) > _FIRST_REQUEST_CHARS else ""
+        edge.say("first request:\n" + present.show(text[:_FIRST_REQUEST_CHARS]) + rest)
     more = {"shards": len(sent), "waves": prepared.quote.waves, "affordable": refusal is None, "first_request": first}
     edge.answer(views.quote_object(prepared) | views.compared_object(mill.compare(prepared)) | more)
     return 0

@@ -14,7 +14,7 @@ from openai_loopback import Api, serving
 
 from nightmill.errors import Limited, NeverSent, Refused, Uncertain
 from nightmill.providers import RateHint
-from nightmill.providers._openai_shape import load_json
+from nightmill.providers._json import load_json
 from nightmill.providers._openai_talk import batch_view
 from nightmill.providers.openai import OpenAI, connect
 from nightmill.types import Usage

@@ -5,15 +5,27 @@ Nothing here sends anything.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from nightmill.providers import LiveReply, PlainAnswers
 from nightmill.providers._http import shorten
-from nightmill.providers._openai_shape import count, is_count, load_json, scrub, seconds
+from nightmill.providers._json import (
+    NOT_STRICT,
+    Tokens,
+    count,
+    decoded_together,
+    encode,
+    is_count,
+    json_text,
+    load_inner,
+    load_json,
+    on_one_line,
+    scrub,
+    seconds,
+)
 from nightmill.types import Answer, Failed, FailureKind, Outcome, Succeeded, Usage
 
 ANSWER_TOOL = "nightmill_answer"  # a tool that is forced on the model: what it is called with is the answer
@@ -37,10 +49,7 @@ _REFUSED = frozenset(
     }
 )
 _UNSTATED = Usage(0, 0, estimated=True)  # billed, and not a word of how much
-_MOST_TOKENS = 1 << 36
-_Tokens = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
 
-_encode = msgspec.json.encode
 
 # -- result lines ------------------------------------------------------------------------------
 
@@ -65,10 +74,10 @@ class _Given(msgspec.Struct, tag="tool_use", gc=False):
 
 
 class _Usage(msgspec.Struct, gc=False):
-    input_tokens: _Tokens  # neither read from the cache nor written to it
-    output_tokens: _Tokens
-    cache_creation_input_tokens: _Tokens | None = None
-    cache_read_input_tokens: _Tokens | None = None
+    input_tokens: Tokens  # neither read from the cache nor written to it
+    output_tokens: Tokens
+    cache_creation_input_tokens: Tokens | None = None
+    cache_read_input_tokens: Tokens | None = None
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -99,11 +108,9 @@ class _Shape(msgspec.Struct, gc=False):
     type: Literal["message"]
 
 
-_NOT_STRICT = (msgspec.DecodeError, ValueError, RecursionError)  # ValueError: bytes that are not UTF-8
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_lines = msgspec.json.Decoder(_Line).decode_lines
 _decode_shape = msgspec.json.Decoder(_Shape).decode
-_check_json = msgspec.json.Decoder(msgspec.Raw).decode  # one whole JSON text; does not look whether it is UTF-8
 
 
 def decode_line(line: bytes) -> Answer:
@@ -114,7 +121,7 @@ def decode_line(line: bytes) -> Answer:
     """
     try:
         plain = _decode_line(line)
-    except _NOT_STRICT:
+    except NOT_STRICT:
         return _decode_any(line)
     message = plain.result.message
     text = _text(message)
@@ -126,11 +133,8 @@ def decode_line(line: bytes) -> Answer:
 
 def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
     """What `decode_line` says of lines that are all plain, complete answers; None for others."""
-    try:
-        plain = _decode_lines(b"".join(lines))
-    except _NOT_STRICT:
-        return None
-    if len(plain) != len(lines) or {line[:1] for line in lines} != {b"{"}:
+    plain = decoded_together(_decode_lines, lines)
+    if plain is None:
         return None
     messages = [line.result.message for line in plain]
     texts = list(map(_text, messages))
@@ -182,9 +186,9 @@ def _outcome(result: Any, status: int | None) -> Outcome:
     result = result if isinstance(result, dict) else {}
     match result.get("type"):
         case "succeeded":
-            return _billed(message_outcome(_inner(result.get("message"))))
+            return _billed(message_outcome(load_inner(result.get("message"))))
         case "errored":
-            return _failed(_inner(result.get("error")), None if status is None or 200 <= status < 300 else status)
+            return _failed(load_inner(result.get("error")), None if status is None or 200 <= status < 300 else status)
         case "canceled":
             return Failed(FailureKind.CANCELLED, "canceled: it was not run")
         case "expired":
@@ -200,16 +204,6 @@ def _billed(outcome: Outcome) -> Outcome:
     return msgspec.structs.replace(outcome, usage=_UNSTATED)
 
 
-def _inner(body: Any) -> Any:
-    """A body that had to travel as a string, read once more; text that is no JSON stays text."""
-    if not isinstance(body, str):
-        return body
-    try:
-        return load_json(body)
-    except ValueError:
-        return body
-
-
 def message_outcome(body: Any) -> Outcome:
     """The outcome of a message: what it says, or which paid failure it is."""
     content = body.get("content") if isinstance(body, dict) else None
@@ -221,8 +215,8 @@ def message_outcome(body: Any) -> Outcome:
     text = "".join(b["text"] for b in blocks if b.get("type") == "text" and isinstance(b.get("text"), str))
     used = [block for block in blocks if block.get("type") == "tool_use"]
     given = next((block.get("input") for block in used if block.get("name") == ANSWER_TOOL), None)
-    text = text if given is None else _json(given)
-    calls = _json([_call(block) for block in used]) if used and given is None else None
+    text = text if given is None else json_text(given)
+    calls = json_text([_call(block) for block in used]) if used and given is None else None
     said = text or calls or ""
     if finish == "refusal":
         return Failed(FailureKind.CONTENT_FILTER, _why_refused(body), usage, said or None, finish, model)
@@ -242,12 +236,8 @@ def _why_refused(body: Mapping[str, Any]) -> str:
 
 def _call(block: Mapping[str, Any]) -> dict[str, Any]:
     """A tool that the model calls, as chat completions say it."""
-    function = {"name": block.get("name"), "arguments": _json(block.get("input"))}
+    function = {"name": block.get("name"), "arguments": json_text(block.get("input"))}
     return {"id": block.get("id"), "type": "function", "function": function}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def usage_of(body: Mapping[str, Any]) -> Usage | None:
@@ -304,29 +294,23 @@ def line_pieces(url: str) -> tuple[bytes, bytes, bytes]:
 
 def reply_line(custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
     """``reply`` as a line of a result file with ``duration_s`` and ``status_code``; `decode_line` reads it back."""
-    body = reply.body
-    try:
-        body.decode()
-        _check_json(body)
-        body = body.replace(b"\r", b" ").replace(b"\n", b" ")
-    except _NOT_STRICT:
-        body = _encode(body.decode("utf-8", "replace"))
+    body = on_one_line(reply.body)
     ran = 200 <= reply.status < 300 and own_error(reply.body) is None
     result = (b"succeeded", b"message") if ran else (b"errored", b"error")
     request_id = reply.request_id if reply.request_id.isascii() else scrub(reply.request_id)
     return (b'{"custom_id":%b,"result":{"type":"%b","%b":%b},"status_code":%d,"request_id":%b,"duration_s":%b}\n') % (
-        _encode(custom_id),
+        encode(custom_id),
         *result,
         body,
         reply.status,
-        _encode(request_id),
-        _encode(duration_s),
+        encode(request_id),
+        encode(duration_s),
     )
 
 
 def error_body(message: str) -> bytes:
     """An error in this shape, for what no server wrote."""
-    return _encode({"type": "error", "error": {"type": "invalid_request_error", "message": scrub(message)}})
+    return encode({"type": "error", "error": {"type": "invalid_request_error", "message": scrub(message)}})
 
 
 def own_error(body: bytes) -> dict[str, Any] | None:
@@ -348,7 +332,7 @@ def is_own(status: int, body: bytes) -> bool:
         return own_error(body) is not None
     try:
         _decode_shape(body)
-    except _NOT_STRICT:
+    except NOT_STRICT:
         return _holds_message(body) or own_error(body) is not None
     return True
 
@@ -365,17 +349,11 @@ def _holds_message(body: bytes) -> bool:
 class AnthropicLines:
     """The part of a provider that reads and writes lines in this shape."""
 
-    def line_pieces(self, url: str) -> tuple[bytes, bytes, bytes]:
-        return line_pieces(url)
-
-    decode = staticmethod(decode_line)  # called for every answer: one frame less
+    line_pieces = staticmethod(line_pieces)
+    decode = staticmethod(decode_line)
     decode_plain = staticmethod(decode_plain)
-
-    def reply_line(self, custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
-        return reply_line(custom_id, reply, duration_s)
-
-    def error_body(self, message: str) -> bytes:
-        return error_body(message)
+    reply_line = staticmethod(reply_line)
+    error_body = staticmethod(error_body)
 
     def is_own(self, reply: LiveReply) -> bool:
         return is_own(reply.status, reply.body)

@@ -15,7 +15,7 @@ from nightmill.providers import BatchView, RateHint
 from nightmill.providers._anthropic_shape import facts, own_error
 from nightmill.providers._api import REFUSALS, refused, untrusted
 from nightmill.providers._http import Reply, retry_after_s
-from nightmill.providers._openai_shape import count, is_count
+from nightmill.providers._json import count, is_count
 
 log = logging.getLogger(__name__)
 

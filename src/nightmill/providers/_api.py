@@ -21,7 +21,7 @@ from nightmill.config import Timing
 from nightmill.errors import NeverSent, ProviderError, Refused, Uncertain
 from nightmill.providers import Account, BatchView, Key
 from nightmill.providers._http import Http, Reply, shorten
-from nightmill.providers._openai_shape import load_json
+from nightmill.providers._json import load_json
 from nightmill.providers.servers import Server
 
 Item = TypeVar("Item")

@@ -6,8 +6,9 @@ from typing import Any
 
 from nightmill.errors import CannotCarry
 from nightmill.providers import LiveReply
+from nightmill.providers._json import load_json
 from nightmill.providers._openai_requests import json_line
-from nightmill.providers._openai_shape import facts, load_json, own_error
+from nightmill.providers._openai_shape import facts, own_error
 
 _FIELD, _TIER = "service_tier", "flex"
 _NO_ROOM = "resource_unavailable"

@@ -6,18 +6,29 @@ live call has its HTTP status beside it. Nothing here sends anything.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from nightmill.providers import LiveReply, PlainAnswers
 from nightmill.providers._http import shorten
-from nightmill.providers._openai_shape import count, is_count, load_json, scrub, seconds
+from nightmill.providers._json import (
+    NOT_STRICT,
+    Tokens,
+    count,
+    decoded_together,
+    encode,
+    is_count,
+    json_text,
+    load_inner,
+    load_json,
+    on_one_line,
+    scrub,
+    seconds,
+)
 from nightmill.types import Answer, Failed, FailureKind, Outcome, Succeeded, Usage
 
-_encode = msgspec.json.encode
 _UNSTATED = Usage(0, 0, estimated=True)  # billed, and not a word of how much
 
 # What the numbers of google.rpc.Code are called.
@@ -44,22 +55,19 @@ _BROKE_OFF = frozenset(("OTHER", "IMAGE_OTHER"))  # the model stopped and does n
 
 # -- result lines ------------------------------------------------------------------------------
 
-_MOST_TOKENS = 1 << 36  # more, or less than none, is a slip
-_Tokens = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
-
 
 class _OfPrompt(msgspec.Struct, gc=False, rename="camel"):
     modality: str = ""
-    token_count: _Tokens = 0
+    token_count: Tokens = 0
 
 
 class _Usage(msgspec.Struct, gc=False, rename="camel"):
-    prompt_token_count: _Tokens
-    candidates_token_count: _Tokens = 0
-    thoughts_token_count: _Tokens = 0
-    cached_content_token_count: _Tokens = 0
-    tool_use_prompt_token_count: _Tokens = 0
-    total_token_count: _Tokens = 0
+    prompt_token_count: Tokens
+    candidates_token_count: Tokens = 0
+    thoughts_token_count: Tokens = 0
+    cached_content_token_count: Tokens = 0
+    tool_use_prompt_token_count: Tokens = 0
+    total_token_count: Tokens = 0
     prompt_tokens_details: list[_OfPrompt] | None = None
     cache_tokens_details: list[_OfPrompt] | None = None
 
@@ -124,7 +132,7 @@ class _Values(msgspec.Struct, gc=False):
 
 class _Vector(msgspec.Struct, gc=False, rename="camel"):
     embedding: _Values
-    token_count: _Tokens | None = None
+    token_count: Tokens | None = None
     usage_metadata: _Usage | None = None
 
 
@@ -145,12 +153,10 @@ class _Shape(msgspec.Struct, gc=False, rename="camel"):
     usage_metadata: dict[str, msgspec.Raw] | None = None
 
 
-_NOT_STRICT = (msgspec.DecodeError, ValueError, RecursionError)  # ValueError: bytes that are not UTF-8
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_lines = msgspec.json.Decoder(_Line).decode_lines
 _decode_vector = msgspec.json.Decoder(_VectorLine).decode
 _decode_shape = msgspec.json.Decoder(_Shape).decode
-_check_json = msgspec.json.Decoder(msgspec.Raw).decode  # one whole JSON text; does not look whether it is UTF-8
 
 
 def decode_line(line: bytes) -> Answer:
@@ -163,7 +169,7 @@ def decode_line(line: bytes) -> Answer:
         plain = _decode_line(line)
     except msgspec.ValidationError:
         return _decode_embedding(line) or _decode_any(line)
-    except _NOT_STRICT:
+    except NOT_STRICT:
         return _decode_any(line)
     body = plain.response
     (candidate,) = body.candidates
@@ -176,11 +182,8 @@ def decode_line(line: bytes) -> Answer:
 
 def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
     """What `decode_line` says of lines that are all plain, complete answers with usage; None for others."""
-    try:
-        plain = _decode_lines(b"".join(lines))
-    except _NOT_STRICT:
-        return None
-    if len(plain) != len(lines) or {line[:1] for line in lines} != {b"{"}:
+    plain = decoded_together(_decode_lines, lines)
+    if plain is None:
         return None
     bodies = [line.response for line in plain]
     candidates = [body.candidates[0] for body in bodies]
@@ -214,7 +217,7 @@ def _decode_embedding(line: bytes) -> Answer | None:
     """A line with a vector; None for any other."""
     try:
         plain = _decode_vector(line)
-    except _NOT_STRICT:
+    except NOT_STRICT:
         return None
     vector, values = plain.response, bytes(plain.response.embedding.values)
     if values[:1] != b"[" or values == b"[]":
@@ -238,21 +241,12 @@ def _line_outcome(whole: dict[str, Any]) -> Outcome:
     if whole.get("error"):
         failed = _failed(whole["error"], None)
         return msgspec.structs.replace(failed, usage=usage_of(response)) if isinstance(response, dict) else failed
-    if isinstance(response, str):
-        response = _inner(response)
+    response = load_inner(response)
     if type(status) is int and not 200 <= status < 300:
         return _failed(error_in(response) or response, status)
     if response is None:
         return Failed(FailureKind.SERVER_ERROR, "the line has neither a response nor an error")
     return body_outcome(response)
-
-
-def _inner(body: str) -> Any:
-    """A body that had to travel as a string, read once more; text that is no JSON stays text."""
-    try:
-        return load_json(body)
-    except ValueError:
-        return body
 
 
 def body_outcome(body: Any) -> Outcome:
@@ -302,7 +296,7 @@ def _best(candidates: Sequence[dict[str, Any]], usage: Usage | None, model: str 
     good = next((outcome for outcome in outcomes if isinstance(outcome, Succeeded)), None)
     if good is None:
         return next((outcome for outcome in outcomes if outcome.text), outcomes[0])
-    return msgspec.structs.replace(good, parsed=_json([each.text or each.calls for each in said]))
+    return msgspec.structs.replace(good, parsed=json_text([each.text or each.calls for each in said]))
 
 
 def _judge(said: _Said, candidate: Mapping[str, Any], usage: Usage | None, model: str | None) -> Outcome:
@@ -333,17 +327,13 @@ def _said(candidate: Mapping[str, Any]) -> _Said:
     parts = [part for part in given if isinstance(part, dict)] if isinstance(given, list) else []
     texts = [part["text"] for part in parts if isinstance(part.get("text"), str) and not part.get("thought")]
     calls = [part["functionCall"] for part in parts if isinstance(part.get("functionCall"), dict)]
-    return _Said("".join(texts), _json([_as_tool_call(i, call) for i, call in enumerate(calls)]) if calls else None)
+    return _Said("".join(texts), json_text([_as_tool_call(i, call) for i, call in enumerate(calls)]) if calls else None)
 
 
 def _as_tool_call(i: int, call: Mapping[str, Any]) -> dict[str, Any]:
     """A function call in the words that requests are written in, so that it can be answered in them."""
-    function = {"name": str(call.get("name") or ""), "arguments": _json(call.get("args") or {})}
+    function = {"name": str(call.get("name") or ""), "arguments": json_text(call.get("args") or {})}
     return {"id": str(call.get("id") or f"call_{i}"), "type": "function", "function": function}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def usage_of(body: Mapping[str, Any]) -> Usage | None:
@@ -426,21 +416,15 @@ def _kind_of_word(word: str) -> FailureKind:
 
 def reply_line(custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
     """``reply`` as a line of a result file with its status and ``duration_s``; `decode_line` reads it back."""
-    body = reply.body
-    try:
-        body.decode()
-        _check_json(body)
-        body = body.replace(b"\r", b" ").replace(b"\n", b" ")
-    except _NOT_STRICT:
-        body = _encode(body.decode("utf-8", "replace"))
+    body = on_one_line(reply.body)
     return b'{"key":%b,"response":%b,"status_code":%d,"duration_s":%b}\n' % (
-        _encode(custom_id), body, reply.status, _encode(duration_s),
+        encode(custom_id), body, reply.status, encode(duration_s),
     )  # fmt: skip
 
 
 def error_body(message: str) -> bytes:
     """An error in this shape, for what no server wrote."""
-    return _encode({"error": {"code": 400, "message": scrub(message), "status": "INVALID_ARGUMENT"}})
+    return encode({"error": {"code": 400, "message": scrub(message), "status": "INVALID_ARGUMENT"}})
 
 
 def is_own(status: int, body: bytes) -> bool:
@@ -449,7 +433,7 @@ def is_own(status: int, body: bytes) -> bool:
         return own_error(body) is not None
     try:
         shape = _decode_shape(body)
-    except _NOT_STRICT:
+    except NOT_STRICT:
         return _holds_answer(body)
     told = (shape.candidates, shape.prompt_feedback, shape.embedding, shape.usage_metadata)
     return any(each is not None for each in told) or own_error(body) is not None
@@ -470,14 +454,10 @@ class GeminiLines:
     def line_pieces(self, url: str) -> tuple[bytes, bytes, bytes]:
         return b'{"key":', b',"request":', b"}\n"
 
-    decode = staticmethod(decode_line)  # called for every answer: one frame less
+    decode = staticmethod(decode_line)
     decode_plain = staticmethod(decode_plain)
-
-    def reply_line(self, custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
-        return reply_line(custom_id, reply, duration_s)
-
-    def error_body(self, message: str) -> bytes:
-        return error_body(message)
+    reply_line = staticmethod(reply_line)
+    error_body = staticmethod(error_body)
 
     def is_own(self, reply: LiveReply) -> bool:
         return is_own(reply.status, reply.body)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from nightmill.providers import LiveReply
-from nightmill.providers._openai_shape import count, load_json
+from nightmill.providers._json import count, load_json
 
 MOST_OPENAI = 64  # in a call, of the 2,048 it takes: what one lost answer makes doubtful stays little
 MOST_GEMINI = 64  # of the 100 it takes

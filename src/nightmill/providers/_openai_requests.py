@@ -10,7 +10,8 @@ import msgspec
 from nightmill.errors import CannotCarry
 from nightmill.providers import Request, SentRequest, endpoint_of
 from nightmill.providers._http import shorten
-from nightmill.providers._openai_shape import count, load_json, parts_of
+from nightmill.providers._json import count, load_json
+from nightmill.providers._openai_shape import parts_of
 
 
 def carried(name: str, model: str, request: Request, user_set: frozenset[str]) -> dict[str, Any]:

@@ -8,12 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeGuard
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from nightmill.providers import LiveReply, PlainAnswers
 from nightmill.providers._http import shorten
+from nightmill.providers._json import (
+    NOT_STRICT,
+    Tokens,
+    count,
+    decoded_together,
+    encode,
+    is_count,
+    json_text,
+    load_inner,
+    load_json,
+    on_one_line,
+    scrub,
+    seconds,
+)
 from nightmill.types import Answer, Failed, FailureKind, Outcome, Succeeded, Usage
 
 _FLEX = "flex"  # the tier that an answer says it is of
@@ -27,22 +41,18 @@ _REQUEST_ERRORS = ("invalid", "missing_", "context_length", "unsupported", "bad_
 _CALLS = frozenset({"function_call", "custom_tool_call"})
 _BROKE_OFF = frozenset({"error", "abort", "insufficient_system_resource"})  # the server gave up on the way
 
-_encode = msgspec.json.encode
 _UNSTATED = Usage(0, 0, estimated=True)  # billed, and not a word of how much
 
 
 # -- result lines ------------------------------------------------------------------------------
 
 
-_MOST_TOKENS = 1 << 36  # of a whole batch with the longest prompts there are; more, or less than none, is a slip
-_MOST_SECONDS = 1e12
-_Tokens = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
 _Nothing = Annotated[int, msgspec.Meta(ge=0, le=0)]
 
 
 class _Details(msgspec.Struct, gc=False):
-    cached_tokens: _Tokens | None = None
-    cache_write_tokens: _Tokens | None = None
+    cached_tokens: Tokens | None = None
+    cache_write_tokens: Tokens | None = None
     audio_tokens: _Nothing | None = None  # an answer to sound is none of the plain ones: it has prices of its own
 
 
@@ -50,11 +60,11 @@ _NO_DETAILS = _Details()
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: _Tokens
-    completion_tokens: _Tokens = 0
-    total_tokens: _Tokens | None = None
+    prompt_tokens: Tokens
+    completion_tokens: Tokens = 0
+    total_tokens: Tokens | None = None
     prompt_tokens_details: _Details | None = None
-    prompt_cache_hit_tokens: _Tokens | None = None  # where a server has no details
+    prompt_cache_hit_tokens: Tokens | None = None  # where a server has no details
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -120,11 +130,9 @@ class _VectorLine(msgspec.Struct, gc=False):
     duration_s: float | None = None
 
 
-_NOT_STRICT = (msgspec.DecodeError, ValueError, RecursionError)  # ValueError: bytes that are not UTF-8
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_lines = msgspec.json.Decoder(_Line).decode_lines
 _decode_shape = msgspec.json.Decoder(_Shape).decode
-_check_json = msgspec.json.Decoder(msgspec.Raw).decode  # one whole JSON text; does not look whether it is UTF-8
 _decode_vectors = msgspec.json.Decoder(_VectorLine).decode
 
 
@@ -138,7 +146,7 @@ def decode_line(line: bytes) -> Answer:
         plain = _decode_line(line)
     except msgspec.ValidationError:
         return _decode_embeddings(line) or _decode_any(line)
-    except _NOT_STRICT:
+    except NOT_STRICT:
         return _decode_any(line)
     body = plain.response.body
     choice = body.choices[0]
@@ -151,11 +159,8 @@ def decode_line(line: bytes) -> Answer:
 
 def decode_plain(lines: Sequence[bytes]) -> PlainAnswers | None:
     """What `decode_line` says of lines that are all plain, complete chat answers with usage; None for others."""
-    try:
-        plain = _decode_lines(b"".join(lines))
-    except _NOT_STRICT:
-        return None
-    if len(plain) != len(lines) or {line[:1] for line in lines} != {b"{"}:
+    plain = decoded_together(_decode_lines, lines)
+    if plain is None:
         return None
     bodies = [line.response.body for line in plain]
     choices = [body.choices[0] for body in bodies]
@@ -184,7 +189,7 @@ def _decode_embeddings(line: bytes) -> Answer | None:
     """A line with nothing but vectors in its body; None for any other."""
     try:
         plain = _decode_vectors(line)
-    except _NOT_STRICT:
+    except NOT_STRICT:
         return None
     body = plain.response.body
     vectors = [bytes(item.embedding) for item in sorted(body.data, key=lambda item: item.index)]
@@ -216,30 +221,6 @@ def _decode_any(line: bytes) -> Answer:
     )
 
 
-def load_json(data: bytes | str) -> Any:
-    """JSON as it is really sent: NaN, lone surrogate escapes and stray bytes do not lose an answer.
-
-    No text in it has lone surrogates: nothing that keeps texts could take them.
-
-    Raises:
-        ValueError: it is not JSON even so.
-    """
-    try:
-        return msgspec.json.decode(data)
-    except _NOT_STRICT:
-        text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
-    try:
-        whole = json.loads(text.lstrip("\ufeff"))
-        return json.loads(scrub(_json(whole)))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def scrub(text: str) -> str:
-    """``text`` with each lone surrogate replaced, so that it can be written as UTF-8."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _line_outcome(response: Any, error: Any) -> Outcome:
     if error:
         failed = _failed(facts(error), status=None)
@@ -250,8 +231,7 @@ def _line_outcome(response: Any, error: Any) -> Outcome:
     status, body = response.get("status_code"), response.get("body")
     if not isinstance(status, int):
         return Failed(FailureKind.SERVER_ERROR, "the response has no status")
-    if isinstance(body, str):
-        body = _inner(body)
+    body = load_inner(body)
     if 200 <= status < 300:
         return _billed(body_outcome(body), body)
     return _failed(facts(_error_in(body)), status=status)
@@ -269,14 +249,6 @@ def _billed(outcome: Outcome, body: Any) -> Outcome:
     if not isinstance(outcome, Failed) or outcome.usage is not None or (isinstance(body, dict) and body.get("error")):
         return outcome
     return msgspec.structs.replace(outcome, usage=_UNSTATED)
-
-
-def _inner(body: str) -> Any:
-    """A body that had to travel as a string, read once more; text that is no JSON stays text."""
-    try:
-        return load_json(body)
-    except ValueError:
-        return body
 
 
 def body_outcome(body: Any) -> Outcome:
@@ -324,7 +296,7 @@ def _chat_outcome(body: dict[str, Any]) -> Outcome:
     if good is None:
         return next((outcome for outcome in outcomes if outcome.text), outcomes[0])
     every = [each.text or each.calls or each.refusal for each in said]
-    return msgspec.structs.replace(good, parsed=_json(every))
+    return msgspec.structs.replace(good, parsed=json_text(every))
 
 
 def _judge(said: _Said, finish: Any, usage: Usage | None, model: Any) -> Outcome:
@@ -357,11 +329,7 @@ def _said(choice: dict[str, Any]) -> _Said:
     calls, older = message.get("tool_calls"), message.get("function_call")
     if not calls and isinstance(older, dict):
         calls = [{"type": "function", "function": older}]
-    return _Said(text, refusal, _json(calls) if calls else None)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _Said(text, refusal, json_text(calls) if calls else None)
 
 
 def parts_of(content: Any) -> tuple[str, str]:
@@ -400,7 +368,7 @@ def _response_outcome(body: dict[str, Any]) -> Outcome:
         reason = details.get("reason") if isinstance(details, dict) else None
         finish = "content_filter" if reason == "content_filter" else "length"
     text, refusal = "".join(part[0] for part in said), "".join(part[1] for part in said)
-    return _judge(_Said(text, refusal, _json(calls) if calls else None), finish, usage_of(body), body.get("model"))
+    return _judge(_Said(text, refusal, json_text(calls) if calls else None), finish, usage_of(body), body.get("model"))
 
 
 def _as_tool_call(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -431,21 +399,6 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
         audio_tokens=count(details.get("audio_tokens")),
         flex=body.get("service_tier") == _FLEX,
     )
-
-
-def count(value: Any) -> int:
-    """A number of tokens or rows, or 0 for anything else."""
-    return value if is_count(value) else 0
-
-
-def is_count(value: Any) -> TypeGuard[int]:
-    """Whether it is a number that tokens or rows can have."""
-    return type(value) is int and 0 <= value <= _MOST_TOKENS
-
-
-def seconds(value: Any) -> float | None:
-    """Seconds, also since 1970; None for what cannot be that."""
-    return float(value) if isinstance(value, int | float) and 0 <= value < _MOST_SECONDS else None
 
 
 def _failed(said: tuple[str, str], *, status: int | None) -> Failed:
@@ -497,27 +450,21 @@ def facts(error: Any) -> tuple[str, str]:
 
 def line_pieces(url: str) -> tuple[bytes, bytes, bytes]:
     """The fixed parts of a shard line, newline included: before the custom_id, before the body, the end."""
-    return b'{"custom_id":', b',"method":"POST","url":' + _encode(url) + b',"body":', b"}\n"
+    return b'{"custom_id":', b',"method":"POST","url":' + encode(url) + b',"body":', b"}\n"
 
 
 def reply_line(custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
     """``reply`` as a line of an output file with ``duration_s``; `decode_line` reads it back."""
-    body = reply.body
-    try:
-        body.decode()
-        _check_json(body)
-        body = body.replace(b"\r", b" ").replace(b"\n", b" ")
-    except _NOT_STRICT:
-        body = _encode(body.decode("utf-8", "replace"))
+    body = on_one_line(reply.body)
     request_id = reply.request_id if reply.request_id.isascii() else scrub(reply.request_id)
     return (
         b'{"id":null,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null,"duration_s":%b}\n'
-    ) % (_encode(custom_id), reply.status, _encode(request_id), body, _encode(duration_s))
+    ) % (encode(custom_id), reply.status, encode(request_id), body, encode(duration_s))
 
 
 def error_body(message: str, *, kind: str = "invalid_request_error", code: str | None = None) -> bytes:
     """An error in this shape, for what no server wrote."""
-    return _encode({"error": {"message": scrub(message), "type": kind, "param": None, "code": code}})
+    return encode({"error": {"message": scrub(message), "type": kind, "param": None, "code": code}})
 
 
 class OpenAILines:
@@ -525,17 +472,11 @@ class OpenAILines:
 
     self_hosted = False
 
-    def line_pieces(self, url: str) -> tuple[bytes, bytes, bytes]:
-        return line_pieces(url)
-
-    decode = staticmethod(decode_line)  # called for every answer: one frame less
+    line_pieces = staticmethod(line_pieces)
+    decode = staticmethod(decode_line)
     decode_plain = staticmethod(decode_plain)
-
-    def reply_line(self, custom_id: str, reply: LiveReply, duration_s: float) -> bytes:
-        return reply_line(custom_id, reply, duration_s)
-
-    def error_body(self, message: str) -> bytes:
-        return error_body(message)
+    reply_line = staticmethod(reply_line)
+    error_body = staticmethod(error_body)
 
     def is_own(self, reply: LiveReply) -> bool:
         return is_own(reply.status, reply.body)
@@ -564,7 +505,7 @@ def is_own(status: int, body: bytes, *, plain: bool = False) -> bool:
         return own_error(body, plain=plain) is not None
     try:
         shape = _decode_shape(body)
-    except _NOT_STRICT:
+    except NOT_STRICT:
         return _holds_answer(body)
     return shape.choices is not None or shape.data is not None or shape.output is not None or bool(own_error(body))
 

@@ -12,17 +12,8 @@ from nightmill.errors import Limited, ProviderError, Refused
 from nightmill.providers import BatchView, RateHint
 from nightmill.providers._api import REFUSALS, refused, said, untrusted
 from nightmill.providers._http import Reply, retry_after_s
-from nightmill.providers._openai_shape import (
-    ABOUT_JOB,
-    FILTERED,
-    count,
-    facts,
-    is_count,
-    own_error,
-    seconds,
-    status_in,
-    usage_of,
-)
+from nightmill.providers._json import count, is_count, seconds
+from nightmill.providers._openai_shape import ABOUT_JOB, FILTERED, facts, own_error, status_in, usage_of
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,9 @@ import msgspec
 from nightmill.errors import CannotCarry, Uncertain, UsageError, name_and_text
 from nightmill.importing import import_here
 from nightmill.providers import Account, Encoded, Limits, LiveReply, Request, Weight
+from nightmill.providers._json import scrub
 from nightmill.providers._openai_requests import cap_of, carried, json_line, refuse_responses
-from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, error_body, scrub
+from nightmill.providers._openai_shape import MODEL_ERROR, OpenAILines, error_body
 
 CHAT_URL = "/v1/chat/completions"
 _ALWAYS = frozenset({"model", "messages"})

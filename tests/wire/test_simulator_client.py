@@ -224,6 +224,18 @@ def test_live_embeddings(client: openai.OpenAI) -> None:
     assert len(client.embeddings.create(model=model, input="a").data[0].embedding) == 8
 
 
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [([], "must not be empty"), (["a", ""], "must not be empty"), (["a"] * 2049, "the most is 2048"),
+     (["word " * 20_000], "maximum context length is 8192"), (["word " * 5_000] * 70, "max 300000 tokens per request")],
+)  # fmt: skip
+def test_more_than_embeddings_take_is_refused(client: openai.OpenAI, texts: list[str], said: str) -> None:
+    """The bounds of one text and of all texts of a request are those of OpenAI's document."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model="text-embedding-3-small", input=texts)
+    assert said in refused.value.message
+
+
 def test_a_batch_of_embeddings(client: openai.OpenAI) -> None:
     """Embedding batches answer every input of a row in order."""
     body = {"model": "text-embedding-3-small", "input": ["ping", "pong"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -40,6 +40,8 @@ _MEDIA = ("image_url", "input_audio", "file")
 _PARTS = ("text", *_MEDIA, "refusal", "audio")
 _MAX_CHOICES = 128
 _MAX_INPUTS = 2048  # of one embeddings request
+_MAX_INPUT_TOKENS = 8192  # of each of them, whatever the model
+_MAX_TOKENS_TOGETHER = 300_000
 _MAX_DIMENSIONS = 3072
 
 
@@ -196,6 +198,23 @@ def _inputs(body: _Embeddings) -> list[str | list[int]]:
 
 def _input_tokens(item: str | list[int]) -> int:
     return text_tokens(item) if isinstance(item, str) else len(item)
+
+
+def _tokens_within(inputs: Sequence[str | list[int]]) -> int:
+    """The tokens of the inputs of an embeddings request; the bounds are those of OpenAI's document. Raises ApiError."""
+    if not inputs or any(len(item) == 0 for item in inputs):
+        raise ApiError(400, "'input' must not be empty.", param="input", code="invalid_value")
+    if len(inputs) > _MAX_INPUTS:
+        message = f"'input' holds {len(inputs)} items; the most is {_MAX_INPUTS}."
+        raise ApiError(400, message, param="input", code="array_above_max_length")
+    each = [_input_tokens(item) for item in inputs]
+    if (longest := max(each)) > _MAX_INPUT_TOKENS:
+        message = f"This model's maximum context length is {_MAX_INPUT_TOKENS} tokens, however you requested {longest} tokens."
+        raise ApiError(400, message, param="input", code="context_length_exceeded")
+    if sum(each) > _MAX_TOKENS_TOGETHER:
+        message = f"Requested {sum(each)} tokens, max {_MAX_TOKENS_TOGETHER} tokens per request"
+        raise ApiError(400, message, param="input", code="max_tokens_per_request")
+    return sum(each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,11 +396,7 @@ class Answers:
         if not self._catalogue.knows(body.model):
             raise unknown_model(body.model)
         inputs = _inputs(body)
-        if not inputs or any(len(item) == 0 for item in inputs):
-            raise ApiError(400, "'input' must not be empty.", param="input", code="invalid_value")
-        if len(inputs) > _MAX_INPUTS:
-            message = f"'input' holds {len(inputs)} items; the most is {_MAX_INPUTS}."
-            raise ApiError(400, message, param="input", code="array_above_max_length")
+        tokens = _tokens_within(inputs)
         _within("dimensions", body.dimensions, 1, _MAX_DIMENSIONS)
         if body.encoding_format not in (None, "float", "base64"):
             raise ApiError(400, "'encoding_format' is float or base64.", param="encoding_format", code="invalid_value")
@@ -391,7 +406,6 @@ class Answers:
             b'{"object":"embedding","index":%d,"embedding":%b}' % (i, _vector(item, size, packed))
             for i, item in enumerate(inputs)
         )
-        tokens = sum(_input_tokens(item) for item in inputs)
         usage = b',"usage":{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)
         if "usage_missing" in twists:
             usage = b""

@@ -209,7 +209,7 @@ def _tokens_within(inputs: Sequence[str | list[int]]) -> int:
         raise ApiError(400, message, param="input", code="array_above_max_length")
     each = [_input_tokens(item) for item in inputs]
     if (longest := max(each)) > _MAX_INPUT_TOKENS:
-        message = f"This model's maximum context length is {_MAX_INPUT_TOKENS} tokens, however you requested {longest} tokens."
+        message = f"This model's maximum context length is {_MAX_INPUT_TOKENS} tokens, you requested {longest}."
         raise ApiError(400, message, param="input", code="context_length_exceeded")
     if sum(each) > _MAX_TOKENS_TOGETHER:
         message = f"Requested {sum(each)} tokens, max {_MAX_TOKENS_TOGETHER} tokens per request"

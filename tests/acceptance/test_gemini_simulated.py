@@ -77,3 +77,17 @@ def test_troubles_of_a_batch_cost_no_row_and_no_cent(tmp_path: Path, fault: dict
         proven = done.json["spent_usd"] - done.json["unproven_usd"]
         billed = place.invoice()["total_nanos"]
         assert round(proven * 1e9) <= billed <= round(done.json["spent_usd"] * 1e9)
+
+
+def test_a_batch_refused_as_a_whole_costs_nothing_beside_one_that_was_not_found(tmp_path: Path) -> None:
+    """What was sought in vain may still turn up; of what the provider refused, nobody doubts that it never ran."""
+    faults = [{"fault": "create_dropped_before", "times": 1}, {"fault": "enqueued_limit_later", "limit": 5, "times": 1}]
+    with in_thread(SimulatorConfig(speed=1000.0, answer_sigma=0.0, faults=faults)) as url:
+        place = _place(tmp_path, url)
+        done = place.run("run", place.rows(6), "--prompt", "Say {{ text }}", "--model", MODEL, "--lane", "batch",
+                         "--json", "--yes", "--batch-size", "6")  # fmt: skip
+        assert (done.code, done.json["succeeded"], done.json["unproven_usd"]) == (0, 6, 0), done.err
+        assert round(done.json["spent_usd"] * 1e9) == place.invoice()["total_nanos"]
+        statuses = [sub["status"] for shard in place.run("show", "@last", "--json").json["shards"]
+                    for sub in shard["submissions"]]  # fmt: skip
+        assert "BATCH_STATE_FAILED" in statuses

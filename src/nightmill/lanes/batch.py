@@ -475,7 +475,7 @@ async def _poll(desk: Desk, work: Work, provider: BatchProvider, shard: Shard) -
             if view is None:  # its results are gone with it: what is held becomes unproven spend
                 seen.append((sub.n, {"ended": 1}))
                 continue
-            if view.phase == "failed" and not has_answers(view) and _is_alone(shard, sub) and not sub.unconfirmed:
+            if ran_nothing(view) and _is_alone(shard, sub) and not sub.unconfirmed:
                 await _refused_whole(desk, work, shard, sub, view)
                 return
             over = view.phase in ("ended", "failed")
@@ -570,18 +570,26 @@ def has_answers(view: BatchView) -> bool:
     return bool(view.output_file or view.error_file or view.completed)
 
 
+def ran_nothing(view: BatchView) -> bool:
+    """Whether the provider refused the batch as a whole."""
+    return view.phase == "failed" and not has_answers(view)
+
+
 def facts(view: BatchView, sub: Submission, over: bool) -> dict[str, Any]:
     """What the ledger keeps of a batch; its highest count of answered rows, since a cancel may take some back.
 
-    A count from before the end is no total: of a batch that ends without one nobody knows how many were answered.
+    A count from before the end is no total: of a batch that ends without one nobody knows how many were answered, but
+    where it was refused as a whole, none were.
     """
-    completed = view.completed
-    if completed is None:
+    completed, failed = view.completed, view.failed
+    if ran_nothing(view):
+        completed, failed = sub.completed or 0, failed or 0
+    elif completed is None:
         completed = sub.completed if sub.ended or not over else None
     elif sub.completed is not None:
         completed = max(sub.completed, completed)
     return {
-        "status": view.status, "ended": int(over), "total": view.total, "completed": completed, "failed": view.failed,
+        "status": view.status, "ended": int(over), "total": view.total, "completed": completed, "failed": failed,
         "output_file": view.output_file, "error_file": view.error_file, "ended_at": view.ended_at,
     }  # fmt: skip
 

@@ -17,9 +17,9 @@ from nightmill import wire
 from nightmill.errors import ProviderError, Refused
 from nightmill.killpoints import reach
 from nightmill.lanes import Desk, keys, untagged
-from nightmill.lanes.batch import KEPT_S, facts, find_batches, has_answers, is_of, kept, view_of
+from nightmill.lanes.batch import KEPT_S, facts, find_batches, is_of, kept, ran_nothing, view_of
 from nightmill.ledger import CAME_LATE, Job, Late, LateBatch, Shard, StoredFile, Submission, SubmissionState
-from nightmill.providers import BatchProvider, BatchView, Provider, UntaggedBatches
+from nightmill.providers import BatchProvider, Provider, UntaggedBatches
 from nightmill.types import Lane, ShardState
 
 
@@ -116,7 +116,7 @@ async def _listed(desk: Desk, provider: BatchProvider, shards: Sequence[Shard]) 
     for view in await find_batches(provider, subs) if subs else []:
         sub = next((s for s in subs if is_of(view, s)), None)
         known = await desk.book(desk.ledger.submission_of, view.id)
-        if sub is None or known is not None or _ran_nothing(view):
+        if sub is None or known is not None or ran_nothing(view):
             continue
         own = _is_lost(sub) and sub.name not in taken
         taken.add(sub.name)
@@ -146,10 +146,6 @@ async def _proven(desk: Desk, provider: UntaggedBatches, shards: Sequence[Shard]
         if there:
             found[shard.tag] = list(there.values())
     return found
-
-
-def _ran_nothing(view: BatchView) -> bool:
-    return view.phase == "failed" and not has_answers(view)
 
 
 async def _appeared(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nightmill.errors import Conflict, Refused, UsageError
-from nightmill.lanes.batch import has_answers, is_shut_out, said
+from nightmill.lanes.batch import is_shut_out, ran_nothing, said
 from nightmill.ledger import ForeignBatch, Job
 from nightmill.mill import planning
 from nightmill.mill.home import Home, compiled_from
@@ -114,7 +114,7 @@ async def _look(provider: OpenBatches, batch_id: str) -> BatchView:
             raise
         fix = f"nightmill batches {provider.name} lists what there is"
         raise UsageError(f"{batch_id} cannot be adopted", why=said(error), fix=fix) from error
-    if view.phase == "failed" and not has_answers(view):
+    if ran_nothing(view):
         raise UsageError(f"batch {batch_id} failed before any of it ran", why=str(view.refusal), fix="send it again")
     return view
 

@@ -142,11 +142,13 @@ def test_rows_without_a_value_are_named_by_file_and_line(tmp_path: Path) -> None
          ["5: no text", "7: no text"]),
         ("a.jsonl", '{"a": "x", "b": 1}\n', '{"a": "x", "b": 1}\n\n{"a": "", "b": null}\n{"b": 2}\n', "{{ a }} {{ b }}",
          ["3: no a, b", "4: no a"]),
+        ("a.jsonl", '{"a": "x"}\n{"a": 5}\n',
+         '{"a": ""}\n{"a": [1]}\n{"a": 5}\n{"a": ""}\n', "{{ a }}", ["1: no a", "4: no a"]),
         ("a.csv", "n\n5\n", "n\n5\n0\n", "{{ 5 // (n | int) }}", ["3: ZeroDivisionError"]),
         ("a.jsonl", '{"messages": [{"role": "user"}]}\n', '{"messages": ["x"]}\n', None, ["1: it must be"]),
         ("a.txt", "x\n", "# x\nshort\n\n" + "long " * 200 + "\n", "{{ text }}", ["4: its request has"]),
     ],
-    ids=["csv", "jsonl", "template", "chat", "too large"],
+    ids=["csv", "jsonl", "of many kinds", "template", "chat", "too large"],
 )  # fmt: skip
 def test_whatever_is_wrong_with_a_row_its_line_is_named(
     tmp_path: Path, name: str, good: str, bad: str, prompt: str | None, places: list[str]

@@ -224,9 +224,10 @@ class Compiled:
         found: dict[int, list[str]] = {}
         for name in self.columns:
             column = batch.column(name)
-            if column.null_count or _has_blank(column):
+            empty = '""' if is_json(batch.schema.field(name)) else ""
+            if column.null_count or _has_blank(column, len(empty)):
                 for i, value in enumerate(column.to_pylist()):
-                    if value is None or value == "":
+                    if value is None or value == empty:
                         found.setdefault(i, []).append(name)
         return dict(sorted(found.items()))
 
@@ -503,10 +504,12 @@ def _dicts(values: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, An
     return [{name: column[i] for name, column in values.items()} for i in range(count)]
 
 
-def _has_blank(column: pa.Array) -> bool:
+def _has_blank(column: pa.Array, length: int) -> bool:
+    """Whether one is as short as ``length``, that of an empty text as the column holds it."""
     if not pa.types.is_string(column.type):
         return False
-    return bool(pc.min(pc.binary_length(column)).as_py() == 0)
+    shortest = pc.min(pc.binary_length(column)).as_py()
+    return shortest is not None and shortest <= length
 
 
 def _chat(value: Any) -> list[dict[str, Any]]:

@@ -143,9 +143,18 @@ async def _submit(desk: Desk, work: Work, provider: BatchProvider, shard: Shard)
         return
     seen_at = desk.wall() + provider.clock_skew_s()  # the upload's own Date: no jump of our clock is in it
     await desk.book(desk.ledger.note_upload, ready, sub.n, file_id, at=seen_at, not_ours=before)
-    if not await desk.book(desk.ledger.renew, [ready], desk.timing.lease_s):
-        raise LeaseLost(f"shard {shard.tag} is another worker's now")
+    await renew_for_create(desk, ready)
     await _create(desk, work, provider, ready, file_id)
+
+
+async def renew_for_create(desk: Desk, shard: Shard) -> None:
+    """A lease that outlasts a create, also where this worker was held up on the way to it. Raises LeaseLost."""
+    timing, left_s = desk.timing, 0.0
+    while left_s <= timing.create_timeout_s + timing.margin_s:
+        began = desk.ledger.moment()
+        if not await desk.book(desk.ledger.renew, [shard], timing.lease_s):
+            raise LeaseLost(f"shard {shard.tag} is another worker's now")
+        left_s = timing.lease_s - (desk.ledger.moment() - began)
 
 
 async def _create(desk: Desk, work: Work, provider: BatchProvider, shard: Shard, file_id: str) -> None:

@@ -16,7 +16,7 @@ from gemini_kit import create, root
 from genai_prices import Usage, calc_price
 from google import genai
 from google.genai import errors, types
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from media_kit import GIF, JPEG, MP3, MP4, WEBP, WEBP_LOSSLESS, b64, data_url, pdf, png, told, wav
 from simulator_kit import call, fast, invoice, jsonl, judge, line
@@ -123,6 +123,7 @@ _HEADS = (png(9, 9)[:24], JPEG[:60], GIF[:8], WEBP[:26], wav(1)[:40], MP4[:24] +
 
 
 @given(st.sampled_from(_HEADS), st.binary(max_size=80), st.integers(0, 60))
+@example(b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2mvhd", b"\x02" + bytes(19), 28)
 def test_whatever_comes_is_looked_at(head: bytes, rest: bytes, kept: int) -> None:
     """Broken bytes are none of a medium, or one with a size; they break nothing."""
     seen = looked_at(head[:kept] + rest)

@@ -286,7 +286,7 @@ def _wav_seconds(data: bytes) -> float | None:
 def _box_seconds(data: bytes) -> float | None:
     """The length that the movie header of MP4, M4A and their kin tells; None for one that has none."""
     at = data.find(b"mvhd") + 4
-    if at < 4 or len(data) < at + (32 if data[at : at + 1] == b"\x01" else 20):
+    if at < 4 or len(data) < at + (32 if any(data[at : at + 1]) else 20):
         return None
     scale, length = (
         struct.unpack(">IQ", data[at + 20 : at + 32]) if data[at] else struct.unpack(">II", data[at + 12 : at + 20])

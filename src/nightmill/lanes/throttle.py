@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from nightmill.lanes.climb import Climb
+from nightmill.lanes.hillclimb import HillClimb
 from nightmill.providers import RateHint
 
 _FIRST_WINDOW = 16
@@ -64,7 +64,7 @@ class Throttle:
 
     The window of calls in flight begins small and grows by one with each answer. It is halved when the
     provider says it is too much, and from the first time on grows by one for each windowful of answers.
-    Where nobody would say so, and nobody did, it climbs (`Climb`), until calls wait past their time.
+    Where nobody would say so, and nobody did, it climbs (`HillClimb`), until calls wait past their time.
     """
 
     def __init__(self, rates: Rates, now: Callable[[], float]) -> None:
@@ -199,10 +199,10 @@ class Throttle:
         asked = [_MINUTE_S / rate if rate else 0.0 for rate in per_minute]
         return max(asked[0], self._told[0]), max(asked[1], self._told[1])
 
-    def _new_climb(self) -> Climb | None:
+    def _new_climb(self) -> HillClimb | None:
         """From the window as it is."""
         climbs = self._rates.self_hosted and not (self._rates.fixed or self._complained)
-        return Climb(int(self._window), self._rates.in_flight, self._now) if climbs else None
+        return HillClimb(int(self._window), self._rates.in_flight, self._now) if climbs else None
 
     def _wait_s(self) -> float | None:
         """Seconds until the next slot: 0.0 is now, None is when a call ends."""

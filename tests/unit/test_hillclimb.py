@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 from throttle_kit import Clock, Machine, calls
 
-from nightmill.lanes.climb import Climb, Stand, decide
+from nightmill.lanes.hillclimb import HillClimb, Stand, decide
 from nightmill.lanes.throttle import Rates, Throttle
 
 MOST = 256
@@ -87,7 +87,7 @@ def test_a_server_that_complains_has_a_quota_after_all() -> None:
 def test_fewer_rows_than_the_window_say_nothing_of_the_server() -> None:
     """While the job has too little to do the window stays: it is not the server that sets the pace then."""
     clock = Clock(0.0)
-    climb = Climb(16, MOST, clock)
+    climb = HillClimb(16, MOST, clock)
     for _ in range(2_000):
         clock.at += 0.1
         assert climb.answered(full=False) == 16

@@ -54,7 +54,7 @@ def decide(at: Stand, rate: float, most: int) -> Stand:
     return replace(at, rate=rate).go_on(most)
 
 
-class Climb:
+class HillClimb:
     """A window that climbs. ``now`` is a clock in seconds that never jumps."""
 
     def __init__(self, first: int, most: int, now: Callable[[], float]) -> None:

@@ -50,14 +50,12 @@ def test_killed_at_every_point(explored: Campaign, scenarios: tuple[Scenario, ..
     """Killed once at each point of a lane, the same command goes on to the right end.
 
     In the live lane these are the points of its own, and those at which something is told to a provider or known from
-    it, and at the other providers the latter alone; a point in between is the same wherever the job goes. A write that
-    is taken back leaves what was there before it: of those only what concerns a provider is struck here.
+    it, and at the other providers the latter alone; a point in between is the same wherever the job goes.
     """
     points = explored.points_of(scenarios)
     if scenarios is not BATCH:
         own = points.keys() - explored.points_of(BATCH).keys() if scenarios[0].model.startswith("openai/") else set()
         points = {point: scenario for point, scenario in points.items() if _TALK.match(point) or point in own}
-    points = {p: scenario for p, scenario in points.items() if _TALK.match(p) or not p.endswith(".committing")}
     assert explored.strike([Kill(scenario, point) for point, scenario in points.items()]) == []
 
 

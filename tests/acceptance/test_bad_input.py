@@ -397,8 +397,8 @@ def test_odd_rows_run_and_come_back_as_they_were(place: Place) -> None:
 
 def test_a_closed_pipe_is_no_error(place: Place) -> None:
     """Whoever stops reading stdout ends the command in silence."""
-    one, other = (f"{' '.join(COMMAND)} {command}" for command in ("jobs", "results @last"))
-    line = f"set -e -o pipefail; {one} | true; {one} --json | true; {other} | head -0"
+    jobs = f"{' '.join(COMMAND)} jobs"
+    line = f"set -e -o pipefail; {jobs} | true; {jobs} --json | true"
     done = subprocess.run(
         ["bash", "-c", line], check=False, cwd=place.folder, env=place.env, capture_output=True, text=True, timeout=60
     )

@@ -256,7 +256,7 @@ def test_a_damaged_file_is_named_and_hides_no_other_job(place: Place, file: str)
 
 def test_a_closed_pipe_ends_in_silence(place: Place) -> None:
     """`nightmill results JOB | head -1` prints one line and no complaint."""
-    assert place.run("run", place.rows(4_000), "--prompt", "{{ text }} " + "long " * 20, "--model",
+    assert place.run("run", place.rows(400), "--prompt", "{{ text }} " + "long " * 200, "--model",
                      "python:funcs.upper", "--progress", "none").code == 0  # fmt: skip
     line = f"{' '.join(COMMAND)} results @last | head -1"
     done = subprocess.run(

@@ -207,12 +207,12 @@ def put_back(place: Place, model: str, keys: dict[str, str] | None) -> None:
     command = ("run", "in.txt", "--model", model, "--lane", "batch", "--yes", "--detach")
     ledger, backup, mine = place.home / "nightmill.db", place.folder / "backup.db", place.env
     place.env = mine | {"NIGHTMILL_KILL_AT": "ledger.publish_plan.committed"}
-    assert place.run_cold(*command).code == -9
+    assert place.run(*command).code == -9
     with closing(sqlite3.connect(ledger)) as now, closing(sqlite3.connect(backup)) as kept:
         now.backup(kept)
     if keys is not None:
         place.env = mine | keys
-        assert place.run_cold(*command).code == 0
+        assert place.run(*command).code == 0
     place.env = mine
     for more in ("-wal", "-shm"):
         ledger.with_name(ledger.name + more).unlink(missing_ok=True)

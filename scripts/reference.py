@@ -16,7 +16,8 @@ import click
 
 from nightmill import cli, config
 from nightmill.providers.servers import SERVERS
-from nightmill.sinks import RESULT_SCHEMA
+from nightmill.sinks.columns import table_schema
+from nightmill.sinks.vectors import Vectors
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 
@@ -28,7 +29,7 @@ _EXIT_CODES = {
     0: "every row succeeded, or the command did what it was asked",
     1: "another error, or the job is paused",
     2: "bad usage or bad input; nothing was sent",
-    3: "finished, and some rows failed",
+    3: "finished, and some rows failed, or were invalid",
     4: "stopped by a budget",
     5: "stopped by `--on-error`, or by answers that are not valid",
     130: "interrupted; running again goes on",
@@ -110,11 +111,11 @@ def _option(option: click.Option, context: click.Context) -> tuple[str, str]:
 
 
 def _columns() -> Iterator[str]:
-    kinds = ((f"`{field.name}`", str(field.type).replace("large_", "")) for field in RESULT_SCHEMA)
-    yield from _table("Columns of a result", ("column", "type"), kinds)
-    yield "In tables, each top-level field of a schema is a column of its own. Only jobs that ask for embeddings"
-    yield "have the column `embedding`: in Parquet and Arrow a list of 32-bit floats, of a fixed size where all are"
-    yield "as long, in CSV and JSON a list of numbers.\n"
+    kinds = {field.name: str(field.type).replace("item: ", "") for field in table_schema((), Vectors())}
+    yield from _table("Columns of a result", ("column", "type"), ((f"`{name}`", kind) for name, kind in kinds.items()))
+    yield "In tables, each top-level field of a schema is a column of its own, and `parsed` is not there. Only jobs"
+    yield "that ask for embeddings have the column `embedding`: in Parquet and Arrow a list of 32-bit floats, of a"
+    yield "fixed size where all are as long, in CSV and JSON a list of numbers.\n"
 
 
 def _settings() -> Iterator[str]:

@@ -65,6 +65,7 @@ def test_invalid_rows_are_never_sent_again(tmp_path: Path) -> None:
     job = first.json["job_id"]
     retried = place.run("retry", job, "--json")
     assert (retried.code, retried.json["invalid"]) == (0, 5)
+    assert "no failed rows; 5 invalid rows can only be put right in the input" in retried.err
     shown = place.run("show", job, "--failures")
     assert "a.jsonl:5" in shown.out
     again = place.run("run", "a.jsonl", *UPPER, "--skip-bad")

@@ -159,8 +159,9 @@ def job(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[...
 
 
 progress = click.option(
-    "--progress", "mode", type=click.Choice(PROGRESS), default="auto", show_default=True, help="How to show progress."
-)
+    "--progress", "mode", type=click.Choice(PROGRESS), default="auto", show_default=True,
+    help="How to show progress; none: only the quote and the end.",
+)  # fmt: skip
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
 out = click.option(
     "--out", "outs", multiple=True, metavar="PATH",

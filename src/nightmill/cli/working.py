@@ -12,7 +12,7 @@ from nightmill.cli.edge import Declined, Edge
 from nightmill.cli.progress import Mode
 from nightmill.cli.session import Order, conclude, look_again, work
 from nightmill.errors import Conflict, UsageError
-from nightmill.mill import Job, Mill
+from nightmill.mill import Job, Mill, Standing
 from nightmill.types import UNFINISHED, JobState, ShardState
 
 
@@ -173,9 +173,18 @@ def retry(
             mill.discard_retry(again)
             raise
         if not again.rows:
-            edge.say(f"job {found.id} has no failed rows")
-            edge.answer(views.job_object(found, mill.standing(found)))
+            standing = mill.standing(found)
+            edge.say(f"job {found.id} has no failed rows{_of_invalid(standing)}")
+            edge.answer(views.job_object(found, standing))
             return 0
         edge.say(f"job {found.id}: sends {present.some(again.rows, 'row')} again")
         interrupted = work(edge, mill, [found], order)
         return conclude(edge, mill, [found], order, interrupted=interrupted)
+
+
+def _of_invalid(standing: Standing) -> str:
+    """What `retry` cannot do for rows that were never sent."""
+    if not standing.invalid:
+        return ""
+    rows = present.some(standing.invalid, "invalid row")
+    return f"; {rows} can only be put right in the input: then give the command of the job again"

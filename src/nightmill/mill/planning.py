@@ -419,8 +419,8 @@ def _parameters(home: Home, options: RunOptions, task: Task) -> Parameters:
     schema = task.schema
     if options.schema:
         schema = load_schema(options.schema)
-        check_examples(task.examples, schema, f"the task {task.name} with --schema {options.schema}")
-        check_tools_alone(task.tools, schema, f"the task {task.name} with --schema {options.schema}")
+        check_examples(task.examples, schema, f"{task.called} with --schema {options.schema}")
+        check_tools_alone(task.tools, schema, f"{task.called} with --schema {options.schema}")
     if task.bodies:  # what they do not say is not for the settings to say
         return Parameters(options.temperature, options.max_output, schema)
     return Parameters(

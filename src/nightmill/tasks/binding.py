@@ -13,6 +13,7 @@ from nightmill.types import Endpoint
 
 MEDIA = "nightmill.media"  # the column that says where the media of each row lie
 _NOT_OF_A_BODY = ("key", "id", "custom_id")
+_ONLY_A_PROMPT = ("prompt", "verbatim")
 _VERBATIM_COLUMNS = ("text", "prompt", "input")
 _Role = Literal["system", "user"]
 
@@ -52,6 +53,11 @@ class Task:
     parallel_tool_calls: bool | None = None
     choices: int | None = None  # answers to each row
     media: list[str] = field(default_factory=list)  # columns whose cells are images, PDFs, audio or video to send along
+
+    @property
+    def called(self) -> str:
+        """What messages call it: whoever typed a prompt knows of no task."""
+        return "the prompt" if self.name in _ONLY_A_PROMPT else f"the task {self.name}"
 
     @property
     def embeds(self) -> bool:
@@ -157,7 +163,7 @@ def bind(task: Task, columns: Sequence[str], sets: Mapping[str, str] | None = No
         column = names[task.messages_column]
         return BoundTask(replace(task, messages_column=column), (column, *seen), ())
     if not any(role == "user" for role, _ in parsed):
-        raise TaskError(f"the task {task.name} asks nothing", why="it has no prompt", fix="give it a prompt")
+        raise TaskError(f"{task.called} asks nothing", why="it has no prompt", fix="give it a prompt")
     templates = tuple((role, bind_template(template, names, task.variables)) for role, template in parsed)
     needed = dict.fromkeys(column for _, template in templates for column in template.columns)
     return BoundTask(task, (*needed, *seen), templates, _shots(task, parsed[-1][1]))
@@ -204,7 +210,7 @@ def _apply_sets(task: Task, columns: Sequence[str], sets: Mapping[str, str], use
     for name, value in sets.items():
         if name not in used and name not in variables:
             raise TaskError(
-                f"--set {name}={value}: the task {task.name} has no {name}",
+                f"--set {name}={value}: {task.called} has no {name}",
                 why="it uses " + (", ".join(sorted(used | set(variables))) or "no names at all"),
                 fix=did_you_mean(name, used | set(variables)) or "set one of these",
             )
@@ -230,7 +236,7 @@ def _check_names(names: Mapping[str, str], columns: Sequence[str], task: Task) -
         known = [*columns, *task.variables]
         hint = did_you_mean(column, known)
         raise TaskError(
-            f"the task {task.name} uses {column}, which is not a column",
+            f"{task.called} uses {column}, which is not a column",
             why=f"the columns are {', '.join(columns)}"
             + (f"; the variables are {', '.join(task.variables)}" if task.variables else ""),
             fix=(f"{hint} " if hint else "") + f"Map it with --set {name}=COLUMN, or correct the template.",

@@ -69,6 +69,11 @@ def digests(salt: bytes, bodies: Iterable[bytes]) -> list[bytes]:
     return made
 
 
+def later(key: bytes, step: bytes) -> bytes:
+    """The key of an answer that the request of ``key`` only had after a further ``step``; in the same partition."""
+    return key[:1] + sha256(key + step).digest()[: DIGEST_BYTES - 1]
+
+
 class CacheHit(NamedTuple):
     """Where an answer lies in the cache."""
 
@@ -250,7 +255,7 @@ class Folding:
 
     def skips(self, row: int) -> bool:
         """Whether row ``row`` is a duplicate or cached."""
-        return bool(self.skip[row >> 3] >> (row & 7) & 1)
+        return _has(self.skip, row)
 
     def duplicate_pairs(self) -> Iterator[tuple[int, int]]:
         """``(row, first equal row)`` by rising row."""
@@ -296,8 +301,11 @@ class Deduper:
         if self._unspilled >= _SPILL_BYTES:
             self._spill()
 
-    def finish(self, cache: AnswerCache | None, *, dedupe: bool = True) -> Folding:
-        """Fold: once, after all rows. With ``dedupe`` False only the cache is asked."""
+    def finish(self, cache: AnswerCache | None, *, dedupe: bool = True, steps: Sequence[bytes] = ()) -> Folding:
+        """Fold: once, after all rows. With ``dedupe`` False only the cache is asked.
+
+        Where it has no answer to a request, one after a further step counts, too (`later`), the first in ``steps``.
+        """
         span = max(_SPAN_ROWS, -(-self._rows // PARTITIONS))
         twins = _Spans(self._folder, "twins", _TWIN, span)
         hits = _Spans(self._folder, "hits", _FOUND, span)
@@ -307,7 +315,7 @@ class Deduper:
             if dedupe and len({key for key, _ in records}) < len(records):
                 records = _fold(records, twins, skip)
             if cache is not None and records:
-                _find(records, partition, cache, hits, skip)
+                _find(records, partition, cache, steps, hits, skip)
         twins.spill()
         hits.spill()
         return Folding(skip, twins, hits)
@@ -345,16 +353,25 @@ def _fold(records: list[tuple[bytes, int]], twins: _Spans, skip: bytearray) -> l
     return list(first.items())
 
 
-def _find(records: list[tuple[bytes, int]], partition: int, cache: AnswerCache, hits: _Spans, skip: bytearray) -> None:
+def _find(
+    records: list[tuple[bytes, int]], partition: int, cache: AnswerCache, steps: Sequence[bytes], hits: _Spans,
+    skip: bytearray,
+) -> None:  # fmt: skip
     """Note the records whose answer the cache has, after a look at the answer itself."""
-    known = cache.lookup(partition, {key for key, _ in records})
-    found = [(row, known[key]) for key, row in records if key in known]
-    for start in range(0, len(found), 256):  # 256 answers in memory at a time
-        some = found[start : start + 256]
-        for (row, hit), answer in zip(some, cache.read_many([hit for _, hit in some]), strict=True):
-            if answer is not None:
-                hits.add(row, *hit)
-                skip[row >> 3] |= 1 << (row & 7)
+    for step in (None, *steps):
+        asked = records if step is None else [(later(key, step), row) for key, row in records if not _has(skip, row)]
+        known = cache.lookup(partition, {key for key, _ in asked})
+        found = [(row, known[key]) for key, row in asked if key in known]
+        for start in range(0, len(found), 256):  # 256 answers in memory at a time
+            some = found[start : start + 256]
+            for (row, hit), answer in zip(some, cache.read_many([hit for _, hit in some]), strict=True):
+                if answer is not None:
+                    hits.add(row, *hit)
+                    skip[row >> 3] |= 1 << (row & 7)
+
+
+def _has(bits: bytearray, row: int) -> bool:
+    return bool(bits[row >> 3] >> (row & 7) & 1)
 
 
 class _Spans:

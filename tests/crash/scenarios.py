@@ -16,7 +16,7 @@ def _fault(name: str, **parameters: object) -> dict[str, object]:
 
 _SCHEMA = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
 _MODELS = "openai/gpt-4o-mini,openai/gpt-4o"
-_LADDER = {"schema": _SCHEMA, "repair": True, "reask": 1, "once": True}  # what climbed is in no cache
+_LADDER = {"schema": _SCHEMA, "repair": True, "reask": 1, "once": True}  # what a next model answered is in no cache
 _ACCEPTED = _fault("create_accepted_then_500", **_ONCE)
 _NO_LIST = _fault("list_page_500")
 

@@ -187,3 +187,39 @@ def test_a_task_says_its_own_ladder(tmp_path: Path) -> None:
         assert [step.name for step in Ladder.of(said).rungs] == ["re-ask", "re-ask"]
         said = prepared(h, then=[BIGGER], reask=0, repair=True, **asked).spec
         assert (Ladder.of(said).repair, Ladder.of(said).rungs) == (True, ())
+
+
+@pytest.mark.parametrize("lane", ["batch", "live"])
+def test_an_answer_that_came_to_fit_is_not_paid_for_again(tmp_path: Path, lane: str) -> None:
+    """The same command once more, and more rows: what was repaired or asked again is there, only new rows cost."""
+    wrong = {"fault": "wrong_schema_answers", "on": ["batch", "live"]}
+    faults = [
+        wrong | ({"fraction": 0.5, "times": 1} if lane == "batch" else {"times": 3}),
+        {"fault": "invalid_json_answers", "on": ["batch", "live"], "fraction": 0.5},
+    ]
+    with house(tmp_path, *faults) as h:
+        asked: dict[str, Any] = {"lane": lane, "repair": True, "reask": 1, "concurrency": 1}
+        first = ran(h, **asked)
+        told = {name: valid for name, _, valid in steps(h, first)}
+        assert first.state is JobState.COMPLETED
+        assert min(told["local repair"], told["re-ask 1"]) > 0
+        answered = [(row["success"], row["response"], row["parsed"]) for row in h.results(first)]
+        paid = h.invoice()["total_nanos"]
+        again = ran(h, **asked)
+        assert [(row["success"], row["response"], row["parsed"]) for row in h.results(again)] == answered
+        assert (h.invoice()["total_nanos"], h.tally(again).spent_nanos) == (paid, 0)
+        h.faults()
+        more = h.mill.standing(ran(h, 10, **asked))
+        assert (more.cached, more.sent, more.succeeded) == (8, 2, 10)
+
+
+def test_a_job_without_these_steps_asks_for_itself(tmp_path: Path) -> None:
+    """What only fitted after a repair is no answer where nothing is repaired, nor what was asked again elsewhere."""
+    with house(tmp_path, {"fault": "invalid_json_answers", "on": ["batch"]}) as h:
+        ran(h, lane="batch", repair=True)
+        h.faults({"fault": "wrong_schema_answers", "on": ["batch"], "times": 1})
+        asked_again = ran(h, lane="batch", reask=1)
+        assert steps(h, asked_again) == [("first ask", 8, 0), ("re-ask 1", 8, 8)]
+        h.faults()
+        bare = h.mill.standing(ran(h, lane="batch"))
+        assert (bare.cached, bare.sent) == (0, 8)

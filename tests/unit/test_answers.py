@@ -7,7 +7,7 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightmill import answers
-from nightmill.answers import AnswerCache, CacheHit, Deduper, Folding, digest, salt
+from nightmill.answers import AnswerCache, CacheHit, Deduper, Folding, digest, later, salt
 
 SALT = salt("provider", "model", "host.example")
 
@@ -67,6 +67,9 @@ def test_a_digest_tells_bodies_models_and_hosts_apart() -> None:
 # -- folding
 
 
+STEPS = (b"repair", b"re-ask")
+
+
 def fold(folder: Path, rows: Sequence[int | None], step: int, cache: AnswerCache | None, dedupe: bool) -> Folding:
     """Rows of request numbers (None: a row without a request), added ``step`` at a time."""
     deduper = Deduper(folder)
@@ -80,11 +83,11 @@ def fold(folder: Path, rows: Sequence[int | None], step: int, cache: AnswerCache
             some.append(near(number))
         deduper.add_many(range(start, start + len(some)), some)
         start += len(some) or 1
-    return deduper.finish(cache, dedupe=dedupe)
+    return deduper.finish(cache, dedupe=dedupe, steps=STEPS)
 
 
 def naive(
-    rows: Sequence[int | None], cached: set[int], dedupe: bool
+    rows: Sequence[int | None], cached: Mapping[int, bytes], dedupe: bool
 ) -> tuple[list[tuple[int, int]], list[tuple[int, bytes]]]:
     """The promise in a few lines: a dict of everything."""
     first: dict[int, int] = {}
@@ -95,7 +98,7 @@ def naive(
         if dedupe and first.setdefault(number, row) != row:
             pairs.append((row, first[number]))
         elif number in cached:
-            hits.append((row, answer(number)))
+            hits.append((row, cached[number]))
     return pairs, hits
 
 
@@ -103,22 +106,31 @@ def naive(
 @given(
     rows=st.lists(st.none() | st.integers(0, 12), max_size=60),
     cached=st.sets(st.integers(0, 15), max_size=8),
+    kept=st.lists(st.tuples(st.integers(0, 15), st.sampled_from([*STEPS, b"of others"])), max_size=8),
     step=st.integers(1, 20),
     spill=st.sampled_from([1, 24 * 7, 1 << 20]),
     span=st.sampled_from([1, 5, 1 << 16]),
     dedupe=st.booleans(),
 )
 def test_folding_equals_a_dict_of_everything(
-    rows: list[int | None], cached: set[int], step: int, spill: int, span: int, dedupe: bool
+    rows: list[int | None],
+    cached: set[int],
+    kept: list[tuple[int, bytes]],
+    step: int,
+    spill: int,
+    span: int,
+    dedupe: bool,
 ) -> None:
-    """Files, spills and spans change nothing: the first of equal rows is sent, or was answered before."""
+    """Files, spills and spans change nothing: the first of equal rows is sent, or was answered before, at some step."""
     with scratch() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers, "_SPILL_BYTES", spill)
         patch.setattr(answers, "_SPAN_ROWS", span)
         cache = AnswerCache(folder / "answers")
         cache.put_many((near(number), answer(number)) for number in cached)
+        cache.put_many((later(near(number), when), b"%d %b" % (number, when)) for number, when in kept)
         folding = fold(folder / "fold", rows, step, cache, dedupe)
-        pairs, hits = naive(rows, cached, dedupe)
+        there = {number: b"%d %b" % (number, when) for when in STEPS[::-1] for number, at in kept if at == when}
+        pairs, hits = naive(rows, there | {number: answer(number) for number in cached}, dedupe)
         assert list(folding.duplicate_pairs()) == pairs
         assert [(row, cache.read(hit)) for row, hit in folding.cached_hits()] == hits
         assert (folding.duplicates, folding.cached) == (len(pairs), len(hits))

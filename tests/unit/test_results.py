@@ -27,13 +27,14 @@ from plan_kit import (
     unrun,
 )
 
-from nightmill.answers import PARTITIONS, AnswerCache, digest
+from nightmill.answers import PARTITIONS, AnswerCache, digest, later
 from nightmill.collect import results as collected
+from nightmill.collect.results import Keeping
 from nightmill.errors import StoreError
 from nightmill.ledger import SubmissionState
 from nightmill.plan import Bounds, Compiled, Parameters
 from nightmill.types import FileRef, Lane, ShardState, Usage
-from nightmill.wire import JOURNAL, OUTPUT, ROWS
+from nightmill.wire import JOURNAL, OUTPUT, ROWS, body_of, shard_lines
 
 CENT = sheet_of().cost(Usage(10, 5))
 
@@ -113,7 +114,7 @@ def test_a_range_may_rest_on_more_files_than_a_process_may_open(tmp_path: Path) 
         free = lowest.fileno()
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + 100, hard))
     try:
-        (batch,) = results.batches(0, 300, keep=cache_at(tmp_path), salt=b"s" * 32)
+        (batch,) = results.batches(0, 300, keep=Keeping(cache_at(tmp_path), b"s" * 32))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert batch.column("response").to_pylist() == [f"to {i}" for i in range(300)]
@@ -206,7 +207,7 @@ def test_an_answer_is_kept_under_what_it_was_asked(tmp_path: Path) -> None:
     (new,) = plan.shards
     cache = cache_at(tmp_path)
     shards = [answered(store, new, [0, 1, 3])]
-    (batch,) = results_of(newer, store, plan, shards).batches(0, 4, keep=cache, salt=salt)
+    (batch,) = results_of(newer, store, plan, shards).batches(0, 4, keep=Keeping(cache, salt))
     with store.open(next(file.ref for file in plan.files if file.kind == ROWS)) as stream:
         (rows,) = pq.read_table(stream).to_batches()
 
@@ -217,6 +218,25 @@ def test_an_answer_is_kept_under_what_it_was_asked(tmp_path: Path) -> None:
     assert batch.column("response").to_pylist() == ["to 0", "to 1", "to 1", "to 3"]
     assert kept(order.compiled) == [True] * 4
     assert kept(newer.compiled) == [False] * 4
+
+
+def test_what_was_asked_again_is_kept_as_an_answer_to_what_was_asked_first(tmp_path: Path) -> None:
+    """Whatever else of the same rows went out, each answer stands under the body that its own row had."""
+    texts, salt, reask = ["a", "b", "c", "d", "e"], b"s" * 32, b"re-ask"
+    order, store, plan = plan_of(tmp_path, texts, bounds=Bounds(3, 0, None))
+    first, second = (shard_of(new, state=ShardState.SETTLED) for new in plan.shards)
+    tag = f"{plan.job_id}-9"
+    lines = [answer(f"{tag}-{row}", f"to {row}") for row in (0, 2, 3)]
+    files = (store_lines(store, f"wire/{tag}", lines, OUTPUT, tag),)
+    asked = [b'{"custom_id":"%b-%d","body":{"again":%d}}\n' % (tag.encode(), row, row) for row in (0, 2, 3)]
+    own = store_lines(store, f"shards/{tag}", asked, OUTPUT, tag).ref
+    again = replace(first, tag=tag, seq=9, rung=1, last=3, count=3, file=own, files=files)
+    cache = cache_at(tmp_path)
+    list(results_of(order, store, plan, [first, second, again]).batches(0, 5, keep=Keeping(cache, salt, {1: reask})))
+    sent = (item for shard in (first, second) for item in shard_lines(store, shard))
+    keys = {row: later(digest(salt, body_of(line)), reask) for row, line in sent}
+    assert {row for row, key in keys.items() if key in cache.lookup(key[0])} == {0, 2, 3}
+    assert len(_held(cache)) == 3
 
 
 WHAT = st.sampled_from(["answer", "long", "no usage", "empty", "500", "expired", "twice", "answer and 500", "none"])
@@ -249,7 +269,9 @@ def test_rows_read_together_are_the_rows_read_one_by_one(
             check = (lambda text: (text, "too long" if "long" in text else None)) if is_checked else None
             made = results_of(replace(order, provider=provider), store, plan, shards, check)
             cache = cache_at(tmp_path_factory.mktemp("cache"))
-            tables.append((list(made.batches(0, len(whats), keep=cache, salt=b"s" * 32)), made.counts, _held(cache)))
+            tables.append(
+                (list(made.batches(0, len(whats), keep=Keeping(cache, b"s" * 32))), made.counts, _held(cache))
+            )
     assert tables[0] == tables[1]
 
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 import logging
 import struct
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import BufferedReader, FileIO
+from itertools import accumulate, chain
 from operator import add
 from typing import Any, Self
 
@@ -23,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nightmill import wire
-from nightmill.answers import AnswerCache, digests
+from nightmill.answers import AnswerCache, digests, later
 from nightmill.collect.accounting import (
     BodySizes,
     Check,
@@ -104,6 +107,15 @@ class JobFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Keeping:
+    """Where good answers are kept for later jobs, and as answers to what."""
+
+    cache: AnswerCache
+    salt: bytes
+    steps: Mapping[int, bytes] = field(default_factory=dict)  # of the ladder, as `Ladder.kept_steps` tells them
+
+
+@dataclass(frozen=True, slots=True)
 class _WireFile:
     """A file of result lines, with what its lines have in common."""
 
@@ -174,16 +186,14 @@ class Results:
         """``(first, end)`` of each row range of the job."""
         return ((a, min(a + RANGE_ROWS, self.rows)) for a in range(0, self.rows, RANGE_ROWS))
 
-    def batches(
-        self, first: int, end: int, *, keep: AnswerCache | None = None, salt: bytes = b""
-    ) -> Iterator[pa.RecordBatch]:
+    def batches(self, first: int, end: int, *, keep: Keeping | None = None) -> Iterator[pa.RecordBatch]:
         """The results of rows ``first`` to ``end`` in input order; open rows are left out.
 
         With ``keep`` every new good answer goes into the cache. Adds to `counts`.
         """
         twins, bad = self.twins(first, end), bad_rows(self._store, self._files.bad, first, end)
         with ExitStack() as stack:
-            reader, sent = _RangeReader(self, stack, first, end, twins, bad), _Sent(self._store)
+            reader, sent = _RangeReader(self, stack, first, end, twins, bad), _Sent(self._store, self._files.shards)
             rows_file = stack.enter_context(self._store.open(self._files.rows.ref))
             with _damage_told(self._files.rows):
                 source = pq.ParquetFile(rows_file, pre_buffer=False)
@@ -199,16 +209,16 @@ class Results:
                         self._count(rows, is_twin=rows.index in twins)
                         table.add_row(rows, is_twin=rows.index in twins)
                     if keep is not None:
-                        self._keep(keep, salt, sent, rows, twins)
+                        self._keep(keep, sent, rows, twins)
                 yield table.made(batch, start, self._prompts(batch, start, bad))
             if keep is not None:
-                self._put_kept(keep)
+                self._put_kept(keep.cache)
 
-    def write(self, folder: str, first: int, end: int, n: int, **keep: Any) -> StoredFile:
+    def write(self, folder: str, first: int, end: int, n: int, keep: Keeping | None) -> StoredFile:
         """One range as a Parquet file, row groups of 5,000."""
         path = f"{folder}/results/{first}.{n}.parquet"
         with self._store.create(path) as out, _parquet(out) as writer:
-            for batch in self.batches(first, end, **keep):
+            for batch in self.batches(first, end, keep=keep):
                 writer.write_batch(batch)
         return StoredFile(out.ref, wire.RESULTS, n=n, first=first, last=end - 1)
 
@@ -245,24 +255,32 @@ class Results:
                 found[pair[0]] = pair[1]
         return found
 
-    def _keep(self, cache: AnswerCache, salt: bytes, sent: _Sent, rows: _Run | _Row, twins: Mapping[int, int]) -> None:
-        """Good answers for the cache, written many at once: each time costs it a look at all it has."""
+    def _keep(self, to: Keeping, sent: _Sent, rows: _Run | _Row, twins: Mapping[int, int]) -> None:
+        """Good answers for the cache, written many at once: each time costs it a look at all it has.
+
+        They are kept as answers to what was asked first. What only fitted on a further step is so for jobs with the
+        same steps alone: another would have nothing from it but that it does not ask.
+        """
         if isinstance(rows, _Run):
-            shard, lines, first = rows.file.shard, rows.lines, rows.first
+            shard, lines, first, is_repaired = rows.file.shard, rows.lines, rows.first, False
         elif rows.line and rows.shard is not None and rows.index not in twins:
-            shard, lines, first = rows.shard, [rows.line], rows.index
+            shard, lines, first, is_repaired = rows.shard, [rows.line], rows.index, rows.is_repaired
         else:
             return
-        if shard.lane is Lane.CACHE or shard.rung:  # what was asked on a later step no job asks first
+        step = to.steps.get(shard.rung) if shard.rung or is_repaired else b""
+        if shard.lane is Lane.CACHE or step is None:
             return
-        bodies = sent.bodies(shard, range(first, first + len(lines)))
+        if shard.rung:
+            bodies = [body for row in range(first, first + len(lines)) for body in sent.asked_first(shard, row)]
+        else:
+            bodies = sent.bodies(shard, range(first, first + len(lines)))
         if len(bodies) == len(lines):
-            self._kept += zip(
-                digests(salt, self._compiled.unmarked(bodies)), [line.strip() for line in lines], strict=True
-            )
+            keys = digests(to.salt, self._compiled.unmarked(bodies))
+            keys = [later(key, step) for key in keys] if step else keys
+            self._kept += zip(keys, [line.strip() for line in lines], strict=True)
             self._kept_bytes += sum(map(len, lines))
         if self._kept_bytes >= _KEPT_BYTES:
-            self._put_kept(cache)
+            self._put_kept(to.cache)
 
     def _put_kept(self, cache: AnswerCache) -> None:
         cache.put_many(self._kept)
@@ -381,9 +399,21 @@ class _Table:
 class _Sent:
     """The bodies that went out, from the shards' own files: a retry may have asked otherwise than the job did."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, shards: Iterable[Shard]) -> None:
+        self._store, self._shards = store, shards
         self._streams: dict[str, tuple[int, Iterator[tuple[int, bytes]]]] = {}  # by shard, with its last row
+        self._ahead: dict[str, tuple[int, bytes]] = {}  # by shard, what was read of it before it was asked for
+
+    @cached_property
+    def _first(self) -> list[Shard]:
+        """Shards of first asks, by their first row."""
+        asked_first = (shard for shard in self._shards if not shard.rung and shard.lane is not Lane.CACHE)
+        return sorted(asked_first, key=lambda shard: shard.first)
+
+    @cached_property
+    def _reach(self) -> list[int]:
+        """Of each of these, the last row of any up to it."""
+        return list(accumulate((shard.last for shard in self._first), max))
 
     def bodies(self, shard: Shard, rows: range) -> list[bytes]:
         """What those rows were asked; fewer when that is not known. Rows of a shard come by rising index."""
@@ -392,14 +422,27 @@ class _Sent:
             self._streams[shard.tag] = shard.last, wire.shard_lines(self._store, shard)
         found: list[bytes] = []
         try:
-            for row, line in self._streams[shard.tag][1]:
+            ahead = [self._ahead.pop(shard.tag)] if shard.tag in self._ahead else []
+            for row, line in chain(ahead, self._streams[shard.tag][1]):
                 if row in rows:
                     found.append(wire.body_of(line))
+                elif row > rows[-1]:
+                    self._ahead[shard.tag] = row, line
                 if row >= rows[-1]:
                     break
         except StoreError as error:
             log.warning("shard %s: its answers are not kept for other jobs: %s", shard.tag, error.logged)
         return found
+
+    def asked_first(self, shard: Shard, row: int) -> list[bytes]:
+        """What a row of a later rung was asked first: the newest such body before; none where it is not known."""
+        at, found = bisect_right(self._first, row, key=lambda each: each.first), list[Shard]()
+        while at and self._reach[at - 1] >= row:
+            at -= 1
+            if self._first[at].last >= row and self._first[at].seq < shard.seq:
+                found.append(self._first[at])
+        newest_first = sorted(found, key=lambda each: each.seq, reverse=True)
+        return next(filter(None, (self.bodies(each, range(row, row + 1)) for each in newest_first)), [])
 
 
 class _Streams:
@@ -617,8 +660,7 @@ class _RangeReader:
         if isinstance(outcome, Succeeded) and results._check is not None:
             outcome, is_repaired = _checked(outcome, usage, results._check)
         cost = file.sheet.cost(usage) if file.sheet and usage else 0
-        # Another job may be without repair, and would have nothing from such an answer but that it does not ask.
-        kept = line if isinstance(outcome, Succeeded) and not is_repaired else b""
+        kept = line if isinstance(outcome, Succeeded) else b""
         found = (shard, file.batch_id, usage, cost, file.attempt, answer.duration_s, kept, is_repaired)
         return _Row(index, outcome, *found)
 

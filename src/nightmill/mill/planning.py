@@ -21,6 +21,7 @@ from nightmill.mill.home import Home, dearer
 from nightmill.plan import (
     Bounds,
     Compiled,
+    Ladder,
     Order,
     Parameters,
     Plan,
@@ -326,7 +327,8 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
     spec |= {"canary": options.canary, "min_valid": _first(options.min_valid, settings.default_min_valid)}
     spec |= {"columns": columns, "price": order.sheet.to_json(), "by": options.by, "deadline": deadline}
     spec |= laddering.asked(home, options, bound.task, parameters)
-    order = replace(order, fingerprint_extra=(*order.fingerprint_extra, *laddering.marks(spec)))
+    steps = tuple(Ladder.of(spec).kept_steps(parameters.schema).values())
+    order = replace(order, fingerprint_extra=(*order.fingerprint_extra, *laddering.marks(spec)), steps=steps)
     order = _with_prefix(home, options, order)
     free = home.tightest(options.budget_nanos)
     order = _bounded(order, options, free)

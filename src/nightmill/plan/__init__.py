@@ -105,6 +105,7 @@ class Order:
     media: tuple[str, ...] = ()  # the columns that hold media
     candidates: tuple[str, ...] = ()  # the models that one was chosen from, each with its host; none: one was named
     prefix: Prefix | None = None  # what every request has cached
+    steps: tuple[bytes, ...] = ()  # of the ladder, after which answers of earlier jobs count, too
 
 
 _Attach = Callable[[Iterator[Taken]], Iterator[Taken]]
@@ -166,7 +167,7 @@ class _Planner:
         deduper = Deduper(self._store.path(f"{self._folder}/folding"))
         with self._packing() as (attach, packed):
             rows_file, shards = self._read_rows(deduper, attach)
-        folding = deduper.finish(self._order.cache, dedupe=self._order.dedupe)
+        folding = deduper.finish(self._order.cache, dedupe=self._order.dedupe, steps=self._order.steps)
         files = [rows_file, *packed, *self._write_twins(folding), *filter(None, [self._bad.file()])]
         if folding.duplicates or folding.cached:
             shards = self._without_skipped(shards, folding, files)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -59,6 +60,15 @@ class Ladder:
 
     def __bool__(self) -> bool:
         return self.repair or bool(self.rungs)
+
+    def kept_steps(self, schema: Mapping[str, Any] | None) -> dict[int, bytes]:
+        """By rung, what sets apart in the cache the answers that only there came to fit ``schema``; 0: put right here.
+
+        Those of the next models are not kept: to the first one's provider their lines say nothing.
+        """
+        held = msgspec.json.encode([schema, self.repair])
+        rungs = ([0] if self.repair else []) + [n for n, step in enumerate(self.rungs, 1) if step.is_reask]
+        return {rung: b"%d %b" % (rung, held) for rung in rungs}
 
     def at(self, rung: int) -> Rung | None:
         """That rung; None for the first ask, and for one that this ladder does not have."""

@@ -20,7 +20,7 @@ from nightmill.collect.accounting import Check
 from nightmill.collect.sampling import RowUse, Sample, sample
 from nightmill.lanes import Desk, Work
 from nightmill.ledger import Canary, CanarySums, Job, Shard
-from nightmill.pricing import PriceSheet
+from nightmill.pricing import PriceSheet, TokenFit
 from nightmill.types import Lane, ShardState, Usage, usd
 
 log = logging.getLogger(__name__)
@@ -172,20 +172,12 @@ def _sum_of(used: Sequence[RowUse]) -> _Sum:
 def _more_like(used: Sequence[RowUse], rows: Fraction, size: Fraction) -> _Sum:
     """What ``rows`` rows of ``size`` bytes together take, going by some that were asked.
 
-    As many tokens come back for each. What goes out lies on the line that fits best, by least squares: so many tokens
-    for each row (a schema adds some, bytes of JSON that are not billed take some off), so many for each byte. Rows of
-    one size do not tell the two apart; then all is counted by the byte.
+    As many tokens come back for each; what goes out is as `TokenFit` tells.
     """
-    told, count = _sum_of(used), len(used)
-    sizes = sum(row.size for row in used)
-    spread = count * sum(row.size**2 for row in used) - sizes**2
-    by_byte = Fraction(told.tokens_in, max(1, sizes))
-    if spread:
-        together = count * sum(row.size * row.tokens_in for row in used) - sizes * told.tokens_in
-        by_byte = max(Fraction(0), Fraction(together, spread))
-    by_row = (told.tokens_in - by_byte * sizes) / count
-    tokens_in = max(by_row * rows + by_byte * size, rows * min(row.tokens_in for row in used))
-    return _Sum(round(rows), round(tokens_in), round(Fraction(told.tokens_out, count) * rows))
+    told, fit = _sum_of(used), TokenFit()
+    for row in used:
+        fit.add(row.size, row.tokens_in)
+    return _Sum(round(rows), round(fit.of(rows, size)), round(Fraction(told.tokens_out, len(used)) * rows))
 
 
 def _cost_of_all(sheet: PriceSheet, used: _Sum) -> int:

@@ -549,3 +549,39 @@ _LETTERS_ONLY: Final = bytes(ord("l") if byte == ord("l") else ord(" ") for byte
 def _inner_words(classed: bytes) -> int:
     """Runs of letters after the first run."""
     return classed.translate(_LETTERS_ONLY).strip().count(b" l")
+
+
+@dataclass(slots=True)
+class TokenFit:
+    """Input tokens of requests by their size, as some tell that were looked at.
+
+    They lie on the line that fits best, by least squares: so many tokens for each request (a schema adds some, bytes of
+    JSON that are not billed take some off), so many for each byte. Requests of one size do not tell the two apart;
+    then all is counted by the byte.
+    """
+
+    _requests: int = 0
+    _bytes: int = 0
+    _tokens: int = 0
+    _squares: int = 0
+    _products: int = 0
+    _least: int | None = None  # tokens of a request
+
+    def add(self, size_bytes: int, tokens: int, *, stands_for: int = 1) -> None:
+        """One more request that was looked at, for so many like it."""
+        self._requests += stands_for
+        self._bytes += stands_for * size_bytes
+        self._tokens += stands_for * tokens
+        self._squares += stands_for * size_bytes**2
+        self._products += stands_for * size_bytes * tokens
+        self._least = tokens if self._least is None else min(tokens, self._least)
+
+    def of(self, requests: Fraction | int, size_bytes: Fraction | int) -> Fraction:
+        """The tokens of so many requests that have so many bytes together; 0 where none was looked at."""
+        if self._least is None:
+            return Fraction(0)
+        by_byte = Fraction(self._tokens, max(1, self._bytes))
+        if spread := self._requests * self._squares - self._bytes**2:
+            by_byte = max(Fraction(0), Fraction(self._requests * self._products - self._bytes * self._tokens, spread))
+        by_request = (self._tokens - by_byte * self._bytes) / self._requests
+        return max(by_request * requests + by_byte * size_bytes, Fraction(self._least) * requests)

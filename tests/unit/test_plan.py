@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from nightmill.sources import JSON_MARK, open_source
 from nightmill.store import Store
 from nightmill.tasks import Task, bind, prompt_task
 from nightmill.types import Lane
-from nightmill.wire import ROWS, TWINS, body_of, shard_lines
+from nightmill.wire import ROWS, TWINS, body_of, shard_lines, split_lines
 
 quick = settings(max_examples=60, deadline=None)
 texts = st.text(min_size=1, max_size=30).filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
@@ -476,3 +477,33 @@ def test_shard_names_sort_and_are_the_plans_own(tmp_path: Path) -> None:
     assert plan.first_request.startswith(b'{"custom_id":"job-0-0"')
     assert msgspec.json.decode(plan.first_request)["url"] == "/v1/chat/completions"
     assert sheet_of().batch_known
+
+
+def words(lot: random.Random, count: int) -> str:
+    return " ".join(lot.choice(("lorem", "ipsum", "amet", "12,3", "elit")) for _ in range(count))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda lot, i: words(lot, 20),
+        lambda lot, i: words(lot, 5 if i % 1_700 else 20_000),
+        lambda lot, i: words(lot, 60_000 if i == 777 else 5),
+        lambda lot, i: words(lot, 5_000 if lot.random() < 0.01 else 5),
+        lambda lot, i: words(lot, 500 if lot.random() < 0.1 else 5),
+        lambda lot, i: words(lot, 1 + int(lot.lognormvariate(3, 1.5))),
+        lambda lot, i: "你好世界" * lot.randint(1, 400) if i % 2 else words(lot, 20),
+    ],
+    ids=["alike", "few of length", "one has most", "1 % of length", "10 % of length", "lognormal", "two scripts"],
+)
+def test_tokens_are_told_by_a_few_rows_whatever_their_lengths(
+    tmp_path: Path, row: Callable[[random.Random, int], str]
+) -> None:
+    """What a plan expects is within a twentieth of what a look at every request gives."""
+    lot = random.Random(11)
+    order, store, plan = plan_of(tmp_path, [row(lot, i) for i in range(5_000)], bounds=Bounds(10**6, 0, None))
+    (shard,) = plan.shards
+    with store.open(shard.file) as stream:
+        bodies = [body_of(line) for _, line in split_lines(stream, shard.tag)]
+    looked_at = sum(sum(order.compiled.about_tokens(body)) for body in bodies)
+    assert plan.quote.input_tokens == pytest.approx(looked_at, rel=0.05)

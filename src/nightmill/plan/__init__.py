@@ -11,6 +11,8 @@ folder that is thrown away.
 from __future__ import annotations
 
 import hashlib
+import heapq
+import math
 import struct
 import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -40,7 +42,7 @@ from nightmill.plan.first import First, FirstCutter
 from nightmill.plan.keys import KeyWatch
 from nightmill.plan.ladder import CLIMBS, Climb, Ladder, Rung, cut_rows
 from nightmill.plan.prefixes import Prefix, burst_of, measured
-from nightmill.pricing import PriceSheet
+from nightmill.pricing import PriceSheet, TokenFit
 from nightmill.providers import FlexProvider, Provider
 from nightmill.sources import KEY, Source, Taken, digest_batch
 from nightmill.sources.inputs import OR_SKIP_ROWS
@@ -77,7 +79,7 @@ __all__ = [
     "with_waves",
 ]
 
-_SAMPLED_ROWS = 20  # of every 5,000, for the token estimate
+_SAMPLED_ROWS, _LONGEST_ROWS = 20, 2  # of every 5,000, for the token estimate: any, and the longest
 _SHOWN = 5  # bad rows named in an error
 _SNAPSHOT_BYTES = 4 << 20
 _TWIN = struct.Struct("<qq")
@@ -146,7 +148,7 @@ class _Planner:
         self._folder = store.job_folder(job_id)
         provider = order.provider
         self._salt = salt(provider.name, provider.model, provider.account.host)
-        self._sampled_rows = self._sampled_bytes = self._sampled_tokens = self._sampled_beside = 0
+        self._fit = TokenFit()
         self._longest = b""
         self._rows = 0
         self._rows_digest = new_digest()
@@ -304,19 +306,20 @@ class _Planner:
                     bad[index] = f"{error.what}: {error.why}"
 
     def _sample(self, bodies: Sequence[bytes]) -> None:
-        """Learn how many tokens requests have, by what they weigh, from a few rows of each batch."""
-        compiled = self._order.compiled
-        for body in bodies[:: max(1, len(bodies) // _SAMPLED_ROWS)]:
-            tokens, beside = compiled.about_tokens(body)
-            self._sampled_rows += 1
-            self._sampled_bytes += compiled.weighs(body)
-            self._sampled_tokens += tokens
-            self._sampled_beside += beside
+        """Learn how many tokens requests have, by what they weigh, from a few rows of each batch.
+
+        Its longest are among them, and stand for themselves alone: a few of these may have most of all tokens.
+        """
+        compiled, step = self._order.compiled, max(1, len(bodies) // _SAMPLED_ROWS)
+        sizes = list(map(len, bodies))
+        longest = set(heapq.nlargest(_LONGEST_ROWS, range(len(bodies)), key=sizes.__getitem__))
+        for row in {*range(0, len(bodies), step), *longest}:
+            tokens = sum(compiled.about_tokens(bodies[row]))
+            self._fit.add(compiled.weighs(bodies[row]), tokens, stands_for=1 if row in longest else step)
 
     def _tokens(self, weight: int, requests: int) -> int:
         """About as many input tokens as so many requests of that weight have together."""
-        texts = -(-weight * self._sampled_tokens // max(1, self._sampled_bytes))
-        return texts + -(-requests * self._sampled_beside // max(1, self._sampled_rows))
+        return math.ceil(self._fit.of(requests, weight))
 
     # -- duplicates and cached answers ---------------------------------------------------------
 

@@ -289,7 +289,7 @@ def test_odd_cells_are_media_or_bad_rows_and_nobody_waits_for_them(place: Place)
     text = base64.b64encode(png(9, 9)).decode()
     bad: list[Any] = ["/dev/zero", "pipe.png", "empty.png", {"bytes": 5}, {"bytes": [1, 2]}, "data:image/png,%00"]
     good: list[Any] = [
-        f"data:image/png;name=a.png;base64,{quote(text, safe='')}",
+        f"DATA:image/png;name=a.png;base64,{quote(text, safe='')}",
         f"data:image/png,{quote(png(9, 9))}",
         f"data:image/png;base64,{text[:40]}\n{text[40:]}",
         {"bytes": text, "path": None},

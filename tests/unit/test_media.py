@@ -387,9 +387,9 @@ def test_each_provider_gets_a_medium_in_its_own_words() -> None:
     assert bodies[SEES[3]]["contents"][0]["parts"][1] == {"inlineData": {"mimeType": "image/png", "data": text}}
     document = msgspec.json.decode(provider(SEES[2]).encode(said(pdf())).body)["messages"][0]["content"][1]
     assert (document["type"], document["source"]["media_type"]) == ("document", "application/pdf")
-    away = {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}
+    away = {"type": "image_url", "image_url": {"url": "HTTPS://a.example/b.png"}}
     linked = msgspec.json.decode(provider(SEES[2]).encode(said(away)).body)["messages"][0]["content"][1]
-    assert linked == {"type": "image", "source": {"type": "url", "url": "https://a.example/b.png"}}
+    assert linked == {"type": "image", "source": {"type": "url", "url": "HTTPS://a.example/b.png"}}
 
 
 @pytest.mark.parametrize("part", [image(png(30, 20)), pdf(b"%PDF-1.7\n")])

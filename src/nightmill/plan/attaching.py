@@ -96,10 +96,10 @@ class Packer:
             raise _Unusable(f"{column} holds {str(cell)[:60]!r}, and a path, an address or bytes are wanted")
 
     def _of_text(self, column: str, text: str) -> dict[str, Any]:
-        if re.match("https?://", text):
+        if re.match("https?://", text, re.IGNORECASE):
             kind = _SUFFIXES.get(Path(text.partition("?")[0]).suffix.lower(), "image")
             return {"kind": kind, "url": text}
-        if text.startswith("data:"):
+        if text[:5].lower() == "data:":
             head, _, said = text.partition(",")
             is_base64 = head.lower().endswith(";base64")
             return self._packed(_decoded(unquote(said)) if is_base64 else unquote_to_bytes(said), "")

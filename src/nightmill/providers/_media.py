@@ -73,10 +73,10 @@ def medium_of(part: Mapping[str, Any]) -> Medium | None:
     if not isinstance(given, str) or not given:
         raise _unreadable(kind, "only what stands in the request, or at a web address, has a size that is known")
     name = str(inner.get("filename") or "")
-    if given.startswith("data:"):
+    if given[:5].lower() == "data:":
         head, _, data = given[5:].partition(",")
         return _of_base64(kind, data, head.partition(";")[0], name)
-    if re.match("https?://", given):
+    if re.match("https?://", given, re.IGNORECASE):
         of: dict[str, Kind] = {"image_url": "image", "input_image": "image", "video_url": "video"}
         return Medium(of.get(kind, "pdf"), "", None, given, name)
     raise _unreadable(kind, f"{given[:60]!r} is neither a data: URL nor a web address")

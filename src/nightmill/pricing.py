@@ -107,6 +107,11 @@ class PriceSheet:
     def is_free(self) -> bool:
         return not any(self._dearest)
 
+    @property
+    def only_reads(self) -> bool:
+        """Whether what goes out has a price and what comes back has none: a model for embeddings."""
+        return not self.is_free and not any(tier.output for tier in self.tiers)
+
     def rates(self, input_tokens: int) -> Rates:
         """The rates that apply to a request of that many input tokens."""
         return _reached(self.tiers, input_tokens)

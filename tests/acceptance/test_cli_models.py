@@ -66,6 +66,14 @@ def test_a_model_of_nobody_is_a_slip(tmp_path: Path, ref: str, told: str) -> Non
     assert told in " ".join(done.err.split())
 
 
+@pytest.mark.parametrize("ref", ["gemini/gemini-embedding-001", "openai/text-embedding-3-small"])
+def test_a_model_for_embeddings_promises_neither_schema_nor_media(tmp_path: Path, ref: str) -> None:
+    """Told by its price: what comes back costs nothing."""
+    (found,) = Place(tmp_path).run("models", ref, "--json").json["models"]
+    assert (found["schema"], found["media"]) == ("none", [])
+    assert any("makes vectors of texts" in caveat for caveat in found["caveats"])
+
+
 def test_programs_get_the_same_with_null_for_what_nobody_knows(tmp_path: Path) -> None:
     """Limits, grade, schema support and caveats; what a lane that is not there would take is null."""
     done = Place(tmp_path, toml=f'[models."{GPT}"]\nquality = 61\n').run("models", "--json")

@@ -84,8 +84,9 @@ class Reader:
 
     def _ended(self, step: Step) -> tuple[int, str]:
         """The exit code, and what was told. A plain nightmill command needs no shell, and starts warm."""
-        if words := plain(step):
-            code, out, err = warm.run(tuple(words), self.folder, self.env, SECONDS)
+        given, words = plain(step)
+        if words:
+            code, out, err = warm.run(tuple(words), self.folder, self.env | given, SECONDS)
             return code, f"{out}\n{err}"
         command = [sys.executable, "-c", step.text] if step.is_python else ["bash", "-c", step.text]
         done = subprocess.run(
@@ -95,14 +96,20 @@ class Reader:
         return done.returncode, done.stdout
 
 
-def plain(step: Step) -> list[str]:
-    """The arguments of a nightmill command in which nothing is left to the shell; none: it is something else."""
-    if step.is_python or not step.text.startswith("nightmill ") or "\n" in step.text:
-        return []
+def plain(step: Step) -> tuple[dict[str, str], list[str]]:
+    """The variables before a nightmill command, and its arguments, where nothing of it is left to the shell.
+
+    No arguments: it is something else.
+    """
+    if step.is_python or not re.match(r"([A-Z_]+=\S+ )*nightmill ", step.text) or re.search(r"[\n$]", step.text):
+        return {}, []
     words = shlex.shlex(step.text, posix=True, punctuation_chars=True)
     words.whitespace_split = True
     found = list(words)
-    return [] if any(set(word) <= set("|&;<>()") for word in found if word) else found[1:]
+    if any(set(word) <= set("|&;<>()") for word in found if word):
+        return {}, []
+    at = found.index("nightmill")
+    return dict(word.split("=", 1) for word in found[:at]), found[at + 1 :]
 
 
 @pytest.mark.timeout(300)

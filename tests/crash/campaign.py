@@ -93,7 +93,7 @@ class Campaign:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._slots: queue.Queue[Slot] = queue.Queue()
+        self._slots: queue.LifoQueue[Slot | None] = queue.LifoQueue()  # None: one that nobody needed yet
         self._nest: Nest | None = None
         self._made: list[Slot] = []
         self._numbers = itertools.count(1)
@@ -103,11 +103,9 @@ class Campaign:
         self.wrong: list[str] = []  # of the undisturbed runs
 
     def open(self) -> None:
-        nest = self._nest = Nest()
+        self._nest = Nest()
         for _ in range(_SLOTS):
-            slot = Slot(nest)
-            self._made.append(slot)
-            self._slots.put(slot)
+            self._slots.put(None)
 
     def close(self) -> None:
         for slot in self._made:
@@ -140,6 +138,10 @@ class Campaign:
     def _slot(self) -> Iterator[Slot]:
         slot = self._slots.get()
         try:
+            if slot is None:
+                assert self._nest is not None
+                slot = Slot(self._nest)
+                self._made.append(slot)
             slot.serve()
             yield slot
         finally:

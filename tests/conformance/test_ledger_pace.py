@@ -75,6 +75,15 @@ def test_rows_of_a_batch_that_is_cancelled_run_live(ledger: Ledger) -> None:
     assert ledger.cancel_times("another", since=0.0) == []
 
 
+def test_a_batch_that_was_refused_as_a_whole_while_it_was_cancelled_is_decided_about_anew(ledger: Ledger) -> None:
+    """Nothing of it ran: its rows wait to be handed over, and are no live calls yet."""
+    publish(ledger, shards=1, count=10)
+    shard = bring(ledger, ShardState.WAITING)
+    ledger.note_cancel_asked(shard, [1], at=2000.0)
+    ledger.note_not_sent(shard, 1, due_in_s=0.0, reason="no room for its tokens")
+    assert ledger.rows_left("job1") == (10, 0)
+
+
 def test_a_live_job_has_rescued_nothing(ledger: Ledger) -> None:
     """Live calls that were asked for are no rescue."""
     publish(ledger, shards=1, lane=Lane.LIVE)

@@ -9,6 +9,7 @@ import pytest
 from faults_kit import House, house
 
 from nightmill.ledger import Job
+from nightmill.types import Lane, ShardState
 
 pytestmark = pytest.mark.req("X3")
 
@@ -76,6 +77,16 @@ def test_whoever_comes_back_after_the_deadline_finishes_live_what_is_left(tmp_pa
         job = h.run(job)
         answered_once(h, job)
         assert h.tally(job).rescued == ROWS
+
+
+def test_what_is_cancelled_because_of_its_answers_does_not_go_live_for_that(tmp_path: Path) -> None:
+    """There is time enough: when the job goes on its rows go into a batch again, at the price of batches."""
+    with house(tmp_path, sim=STUCK, timing=QUICK) as h:
+        job = h.run(h.submit(ROWS, by="1h"), until=lambda h, job: bool(h.batches()))
+        assert h.mill.ledger.stop_for_answers(job.id, "answers are too bad")
+        h.run(job)
+        assert [batch["status"] for batch in h.batches()] == ["cancelled"]
+        assert [(s.lane, s.count) for s in h.shards(job) if s.state is ShardState.PLANNED] == [(Lane.BATCH, ROWS)]
 
 
 def test_batches_are_taken_back_one_after_the_other_and_the_last_may_stay(tmp_path: Path) -> None:

@@ -94,6 +94,16 @@ def test_without_a_ladder_an_answer_that_does_not_fit_is_not_asked_for_again(tmp
         assert (h.tally(job).counts.failed, len(h.batches())) == (8, 1)
 
 
+def test_the_most_that_further_steps_cost_counts_live_calls_where_there_may_be_any(tmp_path: Path) -> None:
+    """Under a deadline what a batch does not do runs live: what is agreed to beforehand covers that."""
+    with house(tmp_path) as h:
+        most = [
+            prepared(h, reask=1, then=[BIGGER], **how).spec["next_at_most_nanos"]
+            for how in ({"lane": "live"}, {"lane": "batch", "by": "1h"}, {"lane": "batch"})
+        ]
+        assert most[0] == most[1] > most[2]
+
+
 def test_what_a_re_ask_says(tmp_path: Path) -> None:
     """The model sees the row's own part, its answer, what is wrong with it, and the schema."""
     wrong = {"fault": "wrong_schema_answers", "on": ["batch"], "times": 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, and_, case, func, select
+from sqlalchemy import Connection, and_, case, func, or_, select
 
 from nightmill.ledger._database import Database
 from nightmill.ledger.schema import shards, submissions
@@ -19,8 +19,9 @@ def rows_left_in(connection: Connection, job_id: str, but: str | None, *, hands_
     there = shards.c.state.in_((ShardState.WAITING, ShardState.COLLECTING))
     count = shards.c["count"]
     left = case((and_(there, told < count), count - told), (there, 0), else_=count)
-    waits = and_(shards.c.lane.in_((Lane.BATCH, Lane.FLEX)), shards.c.state != ShardState.COLLECTING,
-                 func.coalesce(submissions.c.cancel_asked, 0) == 0)  # fmt: skip
+    # What was refused as a whole may go into a batch again, though that one was to be cancelled.
+    stays = or_(func.coalesce(submissions.c.cancel_asked, 0) == 0, shards.c.state == ShardState.PLANNED)
+    waits = and_(shards.c.lane.in_((Lane.BATCH, Lane.FLEX)), shards.c.state != ShardState.COLLECTING, stays)
     sums = select(
         func.coalesce(func.sum(case((waits, left), else_=0)), 0),
         func.coalesce(func.sum(case((waits, 0), else_=left)), 0),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nightmill.errors import UsageError
 from nightmill.ledger import Job
-from nightmill.mill.home import Home, compiled_from
+from nightmill.mill.home import Home, compiled_from, dearer
 from nightmill.plan import Ladder, Parameters, Plan
 from nightmill.pricing import PriceSheet
 from nightmill.tasks import Task, require_repair
@@ -109,9 +109,12 @@ def _most_nanos(home: Home, spec: Mapping[str, Any], ladder: Ladder, plan: Plan)
         if step.model != spec["model"]:
             lane = home.rung_lane(lane, step.model, home.provider(step.model, sends=False))
         sheet = home.sheet(step.model, lane)
+        live = dearer(sheet, home.sheet(step.model, Lane.LIVE))
         for shard in sent:
+            goes_live = shard.lane is Lane.LIVE or spec["deadline"] is not None  # or it may have to, to be in time
             shown = _BYTES_A_TOKEN * shard.cap_tokens if step.is_reask else 0
-            total += sheet.worst(shard.content_bytes + shown, shard.count, shard.cap_tokens)
+            held = live if goes_live else sheet
+            total += held.worst(shard.content_bytes + shown, shard.count, shard.cap_tokens)
     return total
 
 

@@ -146,6 +146,7 @@ def test_rows_of_a_cancelled_job_stay_as_the_step_before_left_them(tmp_path: Pat
         job = h.run(job)
         assert job.state is JobState.CANCELLED
         assert [row["error_kind"] for row in h.results(job)] == ["invalid_output"] * 8
+        assert h.tally(job).failures == {"invalid_output": 8}
         exact(h, job)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,8 @@ from nightmill.ledger._database import wall
 from nightmill.ledger._rows import raise_alerts
 from nightmill.ledger.records import Shard
 from nightmill.ledger.schema import alerts, shards, submissions
-from nightmill.ledger.shards import ShardVerbs
-from nightmill.types import FailureKind, ShardState
+from nightmill.ledger.shards import ShardVerbs, still_invalid
+from nightmill.types import ShardState
 
 STOPPED = "ladder_stopped"  # the kind of the alert that money ran out for a step
 
@@ -65,12 +64,12 @@ class LadderVerbs(ShardVerbs):
                       shards.c.state == ShardState.PLANNED, shards.c.submission == 0,
                       shards.c.lease_until <= self.moment())  # fmt: skip
         with self._write("give_up") as connection:
-            done: dict[str, Any] = {"failed": shard.count, "failures": _still_invalid(shard.count)}
+            done: dict[str, Any] = {"failed": shard.count, "failures": still_invalid(shard.count)}
             self._step(connection, shard, ShardState.SETTLED, settled_at=wall(), reason=reason, **done)
             for tag, count in connection.execute(select(shards.c.tag, shards.c["count"]).where(beside)).all():
                 connection.execute(
                     update(shards).where(shards.c.tag == tag).values(
-                        state=ShardState.SETTLED, failed=count, failures=_still_invalid(count), settled_at=wall(),
+                        state=ShardState.SETTLED, failed=count, failures=still_invalid(count), settled_at=wall(),
                         reason=reason, epoch=shards.c.epoch + 1,
                     )
                 )  # fmt: skip
@@ -78,7 +77,3 @@ class LadderVerbs(ShardVerbs):
             if connection.execute(told.limit(1)).first() is None:  # once is enough
                 text = f"not every answer that does not fit the schema is asked for again: {reason}"
                 raise_alerts(connection, shard.job_id, shard.tag, [(STOPPED, text)])
-
-
-def _still_invalid(rows: int) -> str:
-    return json.dumps({FailureKind.INVALID_OUTPUT.value: rows})

@@ -40,7 +40,7 @@ from nightmill.ledger.records import (
     SubmissionState,
 )
 from nightmill.ledger.schema import files, jobs, quotas, shards, submissions
-from nightmill.types import SHARD_MOVES, FileRef, JobState, Lane, ShardState
+from nightmill.types import SHARD_MOVES, FailureKind, FileRef, JobState, Lane, ShardState
 
 Must: TypeAlias = Callable[[int, int], bool]  # whether it has to be, with so many rows left in batches and live
 _FREE = {"owner": None, "lease_until": 0.0}
@@ -563,8 +563,13 @@ class ShardVerbs(Database):
             "state": ShardState.SETTLED, "settled_at": wall(), "cancelled": case((is_first, count), else_=0),
             "failed": case((is_first, 0), else_=count),
         }  # fmt: skip
+        which = (shards.c.tag, shards.c.rung, count)
         with self._write("drop_planned") as connection:
-            dropped = connection.execute(update(shards).where(idle).values(**done).returning(shards.c.tag)).all()
+            dropped = connection.execute(update(shards).where(idle).values(**done).returning(*which)).all()
+            for tag, rung, rows in dropped:
+                if rung:
+                    said = update(shards).where(shards.c.tag == tag).values(failures=still_invalid(rows))
+                    connection.execute(said)
         return len(dropped)
 
     def recut(
@@ -603,3 +608,8 @@ class ShardVerbs(Database):
         which = and_(shards.c.job_id == job_id, shards.c.state.in_(states))
         with self._read() as connection:
             return int(connection.execute(select(func.count()).select_from(shards).where(which)).scalar_one())
+
+
+def still_invalid(rows: int) -> str:
+    """The failures of so many rows that a further step of their ladder did not come to."""
+    return json.dumps({FailureKind.INVALID_OUTPUT.value: rows})

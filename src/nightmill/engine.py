@@ -26,7 +26,7 @@ from nightmill.killpoints import reach
 from nightmill.lanes import Desk, Lease, Work, batch, keys, late, live, rescue, tidying
 from nightmill.lanes.throttle import Rates, Throttle, tightest
 from nightmill.ledger import Counts, Job, Shard, StoredFile, standing_of
-from nightmill.plan import CLIMBS, Climb, Compiled, Ladder, Parameters, bounds
+from nightmill.plan import CLIMBS, Climb, Compiled, Ladder, bounds
 from nightmill.pricing import PriceSheet
 from nightmill.providers import BatchProvider, LiveProvider, Provider
 from nightmill.store import PACKED, Store
@@ -729,7 +729,7 @@ def build_results(
     """
     results = results_of(store, kit, shards, files)
     folder = store.job_folder(kit.job.id)
-    steps = kit.ladder.kept_steps(Parameters.from_dict(kit.job.spec["parameters"]).schema)
+    steps = kit.ladder.kept_steps(kit.job.spec["parameters"].get("schema"))
     keep = None if kit.cache is None else Keeping(kit.cache, kit.salt, steps)
     written = [results.write(folder, first, end, n, keep) for first, end in results.ranges()]
     return results.counts, written

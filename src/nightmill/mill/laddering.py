@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nightmill.errors import UsageError
 from nightmill.ledger import Job
 from nightmill.mill.home import Home, compiled_from, dearer
-from nightmill.plan import Ladder, Parameters, Plan
+from nightmill.plan import Ladder, Order, Parameters, Plan
 from nightmill.pricing import PriceSheet
 from nightmill.tasks import Task, require_repair
 from nightmill.types import Lane, usd
@@ -75,10 +75,11 @@ def check(home: Home, spec: Mapping[str, Any]) -> None:
         compiled_from(spec, home.provider(model))
 
 
-def marks(spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """What of it makes one job another than the next."""
-    said = spec.get("ladder", {})
-    return (f"repair={said['repair']}", f"reask={said['reask']}") if said.get("repair") or said.get("reask") else ()
+def marked(order: Order, spec: Mapping[str, Any]) -> Order:
+    """The order with what of the ladder makes one job another, and with the steps of which cached answers count."""
+    said, steps = spec.get("ladder", {}), Ladder.of(spec).kept_steps(spec["parameters"].get("schema"))
+    marks = (f"repair={said['repair']}", f"reask={said['reask']}") if said.get("repair") or said.get("reask") else ()
+    return replace(order, fingerprint_extra=(*order.fingerprint_extra, *marks), steps=tuple(steps.values()))
 
 
 def next_at_most(home: Home, spec: Mapping[str, Any], plan: Plan) -> dict[str, int]:

@@ -21,7 +21,6 @@ from nightmill.mill.home import Home, dearer
 from nightmill.plan import (
     Bounds,
     Compiled,
-    Ladder,
     Order,
     Parameters,
     Plan,
@@ -327,9 +326,7 @@ def _draft(home: Home, options: RunOptions, among: tuple[str, ...], whole: bool,
     spec |= {"canary": options.canary, "min_valid": _first(options.min_valid, settings.default_min_valid)}
     spec |= {"columns": columns, "price": order.sheet.to_json(), "by": options.by, "deadline": deadline}
     spec |= laddering.asked(home, options, bound.task, parameters)
-    steps = tuple(Ladder.of(spec).kept_steps(parameters.schema).values())
-    order = replace(order, fingerprint_extra=(*order.fingerprint_extra, *laddering.marks(spec)), steps=steps)
-    order = _with_prefix(home, options, order)
+    order = _with_prefix(home, options, laddering.marked(order, spec))
     free = home.tightest(options.budget_nanos)
     order = _bounded(order, options, free)
     if order.held is not None and options.batch_size is None:

@@ -187,6 +187,15 @@ def test_the_quote_tells_the_steps_and_their_worst_case(tmp_path: Path) -> None:
         assert not any("do not fit" in note for note in prepared(h, lane="batch", then=[]).quote.notes)
 
 
+def test_a_retry_tells_what_further_steps_may_cost_too(tmp_path: Path) -> None:
+    """What fits nothing goes up the ladder again: the price that is agreed to before a retry covers that."""
+    with house(tmp_path, {"fault": "wrong_schema_answers", "on": ["batch"]}) as h:
+        jobs = [ran(h, lane="batch", new=True, **how) for how in ({}, {"reask": 1, "then": [BIGGER]})]
+        plain, climbing = (h.mill.prepare_retry(job) for job in jobs)
+        assert plain.rows == climbing.rows == 8
+        assert climbing.at_most_nanos > 10 * plain.at_most_nanos > 0  # the next model costs sixteen times as much
+
+
 def test_a_task_says_its_own_ladder(tmp_path: Path) -> None:
     """repair, reask and escalate of a task file hold where the command says nothing, and the command goes before."""
     (tmp_path / "say.toml").write_text(

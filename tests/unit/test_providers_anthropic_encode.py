@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from nightmill.errors import CannotCarry
-from nightmill.plan import Compiled, Parameters
-from nightmill.plan.compiling import tokens_of
+from nightmill.plan import Compiled, Parameters, content_of
+from nightmill.pricing import estimate_tokens
 from nightmill.providers import BatchProvider, Encoded, LiveProvider, OpenBatches, UntaggedBatches
 from nightmill.providers.resolve import resolve
 from nightmill.tasks import Task, bind
@@ -219,13 +219,18 @@ def test_there_are_no_embeddings_and_no_responses(request_: dict[str, Any]) -> N
         encode(HAIKU, request_, *request_)
 
 
+def tokens_of(model: str, body: bytes) -> int:
+    """About as many input tokens as a quote counts for a body."""
+    return estimate_tokens(content_of(body)) + provider(model).weigh(body).beside
+
+
 @pytest.mark.parametrize(("model", "asked"), [(HAIKU, {"response_format": SCHEMA}), (SONNET_5, {"tools": [TOOL]})])
 def test_what_is_said_of_tools_is_expected_to_cost(model: str, asked: dict[str, Any]) -> None:
     """As many tokens as Anthropic's table has, about: a quote without them says a fraction of what is billed."""
     (_, plain), (_, more) = (encode(model, chat(**each)) for each in ({}, asked))
-    added = tokens_of(provider(model), more.body) - tokens_of(provider(model), plain.body)
+    added = tokens_of(model, more.body) - tokens_of(model, plain.body)
     assert 290 <= added <= 804 + 100
-    assert tokens_of(provider(model), encode(model, chat({"role": "user", "content": '"tools":'}))[1].body) < 50
+    assert tokens_of(model, encode(model, chat({"role": "user", "content": '"tools":'}))[1].body) < 50
 
 
 def test_what_only_says_what_happens_anyhow_may_be_said() -> None:

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from nightmill.errors import Conflict
 from nightmill.ledger import OUTCOMES, Job, NewShard, Shard
-from nightmill.mill import reading
-from nightmill.mill.home import Home, compiled_from
-from nightmill.mill.planning import DEADLINE, quarter
+from nightmill.mill import laddering, reading
+from nightmill.mill.home import Home, compiled_from, quarter
+from nightmill.mill.planning import DEADLINE
 from nightmill.plan import Cutter, bounds, cut_rows, four_bytes_a_token
 from nightmill.types import FailureKind
 from nightmill.wire import ROWS
@@ -26,7 +26,7 @@ class Again:
     rows: int
     shards: tuple[NewShard, ...]
     spec: dict[str, Any]
-    at_most_nanos: int
+    at_most_nanos: int  # with every further step of its ladder
 
 
 def prepare(home: Home, job: Job, *, max_output: int | None = None, temperature: float | None = None) -> Again:
@@ -58,6 +58,7 @@ def prepare(home: Home, job: Job, *, max_output: int | None = None, temperature:
     kinds = {index: kind for index, (kind, _) in failed.items()}
     spec = {name: value for name, value in job.spec.items() if name not in DEADLINE}  # that was for the first time
     spec |= {"price": sheet.to_json(), "min_valid": None, "again": _counted_again(job.spec.get("again", {}), kinds)}
+    spec |= laddering.next_prices(home, spec)
     given = {"max_output": max_output, "temperature": temperature}
     spec["parameters"] = _with(spec["parameters"], {name: v for name, v in given.items() if v is not None})
     shards_before = {shard.tag: shard for shard in home.ledger.shards_of(job.id)}
@@ -66,6 +67,7 @@ def prepare(home: Home, job: Job, *, max_output: int | None = None, temperature:
     # Those that went out before are counted as sent already: their shards are parts of the earlier ones.
     shards = (*(replace(s, splits=1) for s in _cut_rows(home, job, spec, before)), *_cut_rows(home, job, spec, never))
     at_most = sum(sheet.worst(s.content_bytes, s.count, s.cap_tokens) for s in shards)
+    at_most += laddering.most_nanos(home, spec, shards)
     return Again(job, len(failed), shards, spec, at_most)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nightmill.ledger import Job, Limit
-from nightmill.mill.home import Home
+from nightmill.mill.home import Home, quarter
 from nightmill.plan import First, Order, Plan, bounds
 from nightmill.providers import LiveProvider
 from nightmill.types import Lane, usd
@@ -29,10 +29,9 @@ def first_of(home: Home, order: Order, *, asked: int | None, batch_said: bool, f
     lane = order.lane
     if lane is Lane.BATCH and isinstance(order.provider, LiveProvider) and (in_a_hurry or not batch_said):
         lane = Lane.LIVE
-    most = None if free is None or free.free_nanos is None else max(1, free.free_nanos // 4)
     limits, size = order.provider.limits, order.bounds.requests
     is_embedding = order.compiled.is_embeddings
-    own = bounds(lane, limits, batch_size=size, hold_nanos=most, embeddings=is_embedding)
+    own = bounds(lane, limits, batch_size=size, hold_nanos=quarter(free), embeddings=is_embedding)
     sheet = order.list_sheet if lane is not order.lane else order.held or order.sheet
     return First(rows, above, lane, own, sheet)
 

@@ -43,6 +43,11 @@ def dearer(one: PriceSheet, other: PriceSheet) -> PriceSheet:
     return one if one.dearer_than(other) else other
 
 
+def quarter(free: Limit | None) -> int | None:
+    """The most that one shard may hold, so that a few fit into the tightest limit at once; None: no limit."""
+    return None if free is None or free.free_nanos is None else max(1, free.free_nanos // 4)
+
+
 def most_live(
     requests_per_minute: float | None, tokens_per_minute: float | None, concurrency: int | None, tokens: int
 ) -> float:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nightmill.errors import UsageError
-from nightmill.ledger import Job
+from nightmill.ledger import Job, NewShard
 from nightmill.mill.home import Home, compiled_from, dearer
-from nightmill.plan import Ladder, Order, Parameters, Plan
+from nightmill.plan import Ladder, Order, Parameters
 from nightmill.pricing import PriceSheet
 from nightmill.tasks import Task, require_repair
 from nightmill.types import Lane, usd
@@ -82,9 +82,9 @@ def marked(order: Order, spec: Mapping[str, Any]) -> Order:
     return replace(order, fingerprint_extra=(*order.fingerprint_extra, *marks), steps=tuple(steps.values()))
 
 
-def next_at_most(home: Home, spec: Mapping[str, Any], plan: Plan) -> dict[str, int]:
+def next_at_most(home: Home, spec: Mapping[str, Any], shards: Sequence[NewShard]) -> dict[str, int]:
     """The worst case of all further steps, in nano-dollars, as a job's record says it."""
-    most = _most_nanos(home, spec, Ladder.of(spec), plan)
+    most = most_nanos(home, spec, shards)
     return {"next_at_most_nanos": most} if most else {}
 
 
@@ -102,17 +102,17 @@ def notes(spec: Mapping[str, Any]) -> list[str]:
     return [f"answers that do not fit the schema are {', then '.join(steps)}{cost}"]
 
 
-def _most_nanos(home: Home, spec: Mapping[str, Any], ladder: Ladder, plan: Plan) -> int:
-    """The worst case of all steps that ask: every row takes every one, with answers as long as their cap."""
-    total, sent = 0, [shard for shard in plan.shards if shard.lane is not Lane.CACHE]
-    for step in ladder.rungs:
+def most_nanos(home: Home, spec: Mapping[str, Any], shards: Sequence[NewShard]) -> int:
+    """The worst case of all further steps: every row takes every one, with answers as long as their cap."""
+    total, sent = 0, [shard for shard in shards if shard.lane is not Lane.CACHE]
+    for step in Ladder.of(spec).rungs:
         lane = Lane(spec["lane"])
         if step.model != spec["model"]:
             lane = home.rung_lane(lane, step.model, home.provider(step.model, sends=False))
         sheet = home.sheet(step.model, lane)
         live = dearer(sheet, home.sheet(step.model, Lane.LIVE))
         for shard in sent:
-            goes_live = shard.lane is Lane.LIVE or spec["deadline"] is not None  # or it may have to, to be in time
+            goes_live = shard.lane is Lane.LIVE or spec.get("deadline") is not None  # or it may have to, to be in time
             shown = _BYTES_A_TOKEN * shard.cap_tokens if step.is_reask else 0
             held = live if goes_live else sheet
             total += held.worst(shard.content_bytes + shown, shard.count, shard.cap_tokens)

@@ -17,7 +17,7 @@ from nightmill.errors import Conflict, InputError, StoreError, TaskError, UsageE
 from nightmill.ledger import Job, Limit
 from nightmill.mill import deadlines, embedding, firstrows, laddering, selecting
 from nightmill.mill.comparing import Judged
-from nightmill.mill.home import Home, dearer
+from nightmill.mill.home import Home, dearer, quarter
 from nightmill.plan import (
     Bounds,
     Compiled,
@@ -192,7 +192,7 @@ def _with_ladder(home: Home, prepared: Prepared) -> Prepared:
     spec = prepared.spec | laddering.next_prices(home, prepared.spec)
     if prepared.resumes:
         return replace(prepared, spec=spec)
-    spec |= laddering.next_at_most(home, spec, prepared.plan)
+    spec |= laddering.next_at_most(home, spec, prepared.plan.shards)
     return _noted(replace(prepared, spec=spec), *laddering.notes(spec))
 
 
@@ -466,11 +466,6 @@ def _bounded(order: Order, options: RunOptions, free: Limit | None) -> Order:
         embeddings=order.compiled.is_embeddings,
     )
     return replace(order, bounds=limits)
-
-
-def quarter(free: Limit | None) -> int | None:
-    """The most that one shard may hold, so that a few fit into the tightest limit at once; None: no limit."""
-    return None if free is None or free.free_nanos is None else max(1, free.free_nanos // 4)
 
 
 def _after_a_look(plan: Callable[[bool], T]) -> T:

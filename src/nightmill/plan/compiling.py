@@ -441,11 +441,6 @@ class Compiled:
         return values
 
 
-def tokens_of(provider: Provider, body: bytes) -> int:
-    """About as many input tokens as a body has."""
-    return estimate_tokens(content_of(body)) + provider.weigh(body).beside
-
-
 def content_of(body: bytes) -> str:
     """The texts inside a body, whatever its shape, roughly: what a token estimate needs."""
     texts: list[str] = []

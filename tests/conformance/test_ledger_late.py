@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from ledger_kit import ROWS, Backend, a_file, bring, check_money, claim, done, everything, money, publish
+from ledger_kit import ROWS, Backend, a_file, bring, check_money, claim, done, everything, money, new_shard, publish
 
 from nightmill.errors import Conflict, LeaseLost
 from nightmill.ledger import (
@@ -19,6 +19,7 @@ from nightmill.ledger import (
     LateSettlement,
     Ledger,
     Moved,
+    Settlement,
     Shard,
     StoredFile,
     SubmissionState,
@@ -158,6 +159,24 @@ def test_rows_count_under_whatever_they_were_counted_as(ledger: Ledger) -> None:
     moved = [Moved(settled.tag, before, "succeeded") for before in ("missing", "cancelled", "cancelled")]
     ledger.settle_late(claim(ledger), LateSettlement((), tuple(moved)))
     assert ledger.tally("job1").counts == Counts(succeeded=ROWS)
+
+
+@pytest.mark.parametrize("before", ["missing", "cancelled"])
+def test_rows_of_a_further_step_that_nobody_took_move_from_the_failed_ones(ledger: Ledger, before: str) -> None:
+    """No line of theirs is there to tell, and they count as the step before left them: no count is ever below zero."""
+    publish(ledger)
+    shard = bring(ledger, ShardState.COLLECTING)
+    counts, again = Counts(succeeded=ROWS - 2, failed=2), Counts(failed=2)
+    step = new_shard("job1-1", first=ROWS - 2, count=2, rung=1)
+    ledger.settle(shard, Settlement(counts, done(shard).bookings, resent=again, leftovers=(step,)))
+    ledger.request_cancel("job1")
+    assert ledger.drop_planned("job1") == 1
+    job, settled = ledger.job("job1"), ledger.shards_of("job1")[0]
+    assert job is not None
+    ledger.reopen(job, [Late(settled, files=(late_file(settled),))])
+    ledger.settle_late(claim(ledger), LateSettlement((), (Moved("job1-1", before, "succeeded"),)))
+    tally = ledger.tally("job1")
+    assert (tally.counts, tally.failures) == (Counts(succeeded=ROWS - 1, failed=1), {"invalid_output": 1})
 
 
 def test_the_newest_ended_job_is_found(ledger: Ledger) -> None:

@@ -15,7 +15,7 @@ from nightmill.ledger._rows import insert_files, note_models, raise_alerts
 from nightmill.ledger.records import CAME_LATE, Job, Late, LateSettlement, Moved, Shard, SubmissionState
 from nightmill.ledger.schema import files, jobs, shards
 from nightmill.ledger.shards import ShardVerbs
-from nightmill.types import UNFINISHED, JobState, ShardState
+from nightmill.types import UNFINISHED, FailureKind, JobState, ShardState
 
 _COLUMNS = ("succeeded", "missing", "expired", "cancelled")
 # A dropped shard counts its rows as cancelled; whether a cancel was ours, then "cancelled", or somebody else's,
@@ -99,13 +99,15 @@ def _count_anew(connection: Connection, tag: str, moved: Sequence[Moved]) -> Non
     counts = {name: row[name] for name in (*_COLUMNS, "failed")}
     failures: dict[str, int] = json.loads(row["failures"] or "{}")
     for move in moved:
-        before, after = _column(move.before), _column(move.after)
+        kind, before, after = move.before, _column(move.before), _column(move.after)
         if not counts[before]:
             before = _INSTEAD.get(before, before)
+        if not counts[before]:  # a further step of the ladder that nobody took
+            kind, before = FailureKind.INVALID_OUTPUT.value, "failed"
         counts[before] -= 1
         counts[after] += 1
-        if failures.get(move.before):
-            failures[move.before] -= 1
+        if failures.get(kind):
+            failures[kind] -= 1
         if after == "failed":
             failures[move.after] = failures.get(move.after, 0) + 1
     left = json.dumps({kind: n for kind, n in failures.items() if n})

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults_kit import House, house
+from faults_kit import MODEL, House, house
 
 from nightmill.ledger import Job
+from nightmill.mill import RunOptions
 from nightmill.types import Lane, ShardState
 
 pytestmark = pytest.mark.req("X3")
@@ -135,6 +136,15 @@ def test_a_cancel_that_was_noted_and_not_made_is_made_by_whoever_comes_next(tmp_
         job = h.run(job)
         answered_once(h, job)
         assert (len(h.log("cancel")), h.tally(job).rescued) == (1, ROWS)
+
+
+@pytest.mark.parametrize(("lane", "planned"), [("auto", "live"), ("batch", "batch")])
+def test_the_lane_of_the_settings_is_one_that_was_asked_for(tmp_path: Path, lane: str, planned: str) -> None:
+    """Rows without time for a batch are planned live, at twice the price, only where nobody named another lane."""
+    (tmp_path / "in.csv").write_text("text\n" + "".join(f"word {i}\n" for i in range(15)))
+    with house(tmp_path, timing=QUICK, settings=f'[defaults]\nlane = "{lane}"\n') as h:
+        options = RunOptions((str(tmp_path / "in.csv"),), prompt="Say it: {{ text }}", model=MODEL, by="3s")
+        assert h.mill.prepare(options).lane == planned
 
 
 def test_the_hold_of_a_batch_is_what_running_it_live_may_cost(tmp_path: Path) -> None:

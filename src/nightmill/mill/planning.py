@@ -236,8 +236,8 @@ def _noted(prepared: Prepared, *notes: str) -> Prepared:
 def _is_too_late_for_batches(home: Home, prepared: Prepared) -> bool:
     """Whether rows had better go another way to be in time, in a lane that nobody asked for."""
     options = prepared.options
-    is_free = prepared.resumes is None and options.lane in (None, "auto") and options.hurry is None
-    return is_free and deadlines.hurries(home, prepared)
+    is_free = prepared.resumes is None and (options.lane or home.settings.default_lane) == "auto"
+    return is_free and options.hurry is None and deadlines.hurries(home, prepared)
 
 
 def _rehearse(home: Home, save_to: Path | None, options: RunOptions, among: tuple[str, ...], whole: bool) -> Prepared:

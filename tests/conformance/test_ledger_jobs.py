@@ -397,6 +397,19 @@ def test_the_mean_answer_counts_every_answer_that_was_paid_for(ledger: Ledger) -
     assert ledger.mean_output_tokens("provider/model", "another task") is None
 
 
+def test_the_mean_answer_is_that_of_first_asks(ledger: Ledger) -> None:
+    """What another model, or the same one asked again, wrote on a further step says nothing of the next first ask."""
+    publish(ledger)
+    again = new_shard("job1-1", rung=1)
+    first = bring(ledger, ShardState.COLLECTING)
+    ledger.settle(first, done(first, counts=Counts(failed=ROWS), resent=Counts(failed=ROWS), tokens_out=20 * ROWS,
+                              leftovers=(again,)))  # fmt: skip
+    second = bring(ledger, ShardState.COLLECTING)
+    assert second.rung == 1
+    ledger.settle(second, done(second, tokens_out=9_000 * ROWS))
+    assert ledger.mean_output_tokens("provider/model", "t") == 20
+
+
 def test_what_providers_cached_of_prompts_is_summed(ledger: Ledger) -> None:
     """Read, written and saved are in the job's numbers and its savings; how often it was found is known by lane."""
     publish(ledger)

@@ -284,11 +284,15 @@ class JobVerbs(Database):
             return [tuple(row) for row in rows]
 
     def mean_output_tokens(self, model: str, task_digest: str) -> int | None:
-        """How long answers of this task and model were so far, in tokens; None before the first."""
-        same = and_(jobs.c.model == model, jobs.c.task_digest == task_digest)
+        """How long answers of this task and model were so far, in tokens; None before the first.
+
+        Those of a further step of a ladder are none: another model may have written them, or after another question.
+        """
+        same = and_(jobs.c.model == model, jobs.c.task_digest == task_digest, shards.c.rung == 0)
         written = select(func.sum(shards.c.tokens_out)).join(jobs, jobs.c.id == shards.c.job_id).where(same)
         # Every answer that was paid for, also the useless ones: their tokens are in the sum.
-        answers = select(func.sum(entries.c.calls)).join(jobs, jobs.c.id == entries.c.job_id).where(same)
+        answers = select(func.sum(entries.c.calls)).join(shards, shards.c.tag == entries.c.tag)
+        answers = answers.join(jobs, jobs.c.id == shards.c.job_id).where(same)
         with self._read() as connection:
             tokens, calls = connection.execute(written).scalar(), connection.execute(answers).scalar()
         return -(-int(tokens) // int(calls)) if tokens and calls else None

@@ -56,14 +56,13 @@ class KeyVerbs(Database):
             ),
         )
         open_ = and_(shards.c.job_id == job_id, shards.c.state != ShardState.SETTLED)
-        tied = (
-            select(submissions.c.account, func.count(shards.c.tag.distinct()))
-            .join(shards, may_run)
-            .where(open_, shards.c.lane == Lane.BATCH, submissions.c.account.not_in(["", *but]))
-            .group_by(submissions.c.account)
-        )
+        elsewhere = and_(open_, shards.c.lane == Lane.BATCH, submissions.c.account.not_in(["", *but]))
+        counts = select(submissions.c.account, func.count(shards.c.tag.distinct())).join(shards, may_run)
+        tied = select(submissions.c.tag).join(shards, may_run).where(elsewhere)  # one may be so to several
         goes_on = not_(and_(shards.c.lane == Lane.BATCH, shards.c.state == ShardState.PLANNED)) if is_locked else true()
         with self._read() as connection:
-            found: dict[str, int] = dict(connection.execute(tied).tuples().all())
-            total = connection.execute(select(func.count()).select_from(shards).where(open_, goes_on)).scalar_one()
-        return found, total - sum(found.values())
+            by_account = counts.where(elsewhere).group_by(submissions.c.account)
+            found = {str(account): int(count) for account, count in connection.execute(by_account)}
+            free = and_(open_, goes_on, shards.c.tag.not_in(tied))
+            others: int = connection.execute(select(func.count()).select_from(shards).where(free)).scalar_one()
+        return found, others

@@ -16,6 +16,7 @@ import click
 
 from nightmill import cli, config
 from nightmill.providers.servers import SERVERS
+from nightmill.simulator.faults import KNOWN
 from nightmill.sinks.columns import table_schema
 from nightmill.sinks.vectors import Vectors
 
@@ -69,7 +70,8 @@ def _lines() -> Iterator[str]:
     yield from _table(
         "Environment", ("variable", "what it sets"), ((f"`{name}`", what) for name, what in _ENVIRONMENT.items())
     )
-    yield "A `.env` file in the working folder is read too; what the environment itself says wins."
+    yield "A `.env` file in the working folder is read too; what the environment itself says wins.\n"
+    yield from _faults()
 
 
 def _commands() -> Iterator[str]:
@@ -137,6 +139,16 @@ def _settings() -> Iterator[str]:
     yield ""
     yield "`[timing]`, in seconds:\n"
     yield from _rows(("key", "if not set"), ((f"`{f.name}`", _default(f)) for f in dataclasses.fields(config.Timing)))
+
+
+def _faults() -> Iterator[str]:
+    yield "## Faults of the simulator\n"
+    yield "`nightmill simulate --faults FILE` reads a JSON list of objects such as"
+    yield '`{"fault": "row_errors", "fraction": 0.1, "times": 1}`. Without `times` a fault comes up each time,'
+    yield "with `after` not the first so many; `on` narrows it to operations, `from_row` to requests from that on.\n"
+    yield from _rows(
+        ("fault", "its own fields, and what happens"), ((f"`{name}`", what) for name, what in KNOWN.items())
+    )
 
 
 def _default(field: dataclasses.Field[object]) -> str:

@@ -78,6 +78,9 @@ def test_contents_lie_in_the_folder_and_a_temporary_one_goes_away(tmp_path: Path
         assert len(results(url, batch)) == 3
     kept = {path.name for path in (tmp_path / "files" / "openai").iterdir()}
     assert kept == {batch["input_file_id"], batch["output_file_id"]}
+    slip = {"fault": "live_429", "cuont": 1}
+    with pytest.raises(ValueError, match="unknown field 'cuont'"), in_thread(SimulatorConfig(faults=[slip])):
+        pass
     with pytest.raises(ValueError, match="unknown fault"), in_thread(SimulatorConfig(faults=[{"fault": "x"}])):
         pass
 

@@ -83,7 +83,7 @@ def _open(job: Job) -> Job:
         raise Conflict(
             f"job {job.id} is {job.state}",
             why="nothing of it is left to do",
-            fix=f"nightmill retry {job.id} for failed rows",
+            fix=f"its answers: nightmill results {job.id}; rows that failed, if any, again: nightmill retry {job.id}",
         )
     return job
 

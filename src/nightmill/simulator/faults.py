@@ -94,6 +94,10 @@ KEY_FAULTS: dict[str, str] = {
     "quota_used_up": "key (any): what costs money is refused from then on",
 }
 KNOWN = BATCH_FAULTS | ANSWER_FAULTS | CALL_FAULTS | KEY_FAULTS
+PARAMETERS = (
+    *("fault", "times", "after", "on", "from_row", "fraction", "count", "key", "status", "lag_s", "delay_s", "limit"),
+    *("retry_after", "retry_after_ms", "differ", "word", "line", "code", "message", "param", "commit", "pieces"),
+)
 _ONCE = frozenset({"poll_404_once"})
 _ON = {"non_json_bodies": ("live",), "slow_bodies": ("content",), "short_body": ("content",)}
 _LIVE_COUNTED = (
@@ -150,7 +154,7 @@ class FaultBook:
         """Put these faults in force instead of the present ones.
 
         Raises:
-            ValueError: a name is unknown or a number is not one.
+            ValueError: a name or a field is unknown, or a number is not one.
         """
         self._faults = [_parse(spec) for spec in specs]
         self._asked = 0
@@ -205,6 +209,8 @@ def _parse(spec: Params) -> _Fault:
     name = str(spec.get("fault", ""))
     if name not in KNOWN:
         raise ValueError(f"unknown fault {name!r}; known are {', '.join(sorted(KNOWN))}")
+    if unknown := next((field for field in spec if field not in PARAMETERS), None):
+        raise ValueError(f"{name}: unknown field {unknown!r}; there are {', '.join(PARAMETERS)}")
     times = spec.get("times", 1 if name in _ONCE else None)
     for number in ("fraction", "count", "from_row", "lag_s", "delay_s"):
         if number in spec and not isinstance(spec[number], int | float):

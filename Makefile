@@ -22,7 +22,7 @@ demo: .venv/.runtime  ## a real model, on this machine, without a key
 test: .venv/.dev  ## what has to pass before a change goes in
 	@$(MAKE) --no-print-directory --jobs=2 check suite
 
-suite: .venv/.warm  ## the tests alone
+suite: .venv/.dev  ## the tests alone
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: .venv/.dev  ## style, types, and who may import whom
@@ -64,9 +64,4 @@ clean:
 .venv/.dev: .venv/.runtime
 	@echo "installing the development tools into .venv"
 	@$(INSTALL) --group dev
-	@touch $@
-
-# What the tests import is compiled once here: processes that start together would each compile it.
-.venv/.warm: .venv/.dev
-	@$(BIN)/pytest --collect-only --quiet > /dev/null
 	@touch $@

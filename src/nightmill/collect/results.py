@@ -214,7 +214,7 @@ class Results:
             if keep is not None:
                 self._put_kept(keep.cache)
 
-    def write(self, folder: str, first: int, end: int, n: int, keep: Keeping | None) -> StoredFile:
+    def write(self, folder: str, first: int, end: int, n: int, keep: Keeping | None = None) -> StoredFile:
         """One range as a Parquet file, row groups of 5,000."""
         path = f"{folder}/results/{first}.{n}.parquet"
         with self._store.create(path) as out, _parquet(out) as writer:

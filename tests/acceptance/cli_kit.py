@@ -38,6 +38,14 @@ backoff_first_s = 0.01
 backoff_cap_s = 0.1
 limit_wait_s = 0.2
 """
+_TELLS_ITS_PEAK = """
+import pathlib, sys
+from nightmill.cli import main
+code = main()
+status = pathlib.Path("/proc/self/status").read_text()
+print(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1], file=sys.stderr)
+sys.exit(code)
+"""
 # A model in Python: it logs every call, fails where told, and waits at a gate where told.
 FUNCTIONS = '''
 import json, os, pathlib, time
@@ -156,6 +164,15 @@ class Place:
             timeout=SECONDS,
         )  # fmt: skip
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def peak_mb(self, *arguments: str) -> float:
+        """The most memory that a command which succeeds has resident, in an interpreter of its own. Linux alone.
+
+        Not ``ru_maxrss``: a process inherits that from the one that started it.
+        """
+        command = [sys.executable, "-c", _TELLS_ITS_PEAK, *arguments]
+        done = subprocess.run(command, check=True, cwd=self.folder, env=self.env, capture_output=True, timeout=SECONDS)
+        return int(done.stderr.split()[-1]) / 1024
 
     def start(self, *arguments: str) -> Running:
         """With progress as JSON lines, to be waited for."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from cli_kit import COMMAND, MODEL, Place
+from cli_kit import MODEL, Place
 
 from nightmill.simulator import SimulatorConfig, in_thread
 
@@ -184,19 +183,14 @@ def _peak_mb(place: Place, rows: int) -> float:
     (place.folder / f"{rows}.csv").write_text("id,text\n" + text)
     outs = [part for name in ("a.csv", "a.jsonl", "a.parquet") for part in ("--out", f"{rows}/{name}")]
     (place.folder / str(rows)).mkdir()
-    command = [*COMMAND, "run", f"{rows}.csv", "--prompt", "{{ text }}", "--model", "python:funcs.upper", *outs]
-    process = subprocess.Popen(
-        command, cwd=place.folder, env=place.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
+    peak = place.peak_mb("run", f"{rows}.csv", "--prompt", "{{ text }}", "--model", "python:funcs.upper", *outs)
     assert pq.read_metadata(place.folder / str(rows) / "a.parquet").num_rows == rows
-    return used.ru_maxrss / 1024
+    return peak
 
 
 @pytest.mark.req("X8")
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_ten_times_the_rows_take_no_more_memory(place: Place) -> None:
     """From a CSV to three files of results memory holds a little of a job at a time, however long it is."""
-    assert _peak_mb(place, 100_000) < 1.25 * _peak_mb(place, 10_000)
+    less, more = (_peak_mb(place, count) for count in (10_000, 100_000))
+    assert more < 1.25 * less, (less, more)

@@ -279,6 +279,7 @@ def test_a_key_that_is_refused_pauses_the_job(paying: Place, lane: str, key: str
     done = paying.run(*command)
     explained(done, 1, reason, "nightmill resume")
     error = one_object(done, "paused")
+    assert "OPENAI_API_KEY" in error["why"]
     assert key not in done.err + done.out
     assert done.json["job_id"] in error["fix"]
     assert (done.json["status"], done.json["pending"], done.json["spent_usd"]) == ("paused", 12, 0.0)

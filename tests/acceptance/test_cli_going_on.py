@@ -29,6 +29,7 @@ def test_ctrl_c_finishes_what_is_in_hand_and_the_same_command_goes_on(place: Pla
     command = ("run", place.rows(30), *GATED, "--out", "r.jsonl", "--json")
     running = place.start(*command)
     running.answered(10)
+    assert place.run("show", "@last", "--json").json["attended"] is True
     running.signal(number)
     note = running.until(lambda event: event["event"] == "note")
     assert note["text"].startswith("stopping: 2 in hand")
@@ -39,6 +40,8 @@ def test_ctrl_c_finishes_what_is_in_hand_and_the_same_command_goes_on(place: Pla
     assert (stopped.json["succeeded"], stopped.json["pending"]) == (12, 18)
     assert f"nightmill resume {stopped.json['job_id']}" in stopped.err
     assert len(place.results("r.jsonl")) == 12
+    shown = place.run("show", "@last").out
+    assert f"nobody works on it now\n  next: nightmill resume {stopped.json['job_id']}" in shown
     done = place.run(*command)
     assert done.code == 0, done.err
     assert "12 of 30 rows are done" in done.err

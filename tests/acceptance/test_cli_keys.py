@@ -77,6 +77,7 @@ def test_batches_go_on_with_the_next_key(tmp_path: Path, model: str, fault: str)
         paid = paid_by_key(place)
         assert paid[B] > 0
         assert (paid.get(A, 0) > 0) is (fault == "quota_used_up")
+        assert done.err.count("alert: KEY_A (*") == 1  # a person hears of it, once
 
 
 @pytest.mark.parametrize("model", MODELS)

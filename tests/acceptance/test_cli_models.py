@@ -74,6 +74,13 @@ def test_a_model_for_embeddings_promises_neither_schema_nor_media(tmp_path: Path
     assert any("makes vectors of texts" in caveat for caveat in found["caveats"])
 
 
+def test_a_price_of_ones_own_says_nothing_of_what_a_model_can(tmp_path: Path) -> None:
+    """Who pays for input alone may still have it write."""
+    toml = f'[models."{GPT}"]\nprice = {{ input = 1.0, output = 0.0 }}\n'
+    (found,) = Place(tmp_path, toml=toml).run("models", GPT, "--json").json["models"]
+    assert (found["schema"], found["media"]) == ("json_schema", ["image", "pdf"])
+
+
 def test_programs_get_the_same_with_null_for_what_nobody_knows(tmp_path: Path) -> None:
     """Limits, grade, schema support and caveats; what a lane that is not there would take is null."""
     done = Place(tmp_path, toml=f'[models."{GPT}"]\nquality = 61\n').run("models", "--json")

@@ -84,13 +84,17 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     if len(shards) > _MOST_SHARDS:
         lines.append(f"  {len(shards) - _MOST_SHARDS:,} older shards are not shown; --json has all")
     lines += [present.fitted(f"  alert: {alert.text}", width=edge.width, unicode=edge.unicode) for alert in alerts]
-    follow = [f"nightmill watch {job.id}"] * (job.state in UNFINISHED and job.state is not JobState.PAUSED)
+    goes_on = job.state in UNFINISHED and job.state is not JobState.PAUSED
+    is_attended = goes_on and mill.attended(job)
+    if goes_on and not is_attended:
+        lines.append("  nobody works on it now")
+    follow = [f"nightmill {'watch' if is_attended else 'resume'} {job.id}"] * goes_on
     lines += _next_step(job, shards) + present.next_lines([*follow, *view.next], unicode=edge.unicode)
     edge.put("\n".join(lines))
     edge.answer(
         views.job_object(job, now)
         | {
-            "name": job.name, "reason": job.reason, "held_usd": usd(now.held_nanos),
+            "name": job.name, "reason": job.reason, "attended": is_attended, "held_usd": usd(now.held_nanos),
             "started_at": views.iso_time(job.started_at), "completed_at": views.iso_time(job.finished_at),
             "difference_usd": usd(now.spent_nanos - job.quote.expected_nanos) if job.quote else None,
             "failures": [{"kind": g.kind, "count": g.count, "message": g.message, "row": g.row} for g in view.failures],

@@ -277,6 +277,7 @@ class QuoteView:
     free_nanos: int | None = None
     notes: tuple[str, ...] = ()
     deadline: str = ""  # when it has to be done, where live calls finish what batches do not
+    next_nanos: int = 0  # most that further steps for answers that do not fit may cost, beyond the lane's
 
     @property
     def chosen(self) -> LaneView:
@@ -300,7 +301,8 @@ def question(q: QuoteView) -> str:
     most, whose = q.chosen.at_most_nanos, ""
     if q.free_nanos is not None and q.free_nanos < most:  # no budget is ever crossed
         most, whose = q.free_nanos, ", what the budget has free"
-    return f"Send {some(q.requests, 'request')}, at most {money(most, toward='up')}{whose}? [y/N] "
+    more = f", and {money(q.next_nanos, toward='up')} for answers that do not fit" if q.next_nanos and not whose else ""
+    return f"Send {some(q.requests, 'request')}, at most {money(most, toward='up')}{whose}{more}? [y/N] "
 
 
 def _input_pieces(q: QuoteView) -> list[str]:

@@ -65,6 +65,7 @@ def quote_view(prepared: Prepared, compared: Sequence[Candidate], before: Standi
         free_nanos=free.free_nanos if free else None,
         notes=(*quote.notes, _WHOLE) if before else quote.notes,
         deadline=local_time(deadline) if deadline else "",
+        next_nanos=prepared.spec.get("next_at_most_nanos", 0),
     )
 
 

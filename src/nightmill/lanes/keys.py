@@ -96,7 +96,7 @@ async def none_left(desk: Desk, work: Work, why: str) -> str | None:
     `remember` comes after this.
     """
     known = await _refused(desk, work, why)
-    return why if len(work.keys) == 1 else _all_refused(work, known)
+    return _named(work, why) if len(work.keys) == 1 else _all_refused(work, known)
 
 
 async def why_to_pause(desk: Desk, work: Work, shard: Shard, why: str | None) -> str | None:
@@ -105,7 +105,7 @@ async def why_to_pause(desk: Desk, work: Work, shard: Shard, why: str | None) ->
     ``why``: what the provider said to the key of ``work``; None: the key is not the matter.
     """
     if why and len(work.keys) == 1:
-        return why
+        return _named(work, why)
     known = await _refused(desk, work, why)
     if reason := _all_refused(work, known):
         return reason
@@ -118,6 +118,12 @@ async def why_to_pause(desk: Desk, work: Work, shard: Shard, why: str | None) ->
     told = "; ".join(_tied(count, here.get(account), account, known) for account, count in tied.items())
     told += "; until it was looked for no other batch is made" * is_locked
     return f"{told}; nothing of that is sent again; when its key is taken again: nightmill resume {work.job_id}"
+
+
+def _named(work: Work, why: str) -> str:
+    """What was said to the only key there is, with the name of its variable."""
+    variable = work.provider.account.key.variable
+    return f"{variable}: {why}" if variable else why
 
 
 async def _refused(desk: Desk, work: Work, why: str | None) -> dict[str, RefusedKey]:
@@ -146,4 +152,6 @@ def _tied(count: int, account: Account | None, name: str, known: Mapping[str, Re
 async def remember(desk: Desk, work: Work, why: str) -> None:
     """The key of ``work`` is left alone from now on, by every worker, until a person resumes."""
     key = work.provider.account.key
-    await desk.book(desk.ledger.refuse_key, work.provider.name, RefusedKey(key.variable, key.fingerprint, why))
+    refused = RefusedKey(key.variable, key.fingerprint, why)
+    alert = f"{key} is refused: {why}; what is not sent goes out with another key" if len(work.keys) > 1 else ""
+    await desk.book(desk.ledger.refuse_key, work.provider.name, refused, job_id=work.job_id, alert=alert)

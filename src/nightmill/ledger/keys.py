@@ -7,6 +7,7 @@ from collections.abc import Collection
 from sqlalchemy import and_, delete, func, insert, not_, or_, select, true
 
 from nightmill.ledger._database import Database, wall
+from nightmill.ledger._rows import raise_alerts
 from nightmill.ledger.records import RefusedKey, SubmissionState
 from nightmill.ledger.schema import refused_keys, shards, submissions
 from nightmill.types import Lane, ShardState
@@ -17,11 +18,16 @@ _AT_PROVIDER = (ShardState.SUBMITTING, ShardState.IN_DOUBT, ShardState.WAITING, 
 class KeyVerbs(Database):
     """Keys that were refused, until a person resumes; what waits for the account of one."""
 
-    def refuse_key(self, provider: str, key: RefusedKey) -> None:
-        """The provider takes no call with this key any more; the newest reason counts."""
+    def refuse_key(self, provider: str, key: RefusedKey, *, job_id: str, alert: str = "") -> None:
+        """The provider takes no call with this key any more; the newest reason counts.
+
+        ``alert``: what the job that first meets this tells, if anything.
+        """
         with self._write("refuse_key") as connection:
             this = and_(refused_keys.c.provider == provider, refused_keys.c.fingerprint == key.fingerprint)
-            connection.execute(delete(refused_keys).where(this))
+            is_known = connection.execute(delete(refused_keys).where(this)).rowcount > 0
+            if alert and not is_known:
+                raise_alerts(connection, job_id, None, [("key_refused", alert)])
             connection.execute(
                 insert(refused_keys).values(
                     provider=provider, fingerprint=key.fingerprint, variable=key.variable, reason=key.reason, at=wall()

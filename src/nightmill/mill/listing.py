@@ -73,7 +73,8 @@ def _listed(settings: Settings, ref: str, offer: Offer, catalogue: tuple[str, dt
         offer = replace(offer, lanes=tuple(lane for lane in offer.lanes if lane != Lane.FLEX))
     limits = replace(known.limits, context=context_of(settings, ref, known.limits))
     caveats = [*known.caveats, *_price_caveats(prices, catalogue)]
-    if any(sheet.only_reads for sheet in prices.values()):
+    listed = [sheet for sheet in prices.values() if sheet.source.startswith(catalogue[0])]  # not priced by the user
+    if any(sheet.only_reads for sheet in listed):
         known = replace(known, schema="none", media=())
         caveats.append("nothing that it writes has a price: it makes vectors of texts, and takes no schema or media")
     elif known.schema in _SCHEMA_CAVEATS:

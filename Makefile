@@ -33,6 +33,7 @@ check: .venv/.dev  ## style, types, and who may import whom
 
 crash: .venv/.dev  ## kill and freeze at every point, in every scenario; mix many faults
 	$(BIN)/pytest -m "crash or crash_full" tests/crash tests/faults $(PYTEST)
+	$(BIN)/pytest -m again --numprocesses auto --dist loadfile $(PYTEST)
 	$(BIN)/pytest -m hypothesis --hypothesis-profile thorough --numprocesses auto --dist loadfile tests/unit tests/wire $(PYTEST)
 
 bench: .venv/.dev  ## every speed claim beside its rival

@@ -129,7 +129,7 @@ def test_resume_goes_on_whatever_the_first_rows_were(tmp_path: Path) -> None:
         assert is_billed(place, on.json)
 
 
-@pytest.mark.parametrize("lane", ["batch", "live"])
+@pytest.mark.parametrize("lane", ["batch", pytest.param("live", marks=pytest.mark.again)])
 def test_a_job_whose_answers_turn_bad_half_way_stops_before_it_spends_the_rest(tmp_path: Path, lane: str) -> None:
     """From row 300 of 2,000 on all answers are bad: within a window of them nothing more is sent; spent is billed."""
     with server({"fault": BAD, "from_row": 300}, enqueued_tokens=7_000) as url:  # two batches at once

@@ -50,7 +50,7 @@ def is_paid_once(place: Place, done: Done) -> bool:
 
 
 @pytest.mark.req("E8")
-@pytest.mark.parametrize("model", [MODEL, "anthropic/claude-haiku-4-5"])
+@pytest.mark.parametrize("model", [MODEL, pytest.param("anthropic/claude-haiku-4-5", marks=pytest.mark.again)])
 def test_what_a_slow_batch_has_not_done_in_time_is_finished_live(tmp_path: Path, model: str) -> None:
     """Every row is answered by the deadline, those of the batch stay, none runs twice, spent is what is billed."""
     with server(batch_s=2000.0) as url:

@@ -146,7 +146,7 @@ def test_a_blocked_prompt_and_a_refused_one_fail_alone(tmp_path: Path, lane: str
 NOTHING_RAN = {"requestCount": "5", "pendingRequestCount": "5"}
 
 
-@pytest.mark.parametrize("state", ["EXPIRED", "CANCELLED"])
+@pytest.mark.parametrize("state", ["EXPIRED", pytest.param("CANCELLED", marks=pytest.mark.again)])
 @pytest.mark.parametrize("stats", [NOTHING_RAN, {}])
 def test_what_a_batch_does_not_hand_back_is_sent_again(tmp_path: Path, state: str, stats: dict[str, str]) -> None:
     """Every row is answered; what the lost batch may have cost stays in the books until its own counts prove it."""

@@ -298,7 +298,7 @@ def test_odd_cells_are_media_or_bad_rows_and_nobody_waits_for_them(place: Place)
     assert is_paid(place, done)
 
 
-@pytest.mark.parametrize("lane", ["live", "batch"])
+@pytest.mark.parametrize("lane", [pytest.param("live", marks=pytest.mark.again), "batch"])
 def test_what_no_request_holds_is_uploaded_once_and_only_named(place: Place, lane: str) -> None:
     """A large image goes ahead as a file of its own, once for all rows and jobs that show it; small ones go inside."""
     large = [png(300, 200, n) + bytes(16_000_000 + n) for n in range(2)]

@@ -26,6 +26,7 @@ BUDGET = {"batch": 0.0013, "live": 0.0025}
 SEEDS = 12
 
 both_lanes = pytest.mark.parametrize("lane", ["batch", "live"])
+batch_in_short = pytest.mark.parametrize("lane", ["batch", pytest.param("live", marks=pytest.mark.again)])
 
 
 def scenario_of(lane: str, toml: str = "", **asked: Any) -> Scenario:
@@ -110,7 +111,7 @@ def on_one_budget(campaign: Campaign, case: Together, home: Home) -> list[str]:
 
 
 @pytest.mark.crash
-@both_lanes
+@batch_in_short
 def test_three_workers_on_one_job_share_its_work(campaign: Campaign, lane: str) -> None:
     """The same command three times at once: one job, each row run once, and every worker sees it through."""
     with campaign.home(scenario_of(lane)) as home, BudgetWatch(home) as watch:
@@ -134,7 +135,7 @@ def test_others_go_on_where_one_is_killed(campaign: Campaign, lane: str, point: 
     assert campaign.each([case], lambda case, home: on_one_job(campaign, case, home)) == []
 
 
-@both_lanes
+@batch_in_short
 def test_three_jobs_share_a_budget_that_fits_only_part(campaign: Campaign, lane: str) -> None:
     """Whatever the processes do at once, spent + held never pass the limit; more money lets all of them finish."""
     case = Together(tight(lane))

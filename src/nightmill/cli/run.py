@@ -84,7 +84,7 @@ class _Manner:
               help="Then ask such rows again with what is wrong, up to N times.")  # fmt: skip
 @click.option("--batch-size", type=flags.WHOLE, help="Most rows in a shard.")
 @click.option("--temperature", type=flags.TEMPERATURE,
-              help="How freely a model may choose its words; 0: least; 0.3 unless told, where a model takes it.")  # fmt: skip
+              help="How freely words are chosen, where a model takes that: 0 least, 0.3 unless told.")  # fmt: skip
 @click.option("--max-output", type=flags.WHOLE, help="Most tokens an answer may have; 2,000 unless the task says.")
 @click.option("--dimensions", type=flags.WHOLE, help="How many numbers an embedding has; left out, the model decides.")
 @click.option("--rpm", type=flags.POSITIVE, help="Most live requests a minute.")

@@ -223,8 +223,10 @@ def test_the_question_names_requests_and_worst_case_and_defaults_to_no() -> None
     assert question(replace(QUOTE, requests=1)).startswith("Send 1 request,")
     tight = replace(QUOTE, budget_nanos=USD, free_nanos=USD)
     assert question(tight) == "Send 9,988 requests, at most $1.00, what the budget has free? [y/N] "
-    more = question(replace(QUOTE, next_nanos=250_000_000))
-    assert more == "Send 9,988 requests, at most $1.21, and $0.25 for answers that do not fit? [y/N] "
+    further = replace(QUOTE, next_nanos=250_000_000)
+    assert question(further) == "Send 9,988 requests, at most $1.21, and $0.25 for answers that do not fit? [y/N] "
+    tight = replace(further, free_nanos=1_300_000_000)
+    assert question(tight) == "Send 9,988 requests, at most $1.30, what the budget has free? [y/N] "
 
 
 @WIDTHS

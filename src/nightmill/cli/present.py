@@ -298,11 +298,12 @@ def quote_panel(q: QuoteView, *, width: int = 80, unicode: bool = True) -> str:
 
 def question(q: QuoteView) -> str:
     """What is asked before money is spent; the default is no."""
-    most, whose = q.chosen.at_most_nanos, ""
-    if q.free_nanos is not None and q.free_nanos < most:  # no budget is ever crossed
-        most, whose = q.free_nanos, ", what the budget has free"
-    more = f", and {money(q.next_nanos, toward='up')} for answers that do not fit" if q.next_nanos and not whose else ""
-    return f"Send {some(q.requests, 'request')}, at most {money(most, toward='up')}{whose}{more}? [y/N] "
+    most, told = q.chosen.at_most_nanos, ""
+    if q.next_nanos:
+        told = f", and {money(q.next_nanos, toward='up')} for answers that do not fit"
+    if q.free_nanos is not None and q.free_nanos < most + q.next_nanos:  # no budget is ever crossed
+        most, told = q.free_nanos, ", what the budget has free"
+    return f"Send {some(q.requests, 'request')}, at most {money(most, toward='up')}{told}? [y/N] "
 
 
 def _input_pieces(q: QuoteView) -> list[str]:

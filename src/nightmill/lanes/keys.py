@@ -153,5 +153,6 @@ async def remember(desk: Desk, work: Work, why: str) -> None:
     """The key of ``work`` is left alone from now on, by every worker, until a person resumes."""
     key = work.provider.account.key
     refused = RefusedKey(key.variable, key.fingerprint, why)
-    alert = f"{key} is refused: {why}; what is not sent goes out with another key" if len(work.keys) > 1 else ""
+    told = f"{key} is refused: {why}; what is not sent goes out with another, if one is left"
+    alert = told if len(work.keys) > 1 else ""
     await desk.book(desk.ledger.refuse_key, work.provider.name, refused, job_id=work.job_id, alert=alert)

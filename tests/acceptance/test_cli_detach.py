@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import openai
@@ -107,3 +110,37 @@ def test_what_needs_this_process_cannot_be_left(tmp_path: Path, flags: tuple[str
     refused = place.run(*RUN, "--detach", *flags)
     assert (refused.code, refused.json["error"]["code"]) == (2, "usage")
     assert place.run("jobs", "--json").json["jobs"] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "days"), [(MODEL, 30), ("anthropic/claude-haiku-4-5", 29), ("gemini/gemini-2.5-flash", 42)]
+)
+def test_results_are_called_for_before_their_provider_drops_them(tmp_path: Path, model: str, days: int) -> None:
+    """Each provider keeps them for so long; in the last week `jobs` and `show` say so, until they are collected."""
+    with in_thread(SimulatorConfig(speed=1000.0, answer_sigma=0.0, batch_s=SLOW_S)) as url:
+        place, base = Place(tmp_path, url), url.removesuffix("/v1")
+        place.env |= {"ANTHROPIC_API_KEY": "sk-test", "ANTHROPIC_BASE_URL": base}
+        place.env |= {"GEMINI_API_KEY": "sk-test", "GEMINI_BASE_URL": base}
+        place.rows(ROWS)
+        left = place.run(*RUN, "--model", model, "--detach")
+        assert left.code == 0, left.err
+        left_s = (dt.datetime.fromisoformat(left.json["collect_by"]) - dt.datetime.now(dt.UTC)).total_seconds()
+        assert abs(left_s - days * 86_400) < 60
+        assert "alert" not in place.run("jobs").err
+        until = grown_older(place, days - 6) + dt.timedelta(days=days)
+        told = f"the results of a batch are kept until {until.date()} and are not collected yet"
+        assert told in " ".join(place.run("jobs").err.split())
+        shown = place.run("show", "@last", "--json").json
+        assert [(alert["kind"], told in alert["text"]) for alert in shown["alerts"]] == [("lapsing", True)]
+        grown_older(place, 7)
+        assert "results of a batch were kept until" in " ".join(place.run("jobs").err.split())
+        assert place.run("resume", "--json").code == 0
+        assert "alert" not in place.run("jobs").err
+
+
+def grown_older(place: Place, days: int) -> dt.datetime:
+    """Let so many days pass since the batch was made; when that was, then."""
+    with closing(sqlite3.connect(place.home / "nightmill.db")) as ledger, ledger:
+        ledger.execute("UPDATE submissions SET intent_at = intent_at - ?", (days * 86_400.0,))
+        ((at,),) = ledger.execute("SELECT intent_at FROM submissions")
+    return dt.datetime.fromtimestamp(at, dt.UTC)

@@ -89,7 +89,7 @@ class Handed:
     rows_left: int  # not handed over: they wait for money or for the provider's limits
     rows_in_doubt: int  # handed over, and whether the provider has them is to be looked for
     done_by: dt.datetime | None  # when the last of the batches has ended at the latest
-    collect_by: dt.datetime | None  # from when on results of the first may be gone
+    collect_by: dt.datetime | None  # from when on results of the first may be gone; None also where nobody says
     back_by: dt.datetime | None = (
         None  # with a deadline: from then on what is late has to run live, by whoever is there
     )

@@ -34,11 +34,14 @@ def jobs(edge: Edge, states: tuple[str, ...], limit: int, every: bool) -> int:
         listed = mill.jobs(states=[JobState(state) for state in states] or None, limit=None if every else limit + 1)
         shown = listed if every else listed[:limit]
         found = [(job, mill.standing(job)) for job in shown]
+        lapsing = list(filter(None, map(mill.lapsing, shown)))
     table = [views.job_row(job, now) for job, now in found]
     none = f"no job is {' or '.join(states)}" if states and not found else ""
     edge.put(none or present.jobs_table(table, width=edge.table_width, unicode=edge.unicode))
     if len(listed) > len(shown):
         edge.say("there are more: nightmill jobs --all")
+    for text in lapsing:
+        edge.say(present.fitted(f"alert: {text}", width=edge.width, unicode=edge.unicode))
     edge.answer({"jobs": [views.job_object(job, now) | {"name": job.name} for job, now in found]})
     return 0
 

@@ -193,7 +193,9 @@ def handed_lines(job: Job, there: Handed) -> list[str]:
     batches = "1 batch" if len(there.batches) == 1 else f"{len(there.batches):,} batches"
     lines = [f"handed over: {some(there.rows, 'row')} in {batches} at {job.model.partition('/')[0]}"]
     if there.done_by is not None:
-        lines.append(f"  done by {iso_time(there.done_by)} at the latest; collect before {iso_time(there.collect_by)}")
+        kept = iso_time(there.collect_by)
+        until = f"before {kept}" if kept else "soon after: nobody says how long results are kept"
+        lines.append(f"  done by {iso_time(there.done_by)} at the latest; collect {until}")
     if there.back_by is not None:
         lines.append(f"  be back by {local_time(there.back_by)}: from then on what is late has to run live")
     if there.rows_left and job.canary_last is not None and job.canary is None:

@@ -52,6 +52,7 @@ from nightmill.mill import (
     following,
     housekeeping,
     laddering,
+    lapsing,
     late,
     planning,
     reading,
@@ -301,8 +302,14 @@ class Mill:
         return self.home.key_names(accounts)
 
     def alerts(self, job: Job) -> list[Alert]:
-        """What a person should look at, oldest first."""
-        return [Alert(*found) for found in self.ledger.alerts_of(job.id)]
+        """What a person should look at, oldest first; last, what has to be collected before its provider drops it."""
+        found = [Alert(*each) for each in self.ledger.alerts_of(job.id)]
+        soon = self.lapsing(job)
+        return [*found, Alert("lapsing", None, soon)] if soon else found
+
+    def lapsing(self, job: Job) -> str:
+        """What to tell of batches whose results are kept for less than a week more; empty where none are."""
+        return lapsing.alert(self.home, job)
 
     def history(self, job: Job) -> list[Event]:
         """What happened to the job, oldest first."""

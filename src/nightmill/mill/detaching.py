@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from nightmill.engine import Engine, Stop
 from nightmill.lanes import rescue
-from nightmill.lanes.batch import KEPT_S
 from nightmill.ledger import Job
 from nightmill.mill.home import Home
+from nightmill.mill.lapsing import kept_until
 from nightmill.types import ShardState
 
 
@@ -25,7 +25,7 @@ class Handed:
     rows_left: int  # not handed over: they wait for money or for the provider's limits
     rows_in_doubt: int  # handed over, and whether the provider has them is to be looked for
     done_by: float | None  # when the last of the batches has ended at the latest
-    collect_by: float | None  # from when on results of the first may be gone
+    collect_by: float | None  # from when on results of the first may be gone; None also where nobody says
     back_by: float | None = None  # for the deadline: from then on somebody has to be there to run the rest live
 
 
@@ -63,12 +63,13 @@ def handed(home: Home, job: Job) -> Handed:
     shards = home.ledger.shards_of(job.id)
     there = [shard for shard in shards if shard.state in (ShardState.WAITING, ShardState.COLLECTING)]
     began = [shard.current.intent_at for shard in there]
+    kept = [until for shard in there if (until := kept_until(home, job, shard)) is not None]
     window_s = home.provider(job.model).limits.window_s
     return Handed(
         tuple(shard.current.batch_id or "" for shard in there), sum(shard.count for shard in there),
         sum(shard.count for shard in shards if shard.state is ShardState.PLANNED),
         sum(shard.count for shard in shards if shard.state in (ShardState.SUBMITTING, ShardState.IN_DOUBT)),
-        max(began) + window_s if began else None, min(began) + KEPT_S if began else None, _back_by(home, job),
+        max(began) + window_s if began else None, min(kept, default=None), _back_by(home, job),
     )  # fmt: skip
 
 

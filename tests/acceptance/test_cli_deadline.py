@@ -137,6 +137,8 @@ def test_where_there_is_no_time_for_a_batch_none_is_made(tmp_path: Path) -> None
         assert "too little time for batches" in done.err
         assert "reckoned at 4 rows a second" in done.err
         assert "create" not in [event["event"] for event in place.log()]
+        told = run(place, 11, "--by", "2s", "--lane", "batch", "--new", "--no-cache", "--dry-run").json
+        assert told["estimated_usd"] == told["list_price_usd"] > 0  # of what runs live the live price
         asked = run(place, 11, "--by", "2s", "--lane", "batch", "--new", "--no-cache")  # a lane that was named stays
         assert (asked.code, asked.json["lane"], asked.json["rescued"]) == (0, "batch", 11), asked.err
         assert "11 requests run live at once" in asked.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nightmill.lanes.deadline import Decision, Pace, RowsLeft, decide, live_s, rows_in_turn
@@ -102,6 +103,16 @@ def live_at_once(home: Home, prepared: Prepared) -> int:
                 break
             live += shard.count
     return live
+
+
+def priced(home: Home, prepared: Prepared) -> Prepared:
+    """The plan with the regular price for what has no time to wait for a batch, or for flex, at all."""
+    quote, at_once = prepared.quote, live_at_once(home, prepared)
+    more = quote.list_price_nanos - quote.expected_nanos
+    if not at_once or more <= 0:
+        return prepared
+    quote = replace(quote, expected_nanos=quote.expected_nanos - (-more * at_once // quote.requests))
+    return replace(prepared, plan=replace(prepared.plan, quote=quote))
 
 
 def notes(home: Home, prepared: Prepared) -> list[str]:

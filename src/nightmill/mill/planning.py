@@ -272,6 +272,7 @@ def _planned(home: Home, options: RunOptions, draft: Draft, store: Store, job_id
     made = Prepared(plan, draft.spec, options, order.source, draft.model, order.lane, digest, free, unfinished)
     if unfinished is not None:
         return made
+    made = deadlines.priced(home, made)
     return _noted(made, *deadlines.notes(home, made), *firstrows.notes(plan, order.lane))
 
 

@@ -7,6 +7,7 @@ python scripts/reference.py --check    fail where it is not what the code says
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from nightmill import cli, config
+from nightmill import Options, cli, config
 from nightmill.providers.servers import SERVERS
 from nightmill.simulator.faults import KNOWN
 from nightmill.sinks.columns import table_schema
@@ -71,6 +72,7 @@ def _lines() -> Iterator[str]:
         "Environment", ("variable", "what it sets"), ((f"`{name}`", what) for name, what in _ENVIRONMENT.items())
     )
     yield "A `.env` file in the working folder is read too; what the environment itself says wins.\n"
+    yield from _arguments()
     yield from _faults()
 
 
@@ -149,6 +151,15 @@ def _faults() -> Iterator[str]:
     yield from _rows(
         ("fault", "its own fields, and what happens"), ((f"`{name}`", what) for name, what in KNOWN.items())
     )
+
+
+def _arguments() -> Iterator[str]:
+    """Those of `run` and its like, with the comments beside them."""
+    yield "## Arguments in Python\n"
+    yield "`nm.run`, `nm.arun`, `nm.quote` and the same of a `Mill` take, beside the rows:\n"
+    found = re.findall(r"^    (\w+): (.*?)(?:  # (.*))?$", inspect.getsource(Options), re.MULTILINE)
+    yield from _rows(("argument", "what it says"), ((f"`{name}: {kind}`", about) for name, kind, about in found))
+    yield "What has no word here does what its flag does.\n"
 
 
 def _default(field: dataclasses.Field[object]) -> str:

@@ -209,12 +209,13 @@ def _end_at_once() -> None:
 
 def _import_everything() -> None:
     import asyncio  # noqa: F401
+    import encodings.utf_8_sig  # noqa: F401
 
     import click
-    import genai_prices  # noqa: F401
     import pandas  # noqa: F401 (pyarrow looks for it when it makes its first array)
     import pyarrow.pandas_compat  # noqa: F401
     import rich.live  # noqa: F401
+    from genai_prices.data_snapshot import get_snapshot
 
     import nightmill.mill
     import nightmill.providers.anthropic
@@ -223,6 +224,7 @@ def _import_everything() -> None:
     import nightmill.providers.openai  # noqa: F401
     from nightmill.cli import _COMMANDS, _group
 
+    get_snapshot()
     for name in _COMMANDS:
         _group.get_command(click.Context(_group), name)
 

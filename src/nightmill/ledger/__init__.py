@@ -51,6 +51,7 @@ from nightmill.ledger.records import (
 from nightmill.ledger.savings import Saved, SavingsVerbs
 from nightmill.ledger.sharing import SharingVerbs
 from nightmill.ledger.standing import OUTCOMES, Standing, standing_of, with_answers
+from nightmill.ledger.tallying import TallyVerbs
 from nightmill.ledger.untagged import UntaggedVerbs
 
 LEDGER_NAME = "nightmill.db"  # in the home
@@ -99,6 +100,7 @@ __all__ = [
 
 class Ledger(
     JobVerbs,
+    TallyVerbs,
     ClaimVerbs,
     SharingVerbs,
     KeyVerbs,

@@ -14,26 +14,20 @@ from nightmill.errors import Conflict
 from nightmill.ledger import money
 from nightmill.ledger._database import Database, wall
 from nightmill.ledger._rows import insert_files, insert_shards, stored_file
-from nightmill.ledger.canary import of_canary
 from nightmill.ledger.records import (
     BAD_ANSWERS,
     Canary,
-    Counts,
     Job,
     NewShard,
     Outside,
     StoredFile,
-    SubmissionState,
-    Tally,
 )
 from nightmill.ledger.schema import alerts, entries, files, jobs, limits, shards, submissions
 from nightmill.ledger.shards import pause_job, unless_cancelled
-from nightmill.types import LIVE_LANES, UNFINISHED, JobState, Lane, Quote, ShardState
+from nightmill.types import UNFINISHED, JobState, Lane, Quote, ShardState
 
 _OPEN = tuple(UNFINISHED)
-_OUT = (SubmissionState.OPEN, SubmissionState.CREATED, SubmissionState.BOOKED)  # handed over, as far as is known
 _MOST_CANDIDATES = 8  # of an ambiguous prefix that are named
-_PAID = ("spent_nanos", "unproven_nanos", "hold_nanos")
 _read_quote = msgspec.json.Decoder(Quote).decode
 _read_canary = msgspec.json.Decoder(Canary).decode
 
@@ -54,17 +48,6 @@ def _job(row: Any) -> Job:
 def _claimed(job: Job) -> Any:
     """The job is still as the worker that claimed it for finishing saw it."""
     return and_(jobs.c.id == job.id, jobs.c.epoch == job.epoch, jobs.c.state.in_(_OPEN))
-
-
-def _rescued(connection: Connection, job_id: str) -> tuple[int, int]:
-    """Requests in live shards of a job in another lane, and their cost so far: a deadline makes such, a canary too."""
-    mine = and_(shards.c.job_id == job_id, shards.c.lane == Lane.LIVE, jobs.c.id == job_id, jobs.c.lane != Lane.LIVE,
-                shards.c.rung == 0, ~of_canary())  # fmt: skip
-    rows = select(func.coalesce(func.sum(shards.c["count"]), 0)).select_from(shards.join(jobs, mine))
-    paid = select(func.coalesce(func.sum(submissions.c.spent_nanos), 0)).select_from(
-        submissions.join(shards, submissions.c.tag == shards.c.tag).join(jobs, mine)
-    )
-    return int(connection.execute(rows).scalar_one()), int(connection.execute(paid).scalar_one())
 
 
 class JobVerbs(Database):
@@ -439,54 +422,3 @@ class JobVerbs(Database):
             sums = (func.coalesce(func.sum(column), 0) for column in (submissions.c.completed, shards.c["count"]))
             done, total = connection.execute(select(*sums).where(waiting)).one()
         return Outside(reason or "", int(done), int(total))
-
-    def tally(self, job_id: str) -> Tally:
-        """The job in numbers, from the sums of its shards: no file is read."""
-        mine = shards.c.job_id == job_id
-        paid_for = case((shards.c.lane == Lane.CACHE, 0), else_=shards.c.list_nanos)
-        sums = ("succeeded", "failed", "missing", "expired", "cancelled", "resent_failed", "resent_missing",
-                "resent_expired", "extra_answers", "unknown_ids", "tokens_in", "tokens_out",
-                "tokens_cached", "tokens_written", "caching_nanos")  # fmt: skip
-        with self._read() as connection:
-            total = (
-                connection.execute(
-                    select(
-                        *(func.coalesce(func.sum(shards.c[name]), 0).label(name) for name in sums),
-                        func.coalesce(func.sum(paid_for), 0).label("list_nanos"),
-                    ).where(mine)
-                )
-                .one()
-                ._mapping
-            )
-            states = connection.execute(
-                select(shards.c.state, func.count(), func.sum(shards.c["count"])).where(mine).group_by(shards.c.state)
-            ).all()
-            paid = connection.execute(
-                select(*(func.coalesce(func.sum(submissions.c[name]), 0) for name in _PAID)).where(
-                    submissions.c.job_id == job_id
-                )
-            ).one()
-            went_out = select(submissions.c.tag).where(submissions.c.tag == shards.c.tag, submissions.c.state.in_(_OUT))
-            unsent = case((shards.c.lane.in_(LIVE_LANES), shards.c.cancelled), else_=0)  # a batch goes out whole
-            handed = connection.execute(
-                select(func.coalesce(func.sum(shards.c["count"] - unsent), 0)).where(
-                    mine, shards.c.attempt == 1, shards.c.expiries == 0, shards.c.missings == 0, shards.c.splits == 0,
-                    shards.c.rung == 0,
-                    went_out.exists())
-            ).scalar_one()  # fmt: skip
-            rescued, rescued_nanos = _rescued(connection, job_id)
-            failures: dict[str, int] = {}
-            for (text,) in connection.execute(select(shards.c.failures).where(mine, shards.c.failures.is_not(None))):
-                for kind, count in json.loads(text).items():
-                    failures[kind] = failures.get(kind, 0) + count
-        t = {name: int(total[name]) for name in (*sums, "list_nanos")}
-        final = Counts(t["succeeded"], t["failed"] - t["resent_failed"], t["missing"] - t["resent_missing"],
-                       t["expired"] - t["resent_expired"], t["cancelled"])  # fmt: skip
-        return Tally(
-            counts=final, sent=int(handed), open=sum(int(n) for state, _, n in states if state != ShardState.SETTLED),
-            extra_answers=t["extra_answers"], unknown_ids=t["unknown_ids"], tokens_in=t["tokens_in"],
-            tokens_out=t["tokens_out"], tokens_cached=t["tokens_cached"], spent_nanos=int(paid[0]),
-            unproven_nanos=int(paid[1]), held_nanos=int(paid[2]), list_nanos=t["list_nanos"], failures=failures,
-            states={state: int(n) for state, n, _ in states}, rescued=rescued, rescued_nanos=rescued_nanos,
-            tokens_written=t["tokens_written"], caching_nanos=t["caching_nanos"],
-        )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -301,7 +302,7 @@ def test_never_finishes(base: str) -> None:
     set_faults(base, {"fault": "never_finishes"})
     name = create(base, lines(ROWS)).json()["name"]
     while poll(base, name)["metadata"]["batchStats"].get("successfulRequestCount") != "20":
-        pass
+        time.sleep(0.02)
     assert state(poll(base, name)) == "RUNNING"
     ask(base, "POST", f"/v1beta/{name}:cancel", {})
     until(base, name, "CANCELLED")

@@ -30,7 +30,7 @@ from ledger_kit import (
 from sqlalchemy import select, update
 
 from nightmill.errors import Conflict, StoreError
-from nightmill.ledger import Denied, Ledger, StoredFile, SubmissionState, _sqlite, schema
+from nightmill.ledger import CREATE_LOCK, Denied, Ledger, StoredFile, SubmissionState, _sqlite, schema
 from nightmill.types import JobState, Lane, ShardState
 
 OLD_LEDGER = Path(__file__).parents[1] / "data/ledger_revision_1.sql"  # a job that is done, and one at a provider
@@ -95,6 +95,26 @@ def test_what_may_have_gone_out_since_a_backup_is_in_doubt(behind: Ledger) -> No
 def test_numbers_given_since_a_backup_are_not_given_again(behind: Ledger) -> None:
     """A new shard never has the tag of one that the ledger forgot."""
     assert behind.take_seqs("job1", 1) >= 3 + 4
+
+
+def test_a_restored_step_further_up_may_be_at_any_provider(backend: Backend, path: Path) -> None:
+    """Where batches carry nothing of ours, no other is made before it was looked for, whatever model its job has."""
+    ledger = backend.open()
+    publish(ledger, shards=2)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE shards SET rung = 1 WHERE tag = 'job1-1'")
+    copy = backed_up(ledger, path)
+    bring(ledger, ShardState.WAITING)
+    bring(ledger, ShardState.WAITING)
+    ledger.close()
+    put_back(copy, path)
+    with contextlib.closing(backend.open()) as restored:
+        publish(restored, "job2")
+        denied = restored.note_intent(
+            restored.claim_one("job2-0", 60.0), to=ShardState.SUBMITTING, account="other|https://x||a|key", model="m",
+            price="{}", hold_nanos=1, scopes=SCOPES, intent_at=1.0, alone=True,
+        )  # fmt: skip
+        assert denied == Denied(CREATE_LOCK, 0, 0, by="job1-1")
 
 
 def test_a_ledger_is_restored_once(behind: Ledger, backend: Backend) -> None:

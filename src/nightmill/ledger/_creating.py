@@ -14,12 +14,12 @@ _CURRENT = and_(submissions.c.tag == shards.c.tag, submissions.c.n == shards.c.s
 def create_denial(connection: Connection, shard: Shard, account: str) -> Denied | None:
     """Why no batch of ``shard`` may be created now on an account where batches carry nothing of ours.
 
-    Keys of one workspace see the same batches, hence whatever the key. After a restore nobody knows the account.
+    Keys of one workspace see the same batches, hence whatever the key. After a restore nobody knows the account, nor,
+    of a step further up a ladder, the provider.
     """
     whose = submissions.c.account.startswith(account.rpartition("|")[0] + "|", autoescape=True)
-    restored = and_(
-        submissions.c.account == "", jobs.c.model.startswith(account.partition("|")[0] + "/", autoescape=True)
-    )
+    may_be_here = or_(jobs.c.model.startswith(account.partition("|")[0] + "/", autoescape=True), shards.c.rung > 0)
+    restored = and_(submissions.c.account == "", may_be_here)
     open_ = or_(shards.c.state.in_((ShardState.SUBMITTING, ShardState.IN_DOUBT)), submissions.c.unconfirmed == 1)
     others = connection.execute(
         select(shards.c.tag, shards.c.state, shards.c["count"], submissions.c.sought_until)

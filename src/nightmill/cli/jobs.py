@@ -79,8 +79,9 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     lines = [present.fitted(head, width=edge.width, unicode=edge.unicode)]
     lines.append(present.end_report(replace(view, next=()), width=edge.width, unicode=edge.unicode))
     quoted = views.against_quote(job, now)
-    told = (*quoted, *canary_lines(job), *step_lines(mill, job))
+    told = (*quoted, *canary_lines(job))
     lines += [present.fitted(line, width=edge.width, unicode=edge.unicode) for line in told]
+    lines += step_lines(edge, mill, job)
     if now.held_nanos:
         lines.append(f"  held {present.money(now.held_nanos)}")
     lines += present.table(_shard_lines(shards, keys), width=edge.table_width, unicode=edge.unicode, right=(3, 4))

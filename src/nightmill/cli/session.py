@@ -295,8 +295,8 @@ def tell_end(
         code, error = 0, None
     view = views.end_view(mill, job, now, interrupted=interrupted and not goes_on, wrote=wrote)
     edge.say(present.end_report(view, width=edge.width, unicode=edge.unicode))
-    for line in step_lines(mill, job):
-        edge.say(present.fitted(line, width=edge.width, unicode=edge.unicode))
+    for line in step_lines(edge, mill, job):
+        edge.say(line)
     for alert in mill.alerts(job):
         edge.say(present.fitted(f"  alert: {alert.text}", width=edge.width, unicode=edge.unicode))
     if error is not None:

@@ -276,6 +276,8 @@ def against_quote(job: Job, now: Standing) -> list[str]:
         return []
     quoted, more = job.quote.expected_nanos, now.spent_nanos - job.quote.expected_nanos
     most = present.money(job.quote.at_most_nanos, toward="up")
+    if further := job.spec.get("next_at_most_nanos"):
+        most += f" and {present.money(further, toward='up')} for answers that do not fit"
     told = f"  quoted {present.money(quoted)}, at most {most} · spent {present.money(now.spent_nanos)}"
     if job.state in UNFINISHED:
         return [f"{told} so far"]

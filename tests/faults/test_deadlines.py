@@ -9,6 +9,7 @@ import pytest
 from faults_kit import MODEL, House, house
 
 from nightmill.ledger import Job
+from nightmill.ledger.schema import TAKEN_BACK
 from nightmill.mill import RunOptions
 from nightmill.types import Lane, ShardState
 
@@ -90,6 +91,18 @@ def test_what_is_cancelled_because_of_its_answers_does_not_go_live_for_that(tmp_
         assert [(s.lane, s.count) for s in h.shards(job) if s.state is ShardState.PLANNED] == [(Lane.BATCH, ROWS)]
 
 
+def test_nor_where_the_job_goes_on_before_that_cancel_has_come_through(tmp_path: Path) -> None:
+    """Why a batch was cancelled is known when it ends, whatever its job does by then."""
+    with house(tmp_path, sim=STUCK | {"cancel_s": 1500.0}, timing=QUICK) as h:
+        job = h.run(h.submit(ROWS, by="1h"), until=lambda h, job: bool(h.batches()))
+        assert h.mill.ledger.stop_for_answers(job.id, "answers are too bad")
+        job = h.run(job, until=asked)
+        h.mill.resume(job)
+        h.run(job, until=lambda h, job: len(h.log("create")) == 2 or h.invoice()["live_calls"] > 0)
+        first, *_ = h.batches()
+        assert (first["status"], h.invoice()["live_calls"]) == ("cancelled", 0)
+
+
 def test_batches_are_taken_back_one_after_the_other_and_the_last_may_stay(tmp_path: Path) -> None:
     """While live calls have rows to do the other batches are waited for: one that ends by then costs half."""
     # live calls are reckoned at 4 rows a second: the first cancel is due 5.1 s before the deadline, the third 2.1 s
@@ -132,7 +145,7 @@ def test_a_cancel_that_was_noted_and_not_made_is_made_by_whoever_comes_next(tmp_
     """Killed between deciding and asking: the ledger says that the batch is taken back, and it is."""
     with house(tmp_path, sim=STUCK, timing=QUICK) as h:
         job = past_its_deadline(h)
-        h.sql("UPDATE submissions SET cancel_asked = 1")
+        h.sql(f"UPDATE submissions SET cancel_asked = {TAKEN_BACK}")
         job = h.run(job)
         answered_once(h, job)
         assert (len(h.log("cancel")), h.tally(job).rescued) == (1, ROWS)

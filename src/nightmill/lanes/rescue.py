@@ -221,8 +221,8 @@ async def rest_goes_live(desk: Desk, work: Work, shard: Shard) -> bool:
     if shard.lane is Lane.FLEX:
         return (await desk.book(outlook, desk, work, but=shard.tag))[0] is Decision.CANCEL
     sub = shard.current
-    if sub.cancel_asked and not shard.cancel_requested and shard.job_stopped != "min_valid":
-        return True  # it was taken back for the deadline, and not because of its answers
+    if sub.taken_back and not shard.cancel_requested and shard.job_stopped != "min_valid":
+        return True
     had = (sub.completed or 0) if sub.output_file or _hands_back(work) else 0
     left = max(0, shard.count - had)
     return (await desk.book(outlook, desk, work, but=shard.tag, left_here=left))[0] is Decision.CANCEL

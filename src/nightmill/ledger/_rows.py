@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, insert, select
 
 from nightmill.ledger._database import wall
 from nightmill.ledger.records import NewShard, Shard, StoredFile, Submission, SubmissionState
-from nightmill.ledger.schema import alerts, answered_by, files, jobs, shards, submissions
+from nightmill.ledger.schema import TAKEN_BACK, alerts, answered_by, files, jobs, shards, submissions
 from nightmill.types import FileRef, JobState, Lane, ShardState
 
 
@@ -99,6 +99,7 @@ def _shard(row: Any, subs: Sequence[Submission], stored: Sequence[StoredFile]) -
 def _submission(row: Any) -> Submission:
     r = row._mapping
     flags: dict[str, Any] = {name: bool(r[name]) for name in ("ended", "cancel_asked", "unconfirmed")}
+    flags["taken_back"] = r["cancel_asked"] == TAKEN_BACK
     others: tuple[str, ...] = tuple(json.loads(r["not_ours"])) if r["not_ours"] else ()
     plain = {name: r[name] for name in _SUBMISSION_PLAIN}
     return Submission(state=SubmissionState(r["state"]), not_ours=others, **flags, **plain)

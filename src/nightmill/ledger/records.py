@@ -51,6 +51,7 @@ class Submission:
     status: str | None = None
     ended: bool = False
     cancel_asked: bool = False
+    taken_back: bool = False  # ... so that what is left of it runs live, for a deadline
     cancel_at: float | None = None  # unix seconds, provider's clock
     ended_at: float | None = None  # unix seconds, provider's clock
     total: int | None = None

@@ -24,6 +24,7 @@ from sqlalchemy import (
 from nightmill.types import UNFINISHED, JobState, ShardState
 
 REVISION = 3
+TAKEN_BACK = 2  # of a batch whose cancel was asked: so that what is left of it runs live
 
 metadata = MetaData()
 
@@ -165,7 +166,7 @@ submissions = Table(
     Column("batch_model", String),
     Column("status", String),  # the provider's own word, last seen
     Column("ended", Integer, nullable=False, server_default=text("0")),
-    Column("cancel_asked", Integer, nullable=False, server_default=text("0")),
+    Column("cancel_asked", Integer, nullable=False, server_default=text("0")),  # 0, 1 or TAKEN_BACK
     Column("cancel_at", Float),  # unix seconds, provider's clock; when a cancel was asked for
     Column("ended_at", Float),  # unix seconds, provider's clock; how long batches take is learned by it
     Column("total", Integer),

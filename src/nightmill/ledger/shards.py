@@ -39,7 +39,7 @@ from nightmill.ledger.records import (
     Submission,
     SubmissionState,
 )
-from nightmill.ledger.schema import files, jobs, quotas, shards, submissions
+from nightmill.ledger.schema import TAKEN_BACK, files, jobs, quotas, shards, submissions
 from nightmill.types import SHARD_MOVES, FailureKind, FileRef, JobState, Lane, ShardState
 
 Must: TypeAlias = Callable[[int, int], bool]  # whether it has to be, with so many rows left in batches and live
@@ -413,8 +413,9 @@ class ShardVerbs(Database):
         """The provider was asked to cancel these submissions' batches, at ``at`` (unix seconds, provider's clock)."""
         with self._write("note_cancel_asked") as connection:
             self._step(connection, shard, keep_lease=True)
-            for n in ns:
-                self._update_submission(connection, shard.tag, n, cancel_asked=1, cancel_at=at)
+            why = case((submissions.c.cancel_asked == 0, 1), else_=submissions.c.cancel_asked)
+            these = and_(submissions.c.tag == shard.tag, submissions.c.n.in_(ns))
+            connection.execute(update(submissions).where(these).values(cancel_asked=why, cancel_at=at))
 
     def take_back(self, shard: Shard, must: Must, *, hands_back: bool) -> bool:
         """Say that the shard's batch is to be cancelled, so that its open rows run live, if that still has to be.
@@ -426,7 +427,7 @@ class ShardVerbs(Database):
             if not must(*rows_left_in(connection, shard.job_id, shard.tag, hands_back=hands_back)):
                 return False
             self._step(connection, shard, keep_lease=True)
-            self._update_submission(connection, shard.tag, shard.submission, cancel_asked=1)
+            self._update_submission(connection, shard.tag, shard.submission, cancel_asked=TAKEN_BACK)
         return True
 
     def note_fetched(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -243,3 +244,24 @@ def test_a_job_without_these_steps_asks_for_itself(tmp_path: Path) -> None:
         h.faults()
         bare = h.mill.standing(ran(h, lane="batch"))
         assert (bare.cached, bare.sent) == (0, 8)
+
+
+def test_rows_that_will_be_asked_again_have_not_failed(tmp_path: Path) -> None:
+    """Whoever looks on while the first answers are of no use sees rows that are open, none that failed."""
+    wrong = {"fault": "wrong_schema_answers", "on": ["live"], "times": 8}
+    seen: list[tuple[int, int]] = []
+    with house(tmp_path, wrong, sim={"latency_s": 60.0}) as h:
+        job = h.mill.submit(prepared(h, lane="live", reask=1, concurrency=1))
+        follower = h.mill.follow([job.id])
+
+        async def watched() -> None:
+            working = asyncio.create_task(h.mill.run([job.id]))
+            while not working.done():
+                (look,) = follower.look()
+                seen.append((look.now.failed, look.now.tokens_out))
+                await asyncio.sleep(0.02)
+            await working
+
+        asyncio.run(watched())
+        assert (h.mill.job(job.id).state, {failed for failed, _ in seen}) == (JobState.COMPLETED, {0})
+        assert len({tokens for _, tokens in seen}) > 3  # while answers came

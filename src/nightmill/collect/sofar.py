@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from nightmill import wire
 from nightmill.collect.accounting import Check, estimated, is_unstated
 from nightmill.ledger import Shard
+from nightmill.plan import CLIMBS, Ladder
 from nightmill.pricing import PriceSheet
 from nightmill.providers import Provider
 from nightmill.store import Store
@@ -46,6 +47,7 @@ class _Seen:
     sheet: PriceSheet | None
     input_tokens: int  # of a typical row, where an answer does not say
     cap_tokens: int
+    climbs: bool  # what does not fit the schema is put right, or asked again
     offsets: dict[str, int] = field(default_factory=dict)
     pending: dict[str, set[str]] = field(default_factory=dict)  # by journal
     tries: dict[int, int] = field(default_factory=dict)
@@ -56,8 +58,11 @@ class _Seen:
 class SoFar:
     """Follows the journals of one job's live shards."""
 
-    def __init__(self, store: Store, provider: Provider, list_sheet: PriceSheet, check: Check | None) -> None:
+    def __init__(
+        self, store: Store, provider: Provider, list_sheet: PriceSheet, check: Check | None, ladder: Ladder
+    ) -> None:
         self._store, self._provider, self._list, self._check = store, provider, list_sheet, check
+        self._ladder = ladder
         self._seen: dict[str, _Seen] = {}
 
     def look(self, shards: Sequence[Shard]) -> Answers:
@@ -69,8 +74,9 @@ class SoFar:
             seen = self._seen.get(shard.tag)
             if seen is None:
                 sheet = PriceSheet.from_json(shard.price) if shard.price else None
+                climbs = self._ladder.repair or self._ladder.at(shard.rung + 1) is not None
                 seen = self._seen[shard.tag] = _Seen(
-                    sheet, shard.input_tokens // shard.count, shard.cap_tokens // shard.count
+                    sheet, shard.input_tokens // shard.count, shard.cap_tokens // shard.count, climbs
                 )
             journals = [file.ref.path for file in wire.chosen(shard.files) if file.kind == wire.JOURNAL]
             for path in journals:
@@ -125,6 +131,8 @@ class SoFar:
             answers.last_row = index
 
     def _tried(self, seen: _Seen, index: int, kind: FailureKind) -> None:
+        if seen.climbs and kind in CLIMBS:
+            return
         seen.tries[index] = seen.tries.get(index, 0) + 1
         if kind not in RETRYABLE or seen.tries[index] >= ATTEMPTS:
             seen.answers.failures[kind.value] = seen.answers.failures.get(kind.value, 0) + 1

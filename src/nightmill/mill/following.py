@@ -92,7 +92,9 @@ class Follower:
         for model, some in by_model.items():
             kit = self._kits[job_id].at(some[0].rung)
             if (job_id, model) not in self._journals:
-                self._journals[job_id, model] = SoFar(home.store, kit.provider, kit.list_sheet, kit.check)
+                self._journals[job_id, model] = SoFar(
+                    home.store, kit.provider, kit.list_sheet, kit.check, self._kits[job_id].ladder
+                )
             accounts = {shard.submissions[-1].account for shard in some if shard.submissions}
             if any(ledger.cooling_until(account, kit.provider.model) > ledger.moment() for account in accounts):
                 cooling = kit.provider.name

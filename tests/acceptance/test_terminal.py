@@ -293,7 +293,8 @@ def test_nothing_of_a_table_is_lost(waiting: Place, columns: int) -> None:
         assert "spent $0.00 so far" in told
         assert "less than quoted" not in told
         assert screen.line("◑ running · 0 of 12 ok")
-        assert screen.lines[-2:] == ["  nobody works on it now", f"  next: nightmill resume {batches[-1]['job_id']}"]
+        assert screen.lines[-2] == "  nobody works on it now; its batches go on at the provider"
+        assert screen.lines[-1] == f"  next: nightmill resume {batches[-1]['job_id']}"
         harmless(screen)
 
 

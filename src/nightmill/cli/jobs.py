@@ -91,7 +91,8 @@ def _show_job(edge: Edge, mill: Mill, job: Job) -> int:
     goes_on = job.state in UNFINISHED and job.state is not JobState.PAUSED
     is_attended = goes_on and mill.attended(job)
     if goes_on and not is_attended:
-        lines.append("  nobody works on it now")
+        is_out = any(shard.state is ShardState.WAITING for shard in shards)
+        lines.append("  nobody works on it now" + is_out * "; its batches go on at the provider")
     follow = [f"nightmill {'watch' if is_attended else 'resume'} {job.id}"] * goes_on
     lines += _next_step(job, shards) + present.next_lines([*follow, *view.next], unicode=edge.unicode)
     edge.put("\n".join(lines))

@@ -58,7 +58,15 @@ def test_one_model_is_told_in_full(tmp_path: Path) -> None:
     assert any("hands nothing back" in caveat for caveat in found["caveats"])
 
 
-@pytest.mark.parametrize(("ref", "told"), [("opnai/gpt-5", "did you mean openai/gpt-5?"), ("gpt-5", "PROVIDER/MODEL")])
+@pytest.mark.parametrize(
+    ("ref", "told"),
+    [
+        ("opnai/gpt-5", "did you mean openai/gpt-5?"),
+        ("gpt-5", "did you mean openai/gpt-5?"),
+        ("openai", "one of its models, such as openai/gpt-5-mini"),
+        ("mine", "PROVIDER/MODEL"),
+    ],
+)
 def test_a_model_of_nobody_is_a_slip(tmp_path: Path, ref: str, told: str) -> None:
     """Exit 2, and what may have been meant."""
     done = Place(tmp_path).run("models", ref)

@@ -20,6 +20,7 @@ _NO_TABLES: Tables = MappingProxyType({})
 _USUAL = Timing()
 _KEYLESS = ("local", "python")  # run in this process
 _REHEARSED = ("openai", "anthropic", "gemini")  # whose wire formats the simulator speaks
+_STARTS = {"gpt-": "openai", "text-embedding-": "openai", "claude-": "anthropic", "gemini-": "gemini"}  # of models
 _LIMITS = frozenset(item.name for item in fields(Limits))
 _OWN_KEYS = frozenset({"limits", "price"})  # what [providers.NAME] may say of those
 
@@ -165,8 +166,16 @@ def parse_model(ref: str) -> tuple[str, str]:
     raise UnknownModel(
         f"{ref!r} is no model reference",
         why="it has the form PROVIDER/MODEL",
-        fix="for example openai/gpt-5-mini, local/smollm2-135m or python:module.function",
+        fix=_meant(ref) or "for example openai/gpt-5-mini, local/smollm2-135m or python:module.function",
     )
+
+
+def _meant(name: str) -> str:
+    """What somebody means who gives a provider alone, or a model alone whose name says whose it is."""
+    if name in SERVERS:
+        return f"name one of its models, such as {name}/{SERVERS[name].example}"
+    whose = next((provider for start, provider in _STARTS.items() if name.startswith(start)), None)
+    return f"did you mean {whose}/{name}?" if whose else ""
 
 
 def parse_models(text: str) -> list[str]:

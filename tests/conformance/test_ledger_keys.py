@@ -21,3 +21,15 @@ def test_a_shard_that_was_sought_on_two_accounts_is_one(ledger: Ledger) -> None:
     assert ledger.tied("job1", but=["acc"]) == ({"other": 1}, 1)
     assert ledger.tied("job1", but=["acc", "other"]) == ({}, 2)
     assert ledger.tied("job1", is_locked=True) == ({"acc": 1, "other": 1}, 0)
+
+
+def test_what_is_being_submitted_is_tied_to_no_account_yet(ledger: Ledger) -> None:
+    """Its create may be refused, and then it goes out with another key: no job pauses for want of this one."""
+    publish(ledger, shards=2)
+    shard = ledger.claim_one("job1-0", LEASE_S)
+    ready = ledger.note_intent(shard, to=ShardState.SUBMITTING, account="acc", model="m", price="{}", hold_nanos=1,
+                               scopes=SCOPES, intent_at=1000.0)  # fmt: skip
+    assert isinstance(ready, Shard)
+    assert ledger.tied("job1") == ({}, 2)
+    ledger.note_doubt(ready, due=0.0, reason="no answer")
+    assert ledger.tied("job1") == ({"acc": 1}, 1)

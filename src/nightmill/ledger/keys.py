@@ -12,7 +12,8 @@ from nightmill.ledger.records import RefusedKey, SubmissionState
 from nightmill.ledger.schema import refused_keys, shards, submissions
 from nightmill.types import Lane, ShardState
 
-_AT_PROVIDER = (ShardState.SUBMITTING, ShardState.IN_DOUBT, ShardState.WAITING, ShardState.COLLECTING)
+# What is being submitted may yet be refused, and go out with another key.
+_AT_PROVIDER = (ShardState.IN_DOUBT, ShardState.WAITING, ShardState.COLLECTING)
 
 
 class KeyVerbs(Database):

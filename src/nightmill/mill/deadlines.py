@@ -105,9 +105,9 @@ def live_at_once(home: Home, prepared: Prepared) -> int:
     return live
 
 
-def priced(home: Home, prepared: Prepared) -> Prepared:
-    """The plan with the regular price for what has no time to wait for a batch, or for flex, at all."""
-    quote, at_once = prepared.quote, live_at_once(home, prepared)
+def priced(prepared: Prepared, at_once: int) -> Prepared:
+    """The plan with the regular price for the requests that run live ``at_once``."""
+    quote = prepared.quote
     more = quote.list_price_nanos - quote.expected_nanos
     if not at_once or more <= 0:
         return prepared
@@ -115,12 +115,12 @@ def priced(home: Home, prepared: Prepared) -> Prepared:
     return replace(prepared, plan=replace(prepared.plan, quote=quote))
 
 
-def notes(home: Home, prepared: Prepared) -> list[str]:
-    """What whoever looks at the price should know of the deadline."""
+def notes(home: Home, prepared: Prepared, at_once: int) -> list[str]:
+    """What whoever looks at the price should know of the deadline, where ``at_once`` requests run live at once."""
     if prepared.spec["deadline"] is None:
         return []
     found = []
-    if at_once := live_at_once(home, prepared):
+    if at_once:
         what = "flex" if prepared.lane is Lane.FLEX else "batches"
         found.append(f"too little time for {what}: {at_once:,} requests run live at once, at the regular price")
     known = pace(home, prepared, home.provider(prepared.model, sends=False))

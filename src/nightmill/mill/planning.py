@@ -272,8 +272,9 @@ def _planned(home: Home, options: RunOptions, draft: Draft, store: Store, job_id
     made = Prepared(plan, draft.spec, options, order.source, draft.model, order.lane, digest, free, unfinished)
     if unfinished is not None:
         return made
-    made = deadlines.priced(home, made)
-    return _noted(made, *deadlines.notes(home, made), *firstrows.notes(plan, order.lane))
+    at_once = deadlines.live_at_once(home, made)
+    made = deadlines.priced(made, at_once)
+    return _noted(made, *deadlines.notes(home, made, at_once), *firstrows.notes(plan, order.lane))
 
 
 def drop(home: Home, job_id: str) -> None:

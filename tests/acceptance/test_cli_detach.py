@@ -138,6 +138,19 @@ def test_results_are_called_for_before_their_provider_drops_them(tmp_path: Path,
         assert "alert" not in place.run("jobs").err
 
 
+def test_live_calls_have_no_results_that_a_provider_keeps(tmp_path: Path) -> None:
+    """What was answered live is here: killed before it was counted, nobody is told to fetch it, however old it is."""
+    with in_thread(SimulatorConfig(speed=1000.0, answer_sigma=0.0)) as url:
+        place = Place(tmp_path, url)
+        place.rows(ROWS)
+        place.env["NIGHTMILL_KILL_AT"] = "ledger.note_sent_all.committed"
+        assert place.run(*RUN, "--lane", "live").code < 0
+        del place.env["NIGHTMILL_KILL_AT"]
+        grown_older(place, 29)
+        assert [shard["state"] for shard in place.run("show", "@last", "--json").json["shards"]] == ["collecting"]
+        assert "alert" not in place.run("jobs").err
+
+
 def grown_older(place: Place, days: int) -> dt.datetime:
     """Let so many days pass since the batch was made; when that was, then."""
     with closing(sqlite3.connect(place.home / "nightmill.db")) as ledger, ledger:

@@ -63,13 +63,13 @@ def handed(home: Home, job: Job) -> Handed:
     shards = home.ledger.shards_of(job.id)
     there = [shard for shard in shards if shard.state in (ShardState.WAITING, ShardState.COLLECTING)]
     began = [shard.current.intent_at for shard in there]
-    kept = [until for shard in there if (until := kept_until(home, job, shard)) is not None]
     window_s = home.provider(job.model).limits.window_s
     return Handed(
         tuple(shard.current.batch_id or "" for shard in there), sum(shard.count for shard in there),
         sum(shard.count for shard in shards if shard.state is ShardState.PLANNED),
         sum(shard.count for shard in shards if shard.state in (ShardState.SUBMITTING, ShardState.IN_DOUBT)),
-        max(began) + window_s if began else None, min(kept, default=None), _back_by(home, job),
+        max(began) + window_s if began else None, min(kept_until(home, job, there), default=None),
+        _back_by(home, job),
     )  # fmt: skip
 
 
